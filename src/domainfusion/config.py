@@ -1,0 +1,287 @@
+"""Every option, typed, frozen and checked. No torch here, so that `--help` is instant.
+
+The command line and TOML files hold the same names: `[distill] samples = 4` is `--distill.samples 4`. What a run was
+made with is written to its folder as `config.toml`, every option resolved.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from domainfusion.errors import FileError, UsageError
+
+STRICT = ConfigDict(extra="forbid")
+Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+Corruption = Literal["contrast", "blur", "pepper", "mask"]
+Residual = Literal["plain", "guided", "contrast"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class DataConfig:
+    """How images are read, split and augmented."""
+
+    size: Annotated[int, Field(ge=8, le=2048)] = 64
+    """Working size in pixels: images are decoded once to size x size."""
+    protocol: Literal["auto", "strict", "domainbed"] = "auto"
+    """Splits: strict (by folds), domainbed (20 % of each domain held out), auto (strict where the data set has folds)."""
+    holdout_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of each domain held out by the domainbed splits."""
+    bad_images: Literal["error", "skip"] = "error"
+    """What to do with an image that cannot be read: stop and name it, or leave it out and say so."""
+    crop: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """Smallest share of the area that a random resized crop keeps (1 switches cropping off)."""
+    flip: bool = True
+    """Mirror half of the images."""
+    jitter: Share = 0.3
+    """Strength of brightness, contrast, saturation and hue jitter (0 switches it off)."""
+    grayscale: Share = 0.1
+    """Probability of turning an image grey."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class DistillConfig:
+    """Latent distillation (Algorithm 2)."""
+
+    estimator: Literal["score", "autograd"] = "score"
+    """score: U-Net Jacobian dropped, forward passes only; autograd: the literal Algorithm 2 (slow, much memory)."""
+    residual: Residual = "plain"
+    """plain: e(c) - noise, the paper's; guided: with classifier-free guidance; contrast: e(c) - e(empty prompt)."""
+    guidance: Weight = 4.0
+    """Guidance scale of the guided residual."""
+    corruption: Corruption = "contrast"
+    """How low confidence corrupts the image: contrast reduction (the paper's), blur, pepper noise or random mask."""
+    samples: Count = 1
+    """Draws of (timestep, noise) per image and step (T in Algorithm 2)."""
+    images_per_step: Annotated[int, Field(ge=0)] = 16
+    """Images of the batch that the loss is estimated on each step (0: all of them)."""
+    weighting: Literal["uniform", "sigma"] = "uniform"
+    """w(t): 1, or 1 - alpha_bar (DreamFusion's)."""
+    min_timestep: Share = 0.02
+    """Smallest timestep drawn, as a share of the schedule."""
+    max_timestep: Share = 0.98
+    """Largest timestep drawn, as a share of the schedule."""
+    confidence_floor: Share = 0.02
+    """Smallest confidence at which the slope is taken: below it nothing of the image is left."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class GenerateConfig:
+    """Online lightweight augmentation (Algorithm 1, lines 5 to 13)."""
+
+    candidates: Count = 3
+    """N: images the LDM makes for one image."""
+    interval: Count = 5
+    """Epochs from one generation to the next."""
+    generations: Annotated[int, Field(ge=0)] = 0
+    """Most generations in a run (0: no limit)."""
+    strength: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (0.5, 0.8)
+    """Range of image-to-image strengths; each candidate draws its own."""
+    steps: Count = 12
+    """Denoising steps of a full-strength image; strength s runs about s x steps of them."""
+    guidance: Weight = 3.0
+    """Classifier-free guidance scale (1 or less: no unconditional pass)."""
+    style_words: bool = True
+    """Name one of the LDM's own styles at random in the prompt, where the LDM tells its styles."""
+    template: str = "{label}, {style}"
+    """Prompt with style words; {label} is the class in words."""
+    plain_template: str = "{label}"
+    """Prompt without style words."""
+    sampling: bool = True
+    """Choose content and style among the candidates (off: the first candidate is taken as it is)."""
+    updating: bool = True
+    """Each generation starts from the last one's images (off: from the raw images)."""
+    content_weight: Share = 0.4
+    """Lambda_s: weight of feature similarity against confidence in the choice of content."""
+    style_divergence: Literal["softmax", "gaussian"] = "softmax"
+    """KL between channel statistics: as distributions through softmax (Algorithm 1), or per-channel Gaussians."""
+    batch_size: Count = 64
+    """Candidates denoised at once."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class TrainConfig:
+    """Options of `domainfusion train`."""
+
+    algorithm: str = "domainfusion"
+    """Name of the algorithm (domainfusion list algorithms)."""
+    target: str | None = None
+    """Domain held out; none trains on all domains."""
+    trial: Annotated[int, Field(ge=0)] = 0
+    """Which split of the data (strict: fold 0 to 4)."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of initial weights, batches, augmentation and generation."""
+    steps: Count = 600
+    """Optimizer steps."""
+    batch_size: Count = 16
+    """Images of every source domain in a step."""
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Learning rate of Adam, falling to 0 along a cosine."""
+    weight_decay: Weight = 5e-4
+    """L2 penalty of Adam."""
+    backbone: str = "resnet10t"
+    """A timm model (domainfusion list backbones)."""
+    pretrained: bool = False
+    """Start from the backbone's published weights (needs the hub or its cache)."""
+    dropout: Share = 0.0
+    """Dropout before the head."""
+    freeze_bn: bool = False
+    """Keep BatchNorm in evaluation mode while training (DomainBed's habit with pretrained backbones)."""
+    evaluations: Count = 10
+    """How often in a run source validation is measured; the best checkpoint is kept."""
+    raw_weight: Weight = 1.0
+    """Lambda_1: cross-entropy on raw images."""
+    distill_weight: Weight = 0.5
+    """Lambda_2: latent distillation; 0 removes its cost too."""
+    synthetic_weight: Weight = 0.5
+    """Lambda_3: cross-entropy on synthetic images; 0 removes their cost too."""
+    synthetic_share: Annotated[float, Field(gt=0, le=1)] = 0.34
+    """Synthetic images used in a step, as a share of the raw ones (the paper uses one in three)."""
+    ldm: str = "embedded"
+    """Latent diffusion model: embedded, a diffusers folder, or a hub id."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    precision: Precision = "auto"
+    """Autocast type: auto takes bfloat16 where the hardware has it."""
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    distill: DistillConfig = dataclasses.field(default_factory=DistillConfig)
+    generate: GenerateConfig = dataclasses.field(default_factory=GenerateConfig)
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class PretrainConfig:
+    """Options of `domainfusion pretrain`: the autoencoder first, then the denoiser on its latents."""
+
+    size: Annotated[int, Field(ge=8)] = 64
+    """Image size in pixels."""
+    seed: int = 0
+    """Seed of weights, batches and noise."""
+    latent_channels: Count = 16
+    """Channels of the latent; its side is size / 2^(levels - 1)."""
+    vae_channels: tuple[Annotated[int, Field(ge=8, multiple_of=8)], ...] = (16, 48, 96, 160)
+    """Widths of the autoencoder's levels."""
+    vae_steps: Count = 6000
+    """Optimizer steps of the autoencoder."""
+    vae_batch_size: Count = 16
+    """Images in a step of the autoencoder."""
+    vae_lr: Annotated[float, Field(gt=0)] = 1.5e-3
+    """Learning rate of the autoencoder."""
+    kl_weight: Weight = 1e-4
+    """Weight of the KL term."""
+    unet_channels: tuple[Annotated[int, Field(ge=32, multiple_of=32)], ...] = (128, 256)
+    """Widths of the U-Net's levels."""
+    unet_steps: Count = 20_000
+    """Optimizer steps of the denoiser."""
+    unet_batch_size: Count = 64
+    """Latents in a step of the denoiser."""
+    unet_lr: Annotated[float, Field(gt=0)] = 6e-4
+    """Learning rate of the denoiser."""
+    weight_decay: Weight = 0.01
+    """Weight decay of the denoiser."""
+    min_snr: Annotated[float, Field(gt=0)] = 5.0
+    """Gamma of the min-SNR loss weight (arXiv 2303.09556)."""
+    caption_dropout: Share = 0.1
+    """Share of captions emptied for classifier-free guidance."""
+    vocabulary: Annotated[int, Field(ge=256)] = 4096
+    """Size of the tokenizer's vocabulary."""
+    text_length: Annotated[int, Field(ge=4)] = 20
+    """Tokens in a prompt."""
+    text_width: Annotated[int, Field(ge=32, multiple_of=32)] = 160
+    """Width of the text encoder."""
+    text_layers: Count = 3
+    """Layers of the text encoder."""
+    pool_size: Count = 65_536
+    """Augmented images encoded ahead at a time."""
+    pool_epochs: Count = 4
+    """Epochs over a pool before the next is encoded."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay of the exponential moving average."""
+    decay: Share = 0.25
+    """Share of the steps, at the end, over which the learning rate falls to 0."""
+    log_every: Count = 20
+    """Steps from one line in metrics.jsonl to the next."""
+    save_every: Count = 500
+    """Steps from one saved state, validation and sample sheet to the next."""
+
+
+def _names(kind: Any, prefix: str = "") -> list[str]:
+    names: list[str] = []
+    for field in dataclasses.fields(kind):
+        names.append(prefix + field.name)
+        if dataclasses.is_dataclass(field.type) or field.name in ("data", "distill", "generate"):
+            nested = {"data": DataConfig, "distill": DistillConfig, "generate": GenerateConfig}.get(field.name)
+            names += _names(nested, f"{prefix}{field.name}.") if nested else []
+    return names
+
+
+def build_config(kind: type, values: dict[str, Any], origin: str) -> Any:
+    """`kind` from nested plain values. Raises `UsageError` naming the field, the rule, and the nearest valid name.
+
+    >>> build_config(TrainConfig, {"stesp": 3}, "x.toml")
+    Traceback (most recent call last):
+    domainfusion.errors.UsageError: x.toml: unknown option 'stesp'; did you mean 'steps'?
+    """
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            near = difflib.get_close_matches(where, _names(kind), n=1, cutoff=0.4)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UsageError(f"{origin}: unknown option {where!r}{hint}") from None
+        raise UsageError(f"{origin}: {where} = {first['input']!r}: {first['msg']}") from None
+
+
+def plain_values(config: Any) -> dict[str, Any]:
+    """A config as nested plain values, tuples as lists, unset options left out (TOML has no null)."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            values[field.name] = plain_values(value)
+        elif value is not None:
+            values[field.name] = list(value) if isinstance(value, tuple) else value
+    return values
+
+
+def to_toml(config: Any) -> str:
+    """A config as TOML text; `load_toml` reads it back equal."""
+    values = plain_values(config)
+    lines = [f"{name} = {_toml_value(value)}" for name, value in values.items() if not isinstance(value, dict)]
+    for name, table in values.items():
+        if isinstance(table, dict):
+            lines += ["", f"[{name}]"] + [f"{key} = {_toml_value(value)}" for key, value in table.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        escaped = "".join(c if c >= " " and c != "\x7f" else f"\\u{ord(c):04x}" for c in escaped)
+        return f'"{escaped}"'
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    return repr(value)
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    """The nested values of a TOML file. Raises `FileError` or `UsageError` naming the file and the line."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from error

@@ -1,0 +1,42 @@
+"""Errors that a user can act on: each message names the file or the option, the rule, and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DomainFusionError(Exception):
+    """Base of all expected failures; the command line prints it in one line and exits with 1."""
+
+
+class UsageError(DomainFusionError):
+    """A wrong option, name or value; the command line exits with 2."""
+
+
+class DataError(DomainFusionError):
+    """A data set that cannot be read as `root/domain/class/image`."""
+
+
+class LDMError(DomainFusionError):
+    """A folder or hub id that is no usable latent diffusion pipeline."""
+
+
+class TrainingError(DomainFusionError):
+    """Training cannot go on (a non-finite loss, say); the last checkpoint is kept."""
+
+
+class FileError(DomainFusionError):
+    """A file of a run that is missing, truncated or altered, or a folder that cannot be written."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
+    """A `UsageError` for `name`, suggesting the nearest of `known`.
+
+    >>> str(unknown_name("algorithm", "domianfusion", ["erm", "domainfusion"]))
+    "unknown algorithm 'domianfusion'; did you mean 'domainfusion'? Known: domainfusion, erm"
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return UsageError(f"unknown {kind} {name!r}{hint} Known: {', '.join(names)}")

@@ -1,0 +1,112 @@
+"""Files on disk: atomic writes, hashes, JSON lines, and where the caches live. No torch here."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from domainfusion.errors import FileError
+
+
+def cache_folder() -> Path:
+    """The folder for decoded images and candidates: `$DOMAINFUSION_CACHE`, or `~/.cache/domainfusion`."""
+    root = os.environ.get("DOMAINFUSION_CACHE")
+    if root:
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "domainfusion"
+
+
+def make_folder(path: Path) -> Path:
+    """`path`, made with its parents if it was missing. Raises `FileError` where that is not possible."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"cannot make the folder {path}: {error.strerror}; choose another with --output") from error
+    return path
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that replaces it, flushed to disk, when the block ends without an error.
+
+    A reader therefore sees the old file or the new one, never half of one, and a full disk leaves the old one.
+    """
+    make_folder(path.parent)
+    temporary = Path(tempfile.mktemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        remedy = "free some space" if error.errno == errno.ENOSPC else "check the folder's permissions"
+        raise FileError(f"cannot write {path}: {error.strerror}; {remedy} and run the same command again") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` to `path` as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in `path`. Raises `FileError` naming the file where it is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileError(f"{path} is missing") from error
+    except (ValueError, OSError) as error:
+        raise FileError(f"{path} cannot be read as JSON: {error}") from error
+
+
+def append_json_line(path: Path, record: dict[str, Any]) -> None:
+    """Append `record` to `path` as one line of JSON with sorted keys."""
+    make_folder(path.parent)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(record, sort_keys=True) + "\n")
+        file.flush()
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of `path`; a last line cut short by a kill is left out, a broken earlier one is an error."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise FileError(f"{path}, line {number}, is not JSON: {error}") from error
+    return records
+
+
+def hash_of(value: Any) -> str:
+    """A short stable name (16 hex digits) for any JSON-like `value`."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def hash_of_file(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,90 @@
+"""Names that users may type, each with one line of facts: algorithms, backbones, LDMs. Importing it costs nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import importlib
+from typing import Any
+
+from domainfusion.errors import unknown_name
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A named thing: what it is, where it is published, and where its code is (`module:attribute`)."""
+
+    name: str
+    summary: str
+    source: str
+    location: str = ""
+
+
+class Registry:
+    """A collection of `Entry`, by name. Refuses duplicates; an unknown name is answered with the nearest one."""
+
+    def __init__(self, kind: str, entries: list[Entry]) -> None:
+        self.kind = kind
+        self.entries: dict[str, Entry] = {}
+        for entry in entries:
+            self.register(entry)
+
+    def register(self, entry: Entry) -> None:
+        """Add an entry; `ValueError` where the name is taken."""
+        if entry.name in self.entries:
+            raise ValueError(f"{self.kind} {entry.name!r} is registered already")
+        self.entries[entry.name] = entry
+
+    def names(self, pattern: str = "*") -> list[str]:
+        """The names that match a shell pattern, sorted."""
+        return sorted(fnmatch.filter(self.entries, pattern))
+
+    def get(self, name: str) -> Entry:
+        """The entry of that name. Raises `UsageError` with the nearest name."""
+        if name not in self.entries:
+            raise unknown_name(self.kind, name, self.entries)
+        return self.entries[name]
+
+    def load(self, name: str) -> Any:
+        """The object that the entry points to, imported now."""
+        module, attribute = self.get(name).location.split(":")
+        return getattr(importlib.import_module(module), attribute)
+
+
+ALGORITHMS = Registry(
+    "algorithm",
+    [
+        Entry("erm", "cross-entropy on the source domains", "Vapnik 1998", "domainfusion.algorithms.erm:ERM"),
+        Entry(
+            "domainfusion",
+            "latent distillation and online augmentation by a frozen LDM",
+            "Huang et al., ECCV 2024",
+            "domainfusion.algorithms.domainfusion:DomainFusion",
+        ),
+    ],
+)
+
+BACKBONES = Registry(
+    "backbone",
+    [
+        Entry("resnet10t", "5 M parameters, trains from scratch on a CPU (default)", "timm"),
+        Entry("resnet18", "11 M parameters", "He et al. 2016; timm"),
+        Entry("resnet50.tv_in1k", "the paper's first backbone, ImageNet", "He et al. 2016; timm"),
+        Entry("regnety_160.swag_ft_in1k", "the paper's second backbone, SWAG", "Singh et al. 2022; timm"),
+    ],
+)
+
+LDMS = Registry(
+    "LDM",
+    [
+        Entry("embedded", "small LDM of emoji and icons, 64x64, inside the package", "its model card"),
+        Entry("CompVis/stable-diffusion-v1-4", "the paper's LDM, 512x512 (hub id)", "Rombach et al. 2022"),
+    ],
+)
+
+DATASETS = Registry(
+    "data set",
+    [
+        Entry("pictograms", "5 drawing styles, 16 classes, 3,525 images of 64x64, embedded", "its LICENCES.md"),
+    ],
+)
