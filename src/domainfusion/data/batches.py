@@ -1,0 +1,20 @@
+"""Batches as a function of (seed, step): nothing to save, nothing to restore, the same after any interruption."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from domainfusion.data.splits import Split
+from domainfusion.seeding import derive_numpy_rng
+
+
+def draw_rows(split: Split, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """(D·batch_size,) rows of step `step`: `batch_size` of every source domain, with replacement, domain by domain."""
+    rng = derive_numpy_rng("batch", seed, step)
+    return np.concatenate([rng.choice(split.train[domain], batch_size, replace=True) for domain in split.sources])
+
+
+def steps_per_epoch(split: Split, batch_size: int) -> int:
+    """Steps in which as many images are drawn as the source domains have for training."""
+    total = sum(len(rows) for rows in split.train.values())
+    return max(1, round(total / (batch_size * len(split.sources))))

@@ -1,0 +1,280 @@
+"""Multi-domain data sets: any folder `root/domain/class/image`, or an embedded benchmark, decoded once.
+
+Images are decoded and resized once to a memory-mapped uint8 array in the cache, under a hash of the listing (paths,
+sizes, modification times) and the working size; training reads that array and never waits for a decoder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from domainfusion.config import DataConfig
+from domainfusion.errors import DataError, UsageError, unknown_name
+from domainfusion.files import cache_folder, hash_of, make_folder, read_json, write_json
+from domainfusion.registry import DATASETS
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
+CACHE_FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiDomainDataset:
+    """Labelled images of several domains. Row i of every array is image i; domains come in sorted order."""
+
+    name: str
+    domains: tuple[str, ...]
+    classes: tuple[str, ...]
+    images: np.ndarray  # (N, S, S, 3) uint8, memory-mapped
+    labels: np.ndarray  # (N,) int64, index into classes
+    domain_of: np.ndarray  # (N,) int64, index into domains
+    keys: tuple[str, ...]  # (N,) where each image comes from: a relative path, or a benchmark's own key
+    fingerprint: str
+    folds: np.ndarray | None = None  # (N,) int64, where the data set fixes its own folds
+    class_words: tuple[str, ...] = ()  # how a prompt names each class; the class name itself where empty
+    notes: tuple[str, ...] = ()  # what is odd about the data set, for people
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def size(self) -> int:
+        """Side of the images in pixels."""
+        return int(self.images.shape[1])
+
+    def index_of(self, domain: str) -> int:
+        """The number of a domain. Raises `UsageError` with the nearest name."""
+        if domain not in self.domains:
+            raise unknown_name("domain", domain, self.domains)
+        return self.domains.index(domain)
+
+    def rows(self, domain: int) -> np.ndarray:
+        """The row numbers of a domain's images, in DomainBed's (ImageFolder's) order."""
+        return np.flatnonzero(self.domain_of == domain)
+
+    def words(self) -> tuple[str, ...]:
+        """How a prompt names each class."""
+        return self.class_words or tuple(name.replace("_", " ").replace("-", " ").lower() for name in self.classes)
+
+
+def load_dataset(data: str, config: DataConfig) -> MultiDomainDataset:
+    """The data set called `data`: an embedded benchmark's name, or a folder `root/domain/class/image`.
+
+    Raises:
+        UsageError: neither a known name nor a folder.
+        DataError: a folder of another form, an empty domain, an unreadable image.
+    """
+    if data == "pictograms":
+        return _load_pictograms(config)
+    if Path(data).is_dir():
+        return load_folder(Path(data), config)
+    if "/" in data or data.startswith("."):
+        raise UsageError(f"there is no folder {data}; give root of domain/class/image, or one of: pictograms")
+    raise unknown_name("data set", data, DATASETS.entries)
+
+
+# How prompts name the classes of Pictograms, in words that captions of pictures use.
+PICTOGRAM_WORDS = {
+    "bird": "animal bird", "building": "building", "clothing": "clothing", "critter": "animal critter",
+    "drink": "drink", "electronics": "electronics", "face": "face", "fruit_veg": "fruit vegetable food",
+    "mammal": "animal mammal", "meal": "meal food", "person": "person", "plant": "plant", "sky": "sky weather",
+    "sport": "sport", "tool": "tool", "vehicle": "vehicle transport",
+}  # fmt: skip
+
+
+def _load_pictograms(config: DataConfig) -> MultiDomainDataset:
+    from domainfusion.data.pictograms import PIXEL_HASH, load_pictograms
+
+    address = hash_of(["pictograms", PIXEL_HASH, config.size, CACHE_FORMAT])
+    folder = cache_folder() / "images" / address
+
+    def build(target: Path) -> None:
+        table = load_pictograms()
+        domains, classes = sorted(set(table.domains)), sorted(set(table.classes))
+        order = np.lexsort((np.arange(len(table.keys)), table.classes, table.domains))
+        images = np.stack([_resized(Image.fromarray(table.images[i]), config.size) for i in order])
+        np.save(target / "images.npy", images)
+        write_json(
+            target / "index.json",
+            {
+                "domains": domains, "classes": classes,
+                "labels": [classes.index(table.classes[i]) for i in order],
+                "domain_of": [domains.index(table.domains[i]) for i in order],
+                "keys": [str(table.keys[i]) for i in order], "folds": [int(table.folds[i]) for i in order],
+            },
+        )  # fmt: skip
+
+    index, images = _cached(folder, build)
+    words = tuple(PICTOGRAM_WORDS[name] for name in index["classes"])
+    return _dataset("pictograms", address, index, images, words, ())
+
+
+def load_folder(root: Path, config: DataConfig) -> MultiDomainDataset:
+    """The folder `root/domain/class/image` as a data set; labels by class name over the union of the domains."""
+    listing, notes = list_folder(root)
+    domains = sorted(listing)
+    classes = sorted({name for domain in listing.values() for name in domain})
+    for domain in domains:
+        missing = [name for name in classes if name not in listing[domain]]
+        if missing:
+            notes.append(
+                f"domain {domain} has no images of {len(missing)} of {len(classes)} classes: "
+                f"{', '.join(missing[:8])}{' ...' if len(missing) > 8 else ''}; labels go by name and do not shift"
+            )
+    files = [(d, c, path) for d in domains for c in sorted(listing[d]) for path in listing[d][c]]
+    stats = [path.stat() for _, _, path in files]
+    signature = [
+        [path.relative_to(root).as_posix(), s.st_size, s.st_mtime_ns]
+        for (_, _, path), s in zip(files, stats, strict=True)
+    ]
+    address = hash_of([signature, config.size, config.bad_images, CACHE_FORMAT])
+    folder = cache_folder() / "images" / address
+
+    def build(target: Path) -> None:
+        kept: list[tuple[str, str, Path]] = []
+        bad: list[str] = []
+        array = np.lib.format.open_memmap(
+            target / "images.npy", "w+", np.uint8, (len(files), config.size, config.size, 3)
+        )
+        for domain, name, path in tqdm(files, desc="decoding images", unit="image", disable=len(files) < 500):
+            try:
+                array[len(kept)] = read_image(path, config.size)
+            except DataError as error:
+                if config.bad_images == "error":
+                    raise DataError(
+                        f"{error}; repair or remove it, or leave such files out: --data.bad-images skip"
+                    ) from error
+                bad.append(path.relative_to(root).as_posix())
+                continue
+            kept.append((domain, name, path))
+        array.flush()
+        if bad:  # rewrite without the unused rows at the end
+            np.save(target / "images.npy", np.array(array[: len(kept)]))
+        write_json(
+            target / "index.json",
+            {
+                "domains": domains, "classes": classes, "labels": [classes.index(name) for _, name, _ in kept],
+                "domain_of": [domains.index(domain) for domain, _, _ in kept],
+                "keys": [path.relative_to(root).as_posix() for _, _, path in kept], "bad": bad,
+            },
+        )  # fmt: skip
+
+    index, images = _cached(folder, build)
+    if index["bad"]:
+        notes.append(f"left out {len(index['bad'])} unreadable images: {', '.join(index['bad'][:5])}")
+    present = set(index["domain_of"])
+    for number, domain in enumerate(domains):
+        if number not in present:
+            raise DataError(f"domain {domain} of {root} has no readable image")
+    return _dataset(root.resolve().name, address, index, images, (), tuple(notes))
+
+
+def list_folder(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str]]:
+    """The image files of `root`, as {domain: {class: [paths]}}, each list sorted as ImageFolder sorts, and notes.
+
+    Raises `DataError` for a folder without domains, a domain without classes, and a domain without images.
+    """
+    notes: list[str] = []
+    listing: dict[str, dict[str, list[Path]]] = {}
+    visible = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    if not visible:
+        raise DataError(f"{root} holds no folders; it should be laid out as {root}/DOMAIN/CLASS/IMAGE")
+    for domain in visible:
+        classes = [path for path in sorted(domain.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+        if not classes:
+            raise DataError(f"domain {domain.name} of {root} holds no class folders: {domain}/CLASS/IMAGE is expected")
+        found = {
+            folder.name: sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            for folder in classes
+        }
+        empty = [name for name, paths in found.items() if not paths]
+        if len(empty) == len(found):
+            raise DataError(f"domain {domain.name} of {root} is empty: none of its class folders holds an image")
+        if empty:
+            notes.append(f"domain {domain.name}: no images in {', '.join(empty[:8])}")
+        listing[domain.name] = {name: paths for name, paths in found.items() if paths}
+    if len(listing) < 2:
+        raise DataError(f"{root} holds one domain ({visible[0].name}); at least two are needed to generalize")
+    return listing, notes
+
+
+def read_image(path: Path, size: int) -> np.ndarray:
+    """The image at `path` as (size, size, 3) uint8: first frame, upright, transparency on white, RGB.
+
+    Raises `DataError` naming the file where it cannot be decoded.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                if image.format == "JPEG":  # decode at a fraction of the size: much faster for photographs
+                    image.draft("RGB", (2 * size, 2 * size))
+                from PIL import ImageOps
+
+                return _resized(ImageOps.exif_transpose(image), size)
+    except Exception as error:  # Pillow's plugins raise whatever their formats make them
+        raise DataError(f"{path} cannot be read as an image ({type(error).__name__}: {error})") from error
+
+
+def _resized(image: Image.Image, size: int) -> np.ndarray:
+    if image.mode in ("I;16", "I;16B", "I"):  # 16-bit grey: scale to 8 bits, not clip
+        values = np.asarray(image, dtype=np.float64)
+        image = Image.fromarray((values / max(values.max(), 255) * 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)
+    image = image.convert("RGB")
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image)
+
+
+def _dataset(
+    name: str, address: str, index: dict[str, Any], images: np.ndarray, words: tuple[str, ...], notes: tuple[str, ...]
+) -> MultiDomainDataset:
+    folds = np.array(index["folds"], dtype=np.int64) if "folds" in index else None
+    return MultiDomainDataset(
+        name=name, domains=tuple(index["domains"]), classes=tuple(index["classes"]), images=images,
+        labels=np.array(index["labels"], dtype=np.int64), domain_of=np.array(index["domain_of"], dtype=np.int64),
+        keys=tuple(index["keys"]), fingerprint=address, folds=folds, class_words=words, notes=notes,
+    )  # fmt: skip
+
+
+def _cached(folder: Path, build: Any) -> tuple[dict[str, Any], np.ndarray]:
+    """Index and memory-mapped images of `folder`, built first where missing (one process builds, others wait)."""
+    if not (folder / "index.json").exists():
+        with _lock(folder):
+            if not (folder / "index.json").exists():
+                work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+                try:
+                    build(work)
+                    shutil.rmtree(folder, ignore_errors=True)
+                    work.rename(folder)
+                finally:
+                    shutil.rmtree(work, ignore_errors=True)
+    return read_json(folder / "index.json"), np.load(folder / "images.npy", mmap_mode="r")
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    make_folder(folder.parent)
+    with open(folder.parent / f".{folder.name}.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def hash_of_pixels(image: np.ndarray) -> str:
+    """The SHA-256 of an image's pixels."""
+    return hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()

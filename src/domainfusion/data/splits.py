@@ -1,0 +1,92 @@
+"""Which images train, validate and test: DomainBed's splits, and the strict ones of a data set with folds."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from domainfusion.config import DataConfig
+from domainfusion.data.domains import MultiDomainDataset
+from domainfusion.errors import UsageError
+from domainfusion.seeding import seed_hash
+
+STRICT_TRIALS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Row numbers of a data set: training and validation by source domain, and the target's test images."""
+
+    protocol: str  # "strict" or "domainbed"
+    trial: int
+    target: str | None
+    sources: tuple[str, ...]
+    train: dict[str, np.ndarray]
+    validation: dict[str, np.ndarray]
+    test: np.ndarray  # (n,) rows of the target; empty without a target
+
+
+def domainbed_order(count: int, trial: int, domain: int) -> np.ndarray:
+    """The `count` images of domain number `domain` in DomainBed's order: the first 20 % are held out.
+
+    >>> domainbed_order(10, 0, 0).tolist()
+    [2, 3, 8, 1, 4, 5, 0, 9, 6, 7]
+    """
+    keys = list(range(count))
+    np.random.RandomState(seed_hash(trial, domain)).shuffle(keys)
+    return np.array(keys, dtype=np.int64)
+
+
+def domainbed_split(
+    dataset: MultiDomainDataset, trial: int, holdout_fraction: float
+) -> dict[str, dict[str, np.ndarray]]:
+    """{domain: {"in": rows, "out": rows}}: DomainBed's split of every domain, `out` being the held-out share."""
+    parts = {}
+    for number, domain in enumerate(dataset.domains):
+        rows = dataset.rows(number)
+        order = rows[domainbed_order(len(rows), trial, number)]
+        held = int(holdout_fraction * len(rows))
+        parts[domain] = {"in": order[held:], "out": order[:held]}
+    return parts
+
+
+def strict_split(dataset: MultiDomainDataset, trial: int) -> dict[str, dict[str, np.ndarray]]:
+    """{domain: {"in", "out", "test"}} by the data set's folds: `test` is fold t, `out` fold t+1, `in` the other three.
+
+    What is tested as a target (fold t) is drawn from codepoints that no source's `in` or `out` has in any style.
+    """
+    if dataset.folds is None:
+        raise UsageError(f"{dataset.name} has no folds of its own; use --data.protocol domainbed")
+    if not 0 <= trial < STRICT_TRIALS:
+        raise UsageError(f"--trial {trial}: the strict protocol has the trials 0 to {STRICT_TRIALS - 1}")
+    parts = {}
+    for number, domain in enumerate(dataset.domains):
+        rows = dataset.rows(number)
+        folds = dataset.folds[rows]
+        test, out = folds == trial, folds == (trial + 1) % STRICT_TRIALS
+        parts[domain] = {"in": rows[~test & ~out], "out": rows[out], "test": rows[test]}
+    return parts
+
+
+def build_split(dataset: MultiDomainDataset, config: DataConfig, target: str | None, trial: int) -> Split:
+    """The split of a run. Without a target every domain trains, and nothing is tested."""
+    strict = config.protocol == "strict" or (config.protocol == "auto" and dataset.folds is not None)
+    if target is not None:
+        dataset.index_of(target)
+    parts = strict_split(dataset, trial) if strict else domainbed_split(dataset, trial, config.holdout_fraction)
+    sources = tuple(domain for domain in dataset.domains if domain != target)
+    # DomainBed reports the accuracy on the target's `in` part; strict splits test on fold t alone.
+    test = parts[target]["test" if strict else "in"] if target is not None else np.empty(0, dtype=np.int64)
+    for domain in sources:
+        if not len(parts[domain]["in"]):
+            raise UsageError(f"domain {domain} has too few images to train on after the split")
+    return Split(
+        protocol="strict" if strict else "domainbed",
+        trial=trial,
+        target=target,
+        sources=sources,
+        train={domain: parts[domain]["in"] for domain in sources},
+        validation={domain: parts[domain]["out"] for domain in sources},
+        test=test,
+    )

@@ -1,0 +1,94 @@
+"""Augmentation of whole batches on their device; each image has its own parameters, all a function of a generator.
+
+DomainBed's recipe (random resized crop of 70 to 100 % of the area, mirror, colour jitter 0.3, grey with p = 0.1),
+computed on (B, 3, H, W) tensors in one pass each instead of image by image.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from domainfusion.config import DataConfig
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+def to_float(images: torch.Tensor) -> torch.Tensor:
+    """uint8 (B, H, W, 3) as float (B, 3, H, W) in [0, 1]."""
+    return images.permute(0, 3, 1, 2).float().div_(255)
+
+
+def normalize(images: torch.Tensor) -> torch.Tensor:
+    """Images in [0, 1] with ImageNet's channel statistics, as backbones expect them."""
+    mean = torch.tensor(MEAN, device=images.device).view(1, 3, 1, 1)
+    std = torch.tensor(STD, device=images.device).view(1, 3, 1, 1)
+    return (images - mean) / std
+
+
+def augment(images: torch.Tensor, config: DataConfig, generator: torch.Generator) -> torch.Tensor:
+    """Augmented copies of images (B, 3, H, W) in [0, 1], in [0, 1]."""
+    images = crop_and_flip(images, config.crop, config.flip, generator)
+    if config.jitter > 0:
+        images = jitter_colours(images, config.jitter, generator)
+    if config.grayscale > 0:
+        grey = _luma(images).expand_as(images)
+        chosen = _uniform(len(images), 0, 1, generator) < config.grayscale
+        images = torch.where(chosen.view(-1, 1, 1, 1), grey, images)
+    return images
+
+
+def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> torch.Tensor:
+    return torch.rand(count, generator=generator) * (high - low) + low
+
+
+def _luma(images: torch.Tensor) -> torch.Tensor:
+    weights = torch.tensor([0.299, 0.587, 0.114], device=images.device).view(1, 3, 1, 1)
+    return (images * weights).sum(1, keepdim=True)
+
+
+def crop_and_flip(images: torch.Tensor, smallest: float, flip: bool, generator: torch.Generator) -> torch.Tensor:
+    """A random crop of `smallest` to 1 of the area, aspect 3/4 to 4/3, resized back; half of them mirrored."""
+    count = len(images)
+    if smallest < 1:
+        area = _uniform(count, smallest, 1, generator)
+        aspect = torch.exp(_uniform(count, math.log(3 / 4), math.log(4 / 3), generator))
+        width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
+        x = (_uniform(count, -1, 1, generator)) * (1 - width)
+        y = (_uniform(count, -1, 1, generator)) * (1 - height)
+    else:
+        width = height = torch.ones(count)
+        x = y = torch.zeros(count)
+    sign = torch.where(_uniform(count, 0, 1, generator) < 0.5, -1.0, 1.0) if flip else torch.ones(count)
+    theta = torch.zeros(count, 2, 3)
+    theta[:, 0, 0], theta[:, 0, 2] = width * sign, x
+    theta[:, 1, 1], theta[:, 1, 2] = height, y
+    grid = F.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def jitter_colours(images: torch.Tensor, strength: float, generator: torch.Generator) -> torch.Tensor:
+    """Brightness, contrast, saturation and hue jitter of `strength` (hue as a rotation about the grey axis)."""
+    count, shape = len(images), (-1, 1, 1, 1)
+    factor = lambda: _uniform(count, 1 - strength, 1 + strength, generator).view(shape).to(images.device)  # noqa: E731
+    images = (images * factor()).clamp(0, 1)
+    mean = _luma(images).mean((1, 2, 3), keepdim=True)
+    images = (mean + (images - mean) * factor()).clamp(0, 1)
+    grey = _luma(images)
+    images = (grey + (images - grey) * factor()).clamp(0, 1)
+    angle = _uniform(count, -strength, strength, generator) * 2 * math.pi
+    matrix = hue_rotation(angle).to(images.device)
+    return torch.einsum("bij,bjhw->bihw", matrix, images).clamp(0, 1)
+
+
+def hue_rotation(angle: torch.Tensor) -> torch.Tensor:
+    """(B, 3, 3) rotations of RGB about the grey axis (1, 1, 1)/√3 by angles (B,) in radians (Rodrigues)."""
+    cos, sin = angle.cos(), angle.sin()
+    diagonal = cos + (1 - cos) / 3
+    plus = (1 - cos) / 3 + sin / math.sqrt(3)
+    minus = (1 - cos) / 3 - sin / math.sqrt(3)
+    rows = [diagonal, minus, plus, plus, diagonal, minus, minus, plus, diagonal]
+    return torch.stack(rows, dim=1).view(-1, 3, 3)
