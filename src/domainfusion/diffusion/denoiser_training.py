@@ -1,0 +1,227 @@
+"""Second stage of pretraining: the U-Net and the text encoder of an LDM, on latents encoded ahead.
+
+Loss: E min(SNR_t, γ)/SNR_t · ‖ε - ε_φ(z_t, t, c)‖² (Ho et al. 2020, weighted by min-SNR, Hang et al. 2023, arXiv
+2303.09556), captions dropped for classifier-free guidance. The autoencoder is frozen, so its work is done once per
+*pool* of augmented images rather than once per step: a pool is drawn by the corpus's weights, encoded, and used for
+`pool_epochs` epochs before the next one is drawn.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from domainfusion.config import PretrainConfig
+from domainfusion.diffusion.corpus import Corpus, augment, compose_caption
+from domainfusion.diffusion.optimization import Averaged, build_optimizer, learning_rate_factor
+from domainfusion.diffusion.text_encoder import build_text_encoder
+from domainfusion.errors import TrainingError
+from domainfusion.files import append_json_line
+from domainfusion.seeding import derive_numpy_rng
+from domainfusion.tensors import load_state, save_state
+
+
+def build_scheduler() -> DDIMScheduler:
+    """Stable Diffusion v1's noise schedule: 1,000 scaled-linear betas from 0.00085 to 0.012, ε-prediction."""
+    return DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        steps_offset=1, prediction_type="epsilon",
+    )  # fmt: skip
+
+
+def build_unet(config: PretrainConfig) -> UNet2DConditionModel:
+    """An untrained denoiser: cross-attention at every level, one level per entry of `unet_channels`."""
+    levels = len(config.unet_channels)
+    return UNet2DConditionModel(
+        sample_size=config.size // 2 ** (len(config.vae_channels) - 1),
+        in_channels=config.latent_channels,
+        out_channels=config.latent_channels,
+        block_out_channels=tuple(config.unet_channels),
+        down_block_types=("CrossAttnDownBlock2D",) * levels,
+        up_block_types=("CrossAttnUpBlock2D",) * levels,
+        layers_per_block=1,
+        cross_attention_dim=config.text_width,
+        attention_head_dim=[channels // 32 for channels in config.unet_channels],
+        norm_num_groups=16,
+    )
+
+
+class Denoiser(torch.nn.Module):
+    """U-Net and text encoder as one module, so that optimizer and average see both."""
+
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
+        super().__init__()
+        self.unet = unet
+        self.text_encoder = text_encoder
+
+    def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+        """The predicted noise (B, C, h, w) for noisy latents (B, C, h, w), timesteps (B,), token_ids (B, L)."""
+        prompt_embeds = self.text_encoder(token_ids)[0]  # (B, L, D)
+        return self.unet(noisy, timesteps, prompt_embeds, return_dict=False)[0]
+
+
+def min_snr_weight(alphas_cumprod: torch.Tensor, gamma: float) -> torch.Tensor:
+    """min(SNR_t, γ)/SNR_t for every timestep, SNR_t = ᾱ_t/(1-ᾱ_t)."""
+    snr = alphas_cumprod / (1 - alphas_cumprod)
+    return snr.clamp(max=gamma) / snr
+
+
+@torch.no_grad()
+def encode_pool(
+    vae: AutoencoderKL, corpus: Corpus, config: PretrainConfig, number: int, folder: Path
+) -> dict[str, Any]:
+    """Pool `number`: latents (P, C, h, w) in half precision, source `index` (P,), colour words; kept in `folder`."""
+    path = folder / f"pool-{number:03d}.safetensors"
+    if path.exists():
+        return load_state(path)
+    probability = corpus.weight / corpus.weight.sum()
+    rng = derive_numpy_rng("pool", config.seed, number)
+    index = rng.choice(len(corpus), config.pool_size, p=probability)
+    latents, colours = [], []
+    for start in range(0, config.pool_size, 128):
+        images, words = augment(corpus.images[index[start : start + 128]], rng, recolour=0.5, hue=0.1)
+        with torch.autocast("cpu", torch.bfloat16):
+            posterior = vae.encode(images.contiguous(memory_format=torch.channels_last)).latent_dist
+        latents.append(posterior.mean.half())
+        colours += words
+    pool = {"latents": torch.cat(latents), "index": torch.from_numpy(index), "colours": colours}
+    for old in folder.glob("pool-*.safetensors"):
+        old.unlink()
+    save_state(path, pool)
+    return pool
+
+
+@torch.no_grad()
+def validation_loss(
+    denoiser: Denoiser, latents: torch.Tensor, token_ids: torch.Tensor, scheduler: DDIMScheduler
+) -> float:
+    """Mean squared error of the predicted noise (unweighted) at fixed draws: stratified timesteps, one noise each."""
+    generator = torch.Generator().manual_seed(0)
+    count, total = len(latents), scheduler.config["num_train_timesteps"]
+    timesteps = (((torch.arange(count) + 0.5) / count) * total).long()[torch.randperm(count, generator=generator)]
+    noise = torch.randn(latents.shape, generator=generator)
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    losses = []
+    for part in torch.arange(count).split(64):
+        with torch.autocast("cpu", torch.bfloat16):
+            predicted = denoiser(noisy[part], timesteps[part], token_ids[part])
+        losses.append((predicted.float() - noise[part]).square().mean((1, 2, 3)))
+    return float(torch.cat(losses).mean())
+
+
+def _tokens(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
+    return tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+
+def build_pipeline(vae: AutoencoderKL, tokenizer: CLIPTokenizer, denoiser: Denoiser) -> StableDiffusionPipeline:
+    """The parts as one diffusers pipeline."""
+    return StableDiffusionPipeline(
+        vae=vae, text_encoder=denoiser.text_encoder, tokenizer=tokenizer, unet=denoiser.unet,
+        scheduler=build_scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def save_samples(pipeline: StableDiffusionPipeline, prompts: list[str], size: int, path: Path) -> None:
+    """A row of text-to-image samples, one for each prompt, from fixed noise."""
+    from PIL import Image
+
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(
+        prompts, height=size, width=size, num_inference_steps=20, guidance_scale=4.0,
+        generator=torch.Generator().manual_seed(0), output_type="np",
+    ).images  # fmt: skip
+    rows = [np.concatenate(list(images[start : start + 8]), 1) for start in range(0, len(images) // 8 * 8, 8)]
+    Image.fromarray((np.concatenate(rows, 0) * 255).round().astype(np.uint8)).save(path)
+
+
+def train_denoiser(
+    corpus: Corpus, vae: AutoencoderKL, tokenizer: CLIPTokenizer, config: PretrainConfig, folder: Path,
+    prompts: list[str],
+) -> Denoiser:  # fmt: skip
+    """The trained denoiser (its exponential moving average); resumes from `folder` where that holds a state.
+
+    Raises:
+        TrainingError: the loss is not finite; the last saved state is kept.
+    """
+    torch.manual_seed(config.seed)
+    unet = build_unet(config).to(memory_format=torch.channels_last)
+    denoiser = Denoiser(unet, build_text_encoder(tokenizer, config))
+    optimizer = build_optimizer(denoiser.parameters(), config.unet_lr, config.weight_decay)
+    averaged = Averaged(denoiser, config.ema)
+    state_path, start = folder / "denoiser-state.safetensors", 0
+    if state_path.exists():
+        state = load_state(state_path)
+        denoiser.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        averaged.load_state_dict(state["averaged"])
+        start = state["step"]
+    held_out = corpus.held_out
+    training, validation = corpus.select(~held_out), corpus.select(held_out)
+    scheduler = build_scheduler()
+    weights = min_snr_weight(scheduler.alphas_cumprod, config.min_snr)
+    steps_per_pool = max(1, config.pool_size * config.pool_epochs // config.unet_batch_size)
+    held_images = torch.from_numpy(validation.images[:512].astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        held_latents = vae.encode(held_images).latent_dist.mean
+    captions = [f"{t}, {c}, {s}" for t, c, s in zip(validation.text, validation.category, validation.style)][:512]  # noqa: B905
+    held_tokens = _tokens(tokenizer, captions)
+    pool: dict = {}
+    clock, loaded = time.monotonic(), -1
+    for step in range(start, config.unet_steps):
+        if step // steps_per_pool != loaded:
+            loaded = step // steps_per_pool
+            pool = encode_pool(vae, training, config, loaded, folder)
+            if vae.config["scaling_factor"] == 1.0:
+                # Latents of unit variance, as SD's 0.18215 gives them; measured once, on the first pool.
+                factor = 1 / float(pool["latents"].float().std())
+                vae.register_to_config(scaling_factor=factor)
+                (folder / "scaling.json").write_text(json.dumps(factor))
+        scale = vae.config["scaling_factor"]
+        rng = derive_numpy_rng("denoiser", config.seed, step)
+        chosen = rng.integers(0, config.pool_size, config.unet_batch_size)
+        texts = [
+            compose_caption(training, int(pool["index"][i]), pool["colours"][i], rng, config.caption_dropout)
+            for i in chosen
+        ]
+        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        latents = pool["latents"][torch.from_numpy(chosen)].float() * scale  # (B, C, h, w)
+        noise = torch.randn(latents.shape, generator=generator)
+        timesteps = torch.randint(0, len(weights), (len(latents),), generator=generator)
+        noisy = scheduler.add_noise(latents, noise, timesteps).contiguous(memory_format=torch.channels_last)
+        for group in optimizer.param_groups:
+            group["lr"] = config.unet_lr * learning_rate_factor(step, config.unet_steps, config.decay)
+        with torch.autocast("cpu", torch.bfloat16):
+            predicted = denoiser(noisy, timesteps, _tokens(tokenizer, texts))
+        per_sample = (predicted.float() - noise).square().mean((1, 2, 3))  # (B,)
+        loss = (weights[timesteps] * per_sample).mean()
+        if not torch.isfinite(loss):
+            raise TrainingError(f"the denoiser's loss is {loss.item()} at step {step}; lower --unet-lr and resume")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
+        optimizer.step()
+        averaged.update(denoiser)
+        done = step + 1
+        if done % config.log_every == 0 or done == config.unet_steps:
+            record = {"stage": "denoiser", "step": done, "loss": loss.item(), "mse": per_sample.mean().item(),
+                      "seconds": time.monotonic() - clock}  # fmt: skip
+            append_json_line(folder / "metrics.jsonl", record)
+        if done % config.save_every == 0 or done == config.unet_steps:
+            state = {"model": denoiser.state_dict(), "optimizer": optimizer.state_dict(),
+                     "averaged": averaged.state_dict(), "step": done}  # fmt: skip
+            save_state(state_path, state)
+            with averaged.applied_to(denoiser), torch.no_grad():
+                held = validation_loss(denoiser, held_latents * scale, held_tokens, scheduler)
+                if prompts:
+                    save_samples(build_pipeline(vae, tokenizer, denoiser), prompts, config.size,
+                                 folder / f"samples-{done:06d}.png")  # fmt: skip
+            append_json_line(folder / "metrics.jsonl", {"stage": "denoiser", "step": done, "held_out_mse": held})
+    averaged.copy_to(denoiser)
+    return denoiser.eval().requires_grad_(False)

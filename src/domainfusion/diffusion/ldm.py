@@ -1,0 +1,215 @@
+"""`LatentDiffusion`: a frozen latent diffusion model from any Stable-Diffusion-type diffusers folder or hub id.
+
+The same code path serves the embedded LDM and Stable Diffusion v1-4: what is read is `vae`, `unet`, `text_encoder`,
+`tokenizer` and `scheduler`. Pixels are float in [-1, 1]; latents are scaled by the autoencoder's `scaling_factor`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from domainfusion.config import Precision
+from domainfusion.errors import LDMError
+
+PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
+WEIGHT_FILES = ("diffusion_pytorch_model", "model")
+
+
+def embedded_folder() -> Path:
+    """The folder of the embedded LDM. Raises `LDMError` where the installation lacks it."""
+    folder = Path(str(files("domainfusion") / "diffusion" / "weights"))
+    if not (folder / "model_index.json").exists():
+        raise LDMError(f"the embedded LDM is not installed ({folder} has no model_index.json); reinstall domainfusion")
+    return folder
+
+
+def check_folder(folder: Path) -> None:
+    """Raise `LDMError` where a local folder is no Stable-Diffusion-like pipeline, saying which part is missing."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise LDMError(f"{folder} is no diffusers pipeline: model_index.json is missing")
+    try:
+        described = json.loads(index.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise LDMError(f"{index} is not JSON: {error}") from error
+    for part in PARTS:
+        entry = described.get(part)
+        if not (folder / part).is_dir() or not entry or entry[0] is None:
+            raise LDMError(f"{folder} is not Stable-Diffusion-like: its part {part!r} is missing")
+        if entry[0] not in ("diffusers", "transformers"):
+            raise LDMError(f"{folder}: part {part!r} asks for code of its own ({entry[0]}), which is never run")
+    for part in ("vae", "unet", "text_encoder"):
+        if not (folder / part / "config.json").is_file():
+            raise LDMError(f"{folder}: {part}/config.json is missing")
+        if not any((folder / part).glob("*.safetensors*")):
+            raise LDMError(f"{folder}: {part} has no safetensors weights (pickled .bin files are not loaded)")
+
+
+def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """The floating-point type for `precision` on `device`: `auto` is bfloat16 where the hardware computes in it."""
+    if precision != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if device.type == "cpu" and _cpu_has_bfloat16():
+        return torch.bfloat16
+    return torch.float32
+
+
+def _cpu_has_bfloat16() -> bool:
+    capability = (
+        getattr(torch.cpu, "_is_avx512_bf16_supported", None),
+        getattr(torch.cpu, "_is_amx_tile_supported", None),
+    )
+    return any(check is not None and bool(check()) for check in capability)
+
+
+class LatentDiffusion:
+    """A frozen LDM: encoder, decoder, prompted noise prediction, and its noise schedule.
+
+    Args:
+        vae, unet, text_encoder, tokenizer, scheduler: the parts, as diffusers and transformers load them.
+        name: how runs and caches call it.
+    """
+
+    def __init__(
+        self, vae: Any, unet: Any, text_encoder: Any, tokenizer: Any, scheduler: Any, *, name: str = "ldm",
+        styles: tuple[str, ...] = (), device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
+        self.name, self.styles = name, styles
+        self.device, self.dtype = torch.device(device), dtype
+        layout = torch.channels_last
+        # The encoder's derivative (slopes) needs float32; the U-Net is where the time goes.
+        self.vae = vae.to(self.device, memory_format=layout).eval().requires_grad_(False)
+        self.unet = unet.to(self.device, dtype, memory_format=layout).eval().requires_grad_(False)
+        self.text_encoder = text_encoder.to(self.device).eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.scheduler = scheduler
+        self.alphas_cumprod = scheduler.alphas_cumprod.to(self.device, torch.float32)  # (T,)
+        self.scaling_factor = float(vae.config.scaling_factor)
+        self.shift = float(getattr(vae.config, "shift_factor", None) or 0.0)
+        self.prediction_type = scheduler.config.prediction_type
+        if self.prediction_type not in ("epsilon", "v_prediction", "sample"):
+            raise LDMError(f"{name}: prediction_type {self.prediction_type!r} is not epsilon, v_prediction or sample")
+        self.latent_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self._embeddings: dict[str, torch.Tensor] = {}
+
+    @classmethod
+    def load(
+        cls, source: str = "embedded", *, device: torch.device | str = "cpu", precision: Precision = "auto"
+    ) -> LatentDiffusion:
+        """The LDM at `source`: `embedded`, a diffusers folder, or a hub id.
+
+        Raises:
+            LDMError: a folder that is not Stable-Diffusion-like (naming the missing part), or a hub id out of reach.
+        """
+        from diffusers import AutoencoderKL, UNet2DConditionModel
+        from diffusers.schedulers import DDIMScheduler
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        where = str(embedded_folder()) if source == "embedded" else source
+        if Path(where).exists():
+            check_folder(Path(where))
+        elif where.startswith((".", "/", "~")) or where.count("/") != 1:
+            raise LDMError(f"there is no folder {where}; give a diffusers folder, a hub id OWNER/NAME, or 'embedded'")
+        device = torch.device(device)
+        dtype = choose_dtype(precision, device)
+        try:
+            vae = AutoencoderKL.from_pretrained(where, subfolder="vae", torch_dtype=torch.float32, use_safetensors=True)
+            unet = UNet2DConditionModel.from_pretrained(
+                where, subfolder="unet", torch_dtype=dtype, use_safetensors=True
+            )
+            text_encoder = CLIPTextModel.from_pretrained(
+                where, subfolder="text_encoder", dtype=torch.float32, use_safetensors=True
+            )
+            tokenizer = CLIPTokenizer.from_pretrained(where, subfolder="tokenizer")
+            scheduler = DDIMScheduler.from_pretrained(where, subfolder="scheduler")
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise LDMError(f"the LDM {source} cannot be loaded: {first}") from error
+        return cls(
+            vae, unet, text_encoder, tokenizer, scheduler, name=source, styles=read_styles(Path(where)),
+            device=device, dtype=dtype,
+        )  # fmt: skip
+
+    @property
+    def image_size(self) -> int:
+        """The image side in pixels that the U-Net was trained at."""
+        size = self.unet.config.sample_size
+        return int(size if isinstance(size, int) else size[0]) * self.latent_factor
+
+    @property
+    def num_train_timesteps(self) -> int:
+        """Timesteps of the noise schedule."""
+        return len(self.alphas_cumprod)
+
+    def fingerprint(self) -> str:
+        """A hash of the U-Net's and the autoencoder's weights, for caches."""
+        digest = hashlib.sha256(str(self.dtype).encode())
+        for module in (self.unet, self.vae, self.text_encoder):
+            for name, value in sorted(module.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(value.detach().float().sum(dtype=torch.float64).cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @torch.no_grad()
+    def prompt_embeds(self, prompts: list[str]) -> torch.Tensor:
+        """(B, L, D) embeddings of prompts; each distinct prompt is encoded once in the life of the object."""
+        new = sorted({prompt for prompt in prompts if prompt not in self._embeddings})
+        for start in range(0, len(new), 256):
+            part = new[start : start + 256]
+            tokens = self.tokenizer(
+                part, padding="max_length", truncation=True, max_length=self.tokenizer.model_max_length,
+                return_tensors="pt",
+            )  # fmt: skip
+            embeddings = self.text_encoder(tokens.input_ids.to(self.device))[0].to(self.dtype)
+            self._embeddings.update(zip(part, embeddings, strict=True))
+        return torch.stack([self._embeddings[prompt] for prompt in prompts])
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Scaled latents (B, C, h, w), the posterior's mean, of images (B, 3, H, W) in [-1, 1]; differentiable."""
+        images = images.to(self.vae.dtype).contiguous(memory_format=torch.channels_last)
+        mean = self.vae.encode(images).latent_dist.mean
+        return (mean - self.shift) * self.scaling_factor
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Images (B, 3, H, W), about in [-1, 1], of scaled latents (B, C, h, w)."""
+        latents = latents.to(self.vae.dtype) / self.scaling_factor + self.shift
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self.vae.decode(latents, return_dict=False)[0].float()
+
+    def signal_and_noise(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """√ᾱ_t and √(1-ᾱ_t) of timesteps (B,), each (B, 1, 1, 1)."""
+        alpha = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+        return alpha.sqrt(), (1 - alpha).sqrt()
+
+    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """z_t = √ᾱ_t z + √(1-ᾱ_t) ε, (B, C, h, w)."""
+        signal, sigma = self.signal_and_noise(timesteps)
+        return signal * latents + sigma * noise
+
+    def predict_noise(
+        self, noisy_latents: torch.Tensor, timesteps: torch.Tensor, prompt_embeds: torch.Tensor
+    ) -> torch.Tensor:
+        """ε_φ(z_t, t, c) in float32 (B, C, h, w), whatever the U-Net's own prediction type."""
+        layout = noisy_latents.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        output = self.unet(layout, timesteps, prompt_embeds.to(self.dtype), return_dict=False)[0]
+        output = output.to(noisy_latents.dtype if noisy_latents.dtype == torch.float64 else torch.float32)
+        if self.prediction_type == "epsilon":
+            return output
+        signal, sigma = self.signal_and_noise(timesteps)
+        if self.prediction_type == "v_prediction":
+            return signal * output + sigma * noisy_latents
+        return (noisy_latents - signal * output) / sigma
+
+
+def read_styles(folder: Path) -> tuple[str, ...]:
+    """The style words that an LDM was captioned with (`styles.json` beside its parts), or none."""
+    path = folder / "styles.json"
+    return tuple(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else ()

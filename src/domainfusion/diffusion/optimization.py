@@ -1,0 +1,71 @@
+"""What both stages of pretraining share: optimizer, learning-rate schedule, exponential moving average."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+import torch
+
+
+def build_optimizer(parameters: Iterable[torch.nn.Parameter], lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW (fused), β = (0.9, 0.99)."""
+    return torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
+
+
+def learning_rate_factor(step: int, steps: int, decay: float, warmup: int = 100) -> float:
+    """Warm-up, constant, then a linear fall to 0 over the last `decay` share of the steps.
+
+    A constant middle part lets a run be prolonged: raise the number of steps and resume.
+
+    >>> [round(learning_rate_factor(s, 1000, 0.2), 3) for s in (0, 99, 500, 900, 999)]
+    [0.01, 1.0, 1.0, 0.5, 0.005]
+    """
+    rise = min(1.0, (step + 1) / warmup)
+    fall = 1.0 if decay <= 0 else min(1.0, (steps - step) / (decay * steps))
+    return min(rise, fall)
+
+
+class Averaged:
+    """An exponential moving average of a module's parameters, warmed up: decay = min(`decay`, (1+n)/(10+n))."""
+
+    def __init__(self, module: torch.nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self.values = {name: value.detach().clone() for name, value in module.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, module: torch.nn.Module) -> None:
+        """Move the average towards the module's present parameters."""
+        self.updates += 1
+        weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+        parameters = dict(module.named_parameters())
+        names = list(self.values)
+        torch._foreach_lerp_([self.values[n] for n in names], [parameters[n].detach() for n in names], weight)
+
+    @torch.no_grad()
+    def copy_to(self, module: torch.nn.Module) -> None:
+        """Write the average into the module."""
+        for name, value in module.named_parameters():
+            value.copy_(self.values[name])
+
+    @contextlib.contextmanager
+    def applied_to(self, module: torch.nn.Module) -> Iterator[None]:
+        """Within the block the module holds the average."""
+        kept = {name: value.detach().clone() for name, value in module.named_parameters()}
+        self.copy_to(module)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, value in module.named_parameters():
+                    value.copy_(kept[name])
+
+    def state_dict(self) -> dict[str, object]:
+        """What `load_state_dict` takes back."""
+        return {"updates": self.updates, "values": self.values}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Go on from a saved average."""
+        self.updates = int(state["updates"])  # type: ignore[call-overload]
+        self.values = dict(state["values"])  # type: ignore[call-overload]

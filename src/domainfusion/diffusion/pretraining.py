@@ -1,0 +1,85 @@
+"""`domainfusion pretrain`: a small latent diffusion model in Stable Diffusion's layout, from captioned images.
+
+Two stages (autoencoder, then denoiser on cached latents), each resumable; the result is a diffusers folder with fp16
+safetensors that `StableDiffusionImg2ImgPipeline.from_pretrained` loads with no code of ours.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from transformers import CLIPTokenizer
+
+from domainfusion.config import PretrainConfig, to_toml
+from domainfusion.diffusion.autoencoder_training import train_autoencoder
+from domainfusion.diffusion.corpus import Corpus, load_corpus
+from domainfusion.diffusion.denoiser_training import Denoiser, build_pipeline, train_denoiser
+from domainfusion.diffusion.text_encoder import fit_tokenizer
+from domainfusion.files import make_folder, write_json, write_text
+
+
+def pretrain(corpus_path: Path, config: PretrainConfig, folder: Path) -> Path:
+    """Train autoencoder, tokenizer and denoiser on a corpus; returns `folder/pipeline`. The same call again resumes.
+
+    Beside the pipeline, `folder` holds `metrics.jsonl` (losses, held-out PSNR and noise error), sample sheets, and the
+    states that training resumes from.
+    """
+    corpus = load_corpus(corpus_path, config.size)
+    make_folder(folder)
+    write_text(folder / "pretrain.toml", to_toml(config))
+    vae = load_or_train_autoencoder(corpus, config, folder)
+    tokenizer = load_or_fit_tokenizer(corpus, config, folder)
+    denoiser = train_denoiser(corpus, vae, tokenizer, config, folder, sample_prompts(corpus))
+    return save_pipeline(vae, tokenizer, denoiser, corpus.styles, folder / "pipeline")
+
+
+def load_or_train_autoencoder(corpus: Corpus, config: PretrainConfig, folder: Path) -> AutoencoderKL:
+    """The finished autoencoder of `folder`, or a newly trained one."""
+    target = folder / "vae"
+    if not (target / "config.json").exists():
+        train_autoencoder(corpus, config, folder).save_pretrained(target)
+    vae = AutoencoderKL.from_pretrained(target).eval().requires_grad_(False)
+    vae = vae.to(memory_format=torch.channels_last)
+    if (folder / "scaling.json").exists():
+        vae.register_to_config(scaling_factor=json.loads((folder / "scaling.json").read_text()))
+    return vae
+
+
+def load_or_fit_tokenizer(corpus: Corpus, config: PretrainConfig, folder: Path) -> CLIPTokenizer:
+    """The tokenizer of `folder`, or one fitted to the captions."""
+    target = folder / "tokenizer"
+    if (target / "vocab.json").exists():
+        return CLIPTokenizer.from_pretrained(target)
+    parts = zip(corpus.text, corpus.category, corpus.style, strict=True)
+    captions = [", ".join(part for part in caption if part) for caption in parts]
+    return fit_tokenizer(captions, target, config.vocabulary, config.text_length)
+
+
+def sample_prompts(corpus: Corpus, count: int = 16) -> list[str]:
+    """Prompts for the sample sheets: the most frequent categories, each in another style."""
+    names = [name for name in corpus.category if name] or corpus.text
+    frequent = sorted(set(names), key=lambda name: (-names.count(name), name))[:count]
+    styles = corpus.styles or [""]
+    return [", ".join(p for p in (name, styles[i % len(styles)]) if p) for i, name in enumerate(frequent)]
+
+
+def save_pipeline(
+    vae: AutoencoderKL, tokenizer: CLIPTokenizer, denoiser: Denoiser, styles: list[str], target: Path
+) -> Path:
+    """Write the pipeline, and the style words it was captioned with (`styles.json`).
+
+    U-Net and autoencoder are written in half precision. The text encoder, few of the bytes, stays in single:
+    transformers loads a file in the type it was written in, diffusers in float32, and a pipeline of both types does
+    not run.
+    """
+    pipeline = build_pipeline(vae, tokenizer, denoiser)
+    vae.half()
+    denoiser.unet.half()
+    pipeline.save_pretrained(target, safe_serialization=True)
+    vae.float()
+    denoiser.unet.float()
+    write_json(target / "styles.json", styles)
+    return target
