@@ -1,0 +1,1 @@
+"""Latent distillation: corruption by confidence, and the slope of its loss."""

@@ -1,0 +1,47 @@
+"""Pictures of "LD noise": where in an image the LDM's noise residual lies (Fig. 3 and 4 of the paper's supplement)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from domainfusion.config import DistillConfig
+from domainfusion.distillation.slopes import SlopeEstimator, draw
+
+
+@torch.no_grad()
+def noise_maps(
+    estimator: SlopeEstimator, images: torch.Tensor, prompts: list[str], *, samples: int = 8, seed: int = 0
+) -> torch.Tensor:
+    """(B, H, W) in [0, 1]: how much the mean residual, taken back to pixels, would change each pixel.
+
+    The residual r̄ (mean of √ᾱ_t·r over stratified draws) is a direction in latent space; its image in pixels is the
+    decoder's response to a small step along it, |D(z + s·r̄) - D(z)|, summed over the channels, each map scaled to 1.
+
+    Args:
+        images: (B, 3, H, W) in [-1, 1].
+    """
+    ldm = estimator.ldm
+    config = DistillConfig(samples=samples, min_timestep=0.1, max_timestep=0.7)
+    draws = draw(ldm, len(images), images.shape[-1], config, torch.Generator().manual_seed(seed))
+    embeds = ldm.prompt_embeds(prompts)
+    latents = ldm.encode(images.to(ldm.device))
+    mean = torch.zeros_like(latents)
+    for timesteps, noise in zip(draws.timesteps, draws.noise, strict=True):
+        signal, _ = ldm.signal_and_noise(timesteps)
+        mean += signal * estimator.noise_residual(latents, embeds, timesteps, noise) / samples
+    size = mean.flatten(1).norm(dim=1).view(-1, 1, 1, 1).clamp_min(1e-8)
+    step = 0.2 * latents.flatten(1).norm(dim=1).view(-1, 1, 1, 1) * mean / size
+    change = (ldm.decode(latents + step) - ldm.decode(latents)).abs().sum(1)  # (B, H, W)
+    top = torch.quantile(change.flatten(1), 0.99, dim=1).view(-1, 1, 1).clamp_min(1e-8)
+    return (change / top).clamp(0, 1).cpu()
+
+
+def noise_sheet(images: torch.Tensor, maps: torch.Tensor, scale: int = 1) -> np.ndarray:
+    """Images (B, 3, H, W) in [-1, 1] above their maps (B, H, W), as one (2·H, B·W, 3) uint8 picture."""
+    from matplotlib import colormaps
+
+    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    heat = (colormaps["magma"](maps.numpy())[..., :3] * 255).round().astype(np.uint8)
+    sheet = np.concatenate([np.concatenate(list(pixels), 1), np.concatenate(list(heat), 1)], 0)
+    return sheet.repeat(scale, 0).repeat(scale, 1)

@@ -1,0 +1,141 @@
+"""The slope dL/dp of the latent-distillation loss, by two estimators behind one interface.
+
+L(p; x, y) = E_{t,ε} w(t)·mean r², with r the residual of the noise prediction at z_t = √ᾱ_t z + √(1-ᾱ_t) ε,
+z = E(C_p(x)). The classifier enters through the scalar p alone, so ∇_θ L = L'(p)·∇_θ p and the training loss is
+`(slope.detach() * p).mean()`, whatever the estimator (`distillation_loss`).
+
+Residuals r: `plain` ε_φ(c) - ε (Algorithm 2); `guided` ε_φ(∅) + g(ε_φ(c) - ε_φ(∅)) - ε (DreamFusion); `contrast`
+ε_φ(c) - ε_φ(∅) (classifier score distillation, Yu et al. 2023).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from domainfusion.config import DistillConfig
+from domainfusion.diffusion.ldm import LatentDiffusion
+from domainfusion.distillation.corruption import corrupt, degrade
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """The random part of an estimate: M draws of (t, ε) for each of B images, and what the corruption draws."""
+
+    timesteps: torch.Tensor  # (M, B) int64
+    noise: torch.Tensor  # (M, B, C, h, w)
+    seed: int  # of the corruption
+
+
+def draw(ldm: LatentDiffusion, count: int, size: int, config: DistillConfig, generator: torch.Generator) -> Draws:
+    """Draws for `count` images of `size` pixels: t stratified over the range, independent for each image."""
+    low = config.min_timestep * (ldm.num_train_timesteps - 1)
+    high = config.max_timestep * (ldm.num_train_timesteps - 1)
+    strata = (torch.arange(config.samples).view(-1, 1) + torch.rand(config.samples, count, generator=generator)) / (
+        config.samples
+    )
+    timesteps = (low + strata * (high - low)).round().long()
+    side = size // ldm.latent_factor
+    channels = ldm.unet.config.in_channels
+    noise = torch.randn(config.samples, count, channels, side, side, generator=generator)
+    seed = int(torch.randint(2**31, (1,), generator=generator))
+    return Draws(timesteps.to(ldm.device), noise.to(ldm.device), seed)
+
+
+class SlopeEstimator:
+    """dL/dp for images under prompts, at given confidences.
+
+    Args:
+        ldm: the frozen LDM.
+        config: estimator, residual, corruption, weighting (`samples` is the draws' affair).
+    """
+
+    # Half the step of the difference along p that stands for the encoder's derivative (a smooth function of p, so
+    # the error is of the order step²; tests hold it against the exact derivative).
+    step = 0.01
+
+    def __init__(self, ldm: LatentDiffusion, config: DistillConfig) -> None:
+        self.ldm = ldm
+        self.config = config
+
+    def slopes(self, images: torch.Tensor, prompts: list[str], confidence: torch.Tensor, draws: Draws) -> torch.Tensor:
+        """(B,) slopes, the mean over the draws.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1].
+            prompts: B prompts, of the given labels.
+            confidence: (B,) in [0, 1].
+        """
+        degraded = degrade(images, self.config.corruption, torch.Generator().manual_seed(draws.seed))
+        embeds = self.ldm.prompt_embeds(prompts)
+        if self.config.estimator == "autograd":
+            return self._autograd(images, degraded, embeds, confidence, draws)
+        return self._score(images, degraded, embeds, confidence, draws)
+
+    def losses(self, images: torch.Tensor, prompts: list[str], confidence: torch.Tensor, draws: Draws) -> torch.Tensor:
+        """(B,) losses L(p), the mean over the draws; differentiable in `confidence`."""
+        degraded = degrade(images, self.config.corruption, torch.Generator().manual_seed(draws.seed))
+        return self._losses(images, degraded, self.ldm.prompt_embeds(prompts), confidence, draws)
+
+    def noise_residual(
+        self, latents: torch.Tensor, embeds: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor
+    ) -> torch.Tensor:
+        """r (B, C, h, w) at latents z (B, C, h, w): what the LDM would change ("LD noise")."""
+        noisy = self.ldm.add_noise(latents, noise, timesteps)
+        if self.config.residual == "plain":
+            return self.ldm.predict_noise(noisy, timesteps, embeds) - noise
+        empty = self.ldm.prompt_embeds([""]).expand(len(latents), -1, -1)
+        both = self.ldm.predict_noise(torch.cat([noisy] * 2), torch.cat([timesteps] * 2), torch.cat([empty, embeds]))
+        without, prompted = both.chunk(2)
+        if self.config.residual == "contrast":
+            return prompted - without
+        return without + self.config.guidance * (prompted - without) - noise
+
+    def _weights(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """w(t), (B,)."""
+        if self.config.weighting == "uniform":
+            return torch.ones_like(timesteps, dtype=torch.float32)
+        return 1 - self.ldm.alphas_cumprod[timesteps]
+
+    def _losses(
+        self, images: torch.Tensor, degraded: torch.Tensor, embeds: torch.Tensor, confidence: torch.Tensor, draws: Draws
+    ) -> torch.Tensor:
+        latents = self.ldm.encode(corrupt(images, degraded, confidence))
+        total = torch.zeros(len(images), device=latents.device, dtype=latents.dtype)
+        for timesteps, noise in zip(draws.timesteps, draws.noise, strict=True):
+            residual = self.noise_residual(latents, embeds, timesteps, noise)
+            total = total + self._weights(timesteps) * residual.square().mean((1, 2, 3))
+        return total / len(draws.timesteps)
+
+    def _autograd(
+        self, images: torch.Tensor, degraded: torch.Tensor, embeds: torch.Tensor, confidence: torch.Tensor, draws: Draws
+    ) -> torch.Tensor:
+        """Back-propagation through U-Net and encoder: each L depends on its own p only, so one backward gives all."""
+        with torch.enable_grad():
+            p = confidence.detach().clone().requires_grad_(True)
+            losses = self._losses(images, degraded, embeds, p, draws)
+            return torch.autograd.grad(losses.sum(), p)[0]
+
+    @torch.no_grad()
+    def _score(
+        self, images: torch.Tensor, degraded: torch.Tensor, embeds: torch.Tensor, confidence: torch.Tensor, draws: Draws
+    ) -> torch.Tensor:
+        """E w(t)·√ᾱ_t·⟨r, dz/dp⟩/dim, the U-Net's Jacobian dropped (DreamFusion, arXiv 2209.14988, eq. 3)."""
+        p = confidence.detach()
+        latents = self.ldm.encode(corrupt(images, degraded, p))
+        ahead = self.ldm.encode(corrupt(images, degraded, p + self.step))
+        behind = self.ldm.encode(corrupt(images, degraded, p - self.step))
+        tangent = (ahead - behind) / (2 * self.step)  # (B, C, h, w), J_E(C_p x)·(x - D(x))
+        total = torch.zeros(len(images), device=latents.device, dtype=latents.dtype)
+        for timesteps, noise in zip(draws.timesteps, draws.noise, strict=True):
+            residual = self.noise_residual(latents, embeds, timesteps, noise)
+            signal, _ = self.ldm.signal_and_noise(timesteps)
+            product = (residual * tangent).mean((1, 2, 3))
+            total = total + self._weights(timesteps) * signal.flatten() * product
+        return total / len(draws.timesteps)
+
+
+def distillation_loss(slopes: torch.Tensor, confidence: torch.Tensor) -> torch.Tensor:
+    """mean(slope·p), whose gradient is that of mean L(p): slopes (B,) are constants, confidence (B,) is not."""
+    return (slopes.detach() * confidence).mean()
