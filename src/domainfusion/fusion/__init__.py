@@ -1,0 +1,1 @@
+"""Online lightweight augmentation: style and content, selection, the synthetic dataset."""
