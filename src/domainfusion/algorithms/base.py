@@ -1,0 +1,75 @@
+"""What an algorithm is: losses of a batch, logits of images, and work between steps. The trainer does the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from domainfusion.algorithms.classifier import build_classifier
+from domainfusion.config import TrainConfig
+from domainfusion.data.domains import MultiDomainDataset
+from domainfusion.data.splits import Split
+from domainfusion.data.transforms import augment, to_float
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """The raw images of one step, of all source domains."""
+
+    step: int
+    epoch: int
+    rows: np.ndarray  # (B,) rows of the data set
+    images: torch.Tensor  # (B, 3, S, S) in [0, 1], augmented
+    labels: torch.Tensor  # (B,) int64
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What an algorithm is built for: data, split, options, device, and the run's folder."""
+
+    dataset: MultiDomainDataset
+    split: Split
+    config: TrainConfig
+    device: torch.device
+    dtype: torch.dtype
+    folder: Path
+    steps_per_epoch: int
+    progress: bool = True
+
+
+class Algorithm(nn.Module):
+    """Base of all algorithms. A subclass gives `losses`; everything else has a default."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        self.context = context
+        self.config = context.config
+        self.classifier = build_classifier(context.config, len(context.dataset.classes))
+
+    def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Named terms of the loss, already weighted; the trainer sums them and descends."""
+        raise NotImplementedError
+
+    def before_step(self, step: int, epoch: int) -> None:
+        """Called before each step, outside the gradient: refresh a data set, say."""
+
+    def predict(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, classes) logits of images (B, 3, S, S) in [0, 1]."""
+        return self.classifier(images)
+
+    def costs(self) -> dict[str, Any]:
+        """What the run has spent, for records: images generated, LDM passes, seconds by part."""
+        return {}
+
+    def restore(self, costs: dict[str, Any]) -> None:
+        """Take over what `costs` said when the checkpoint was written."""
+
+    def augmented(self, images: np.ndarray, generator: torch.Generator) -> torch.Tensor:
+        """(B, 3, S, S) augmented training images in [0, 1] of images (B, S, S, 3) uint8."""
+        batch = to_float(torch.from_numpy(np.ascontiguousarray(images)).to(self.context.device))
+        return augment(batch, self.config.data, generator)
