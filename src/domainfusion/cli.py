@@ -1,0 +1,117 @@
+"""The command line. Each command's options, and its imports, are read only when it is called.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from domainfusion.errors import DomainFusionError, UsageError, unknown_name
+
+COMMANDS = {
+    "demo": "train ERM and DomainFusion on the embedded benchmark and show both",
+    "train": "train one classifier",
+    "benchmark": "train algorithms on every target domain and trial; table of accuracies",
+    "evaluate": "accuracy of a finished run, by class",
+    "report": "one HTML file from finished runs",
+    "pretrain": "train a small latent diffusion model from captioned images",
+    "judge": "measure what an LDM is worth for DomainFusion on a data set",
+    "data": "data splits DATA: which images train and which are held out",
+    "list": "list algorithms, datasets, backbones or ldms",
+}
+
+HELP = """\
+domainfusion: train image classifiers that work on domains nobody has labelled, with a latent diffusion model.
+
+usage: domainfusion COMMAND [ARGUMENTS]      domainfusion COMMAND --help
+
+{commands}
+
+DATA is an embedded benchmark (pictograms) or a folder DOMAIN/CLASS/IMAGE. First steps:
+
+  domainfusion demo                                      about ten minutes on a laptop
+  domainfusion train DATA --target DOMAIN --output runs/x     train without DOMAIN, test on it
+  domainfusion benchmark DATA --algorithms erm domainfusion --trials 3 --output runs/b
+
+options: --help, --version, --debug (show the traceback of an error)
+"""
+
+
+def help_text() -> str:
+    """What `domainfusion --help` prints."""
+    width = max(map(len, COMMANDS))
+    return HELP.format(commands="\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; returns the exit code. Expected errors are one line on stderr."""
+    words = list(arguments)
+    debug = "--debug" in words or bool(os.environ.get("DOMAINFUSION_DEBUG"))
+    words = [word for word in words if word != "--debug"]
+    if not words or words[0] in ("--help", "-h", "help"):
+        print(help_text(), end="")
+        return 0
+    if words[0] == "--version":
+        from domainfusion import __version__
+
+        print(f"domainfusion {__version__}")
+        return 0
+    try:
+        if words[0] not in COMMANDS:
+            near = difflib.get_close_matches(words[0], COMMANDS, n=1)
+            raise (
+                unknown_name("command", words[0], COMMANDS)
+                if near
+                else UsageError(f"unknown command {words[0]!r}; commands: {', '.join(COMMANDS)}")
+            )
+        if words[0] == "list":
+            return list_names(words[1:])
+        commands = importlib.import_module("domainfusion.commands")
+        return int(getattr(commands, words[0].replace("-", "_"))(words[1:]) or 0)
+    except UsageError as error:
+        return _fail(error, 2, debug)
+    except DomainFusionError as error:
+        return _fail(error, 1, debug)
+    except KeyboardInterrupt:
+        print("domainfusion: interrupted; the same command again goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def _fail(error: Exception, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"domainfusion: {error}", file=sys.stderr)
+    return code
+
+
+def list_names(words: list[str]) -> int:
+    """`domainfusion list KIND [PATTERN] [--json]`."""
+    from domainfusion.registry import ALGORITHMS, BACKBONES, DATASETS, LDMS
+
+    kinds = {"algorithms": ALGORITHMS, "datasets": DATASETS, "backbones": BACKBONES, "ldms": LDMS}
+    as_json = "--json" in words
+    words = [word for word in words if word != "--json"]
+    if words in (["--help"], ["-h"]) or not words:
+        print(f"usage: domainfusion list {{{','.join(kinds)}}} [PATTERN] [--json]")
+        return 0 if words else 2
+    if words[0] not in kinds:
+        raise unknown_name("list", words[0], kinds)
+    registry = kinds[words[0]]
+    entries = [registry.entries[name] for name in registry.names(words[1] if len(words) > 1 else "*")]
+    if as_json:
+        import json
+
+        print(json.dumps([{"name": e.name, "summary": e.summary, "source": e.source} for e in entries], indent=2))
+        return 0
+    width = max((len(entry.name) for entry in entries), default=0)
+    for entry in entries:
+        print(f"{entry.name:<{width}}  {entry.summary} [{entry.source}]")
+    if words[0] == "backbones":
+        print("... and every other model that timm knows, by its name")
+    return 0

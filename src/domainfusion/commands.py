@@ -1,0 +1,298 @@
+"""The commands behind the command line, one function each; torch is imported only where a command computes."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+from pydantic import ValidationError
+
+from domainfusion.config import DataConfig, PretrainConfig, TrainConfig, build_config, load_toml
+from domainfusion.errors import UsageError
+from domainfusion.registry import ALGORITHMS
+
+Flat = tyro.conf.arg(name="")
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainCommand:
+    """Train one classifier on DATA; the same command again resumes, or just prints what came out."""
+
+    data: tyro.conf.Positional[str]
+    """An embedded benchmark (pictograms) or a folder DOMAIN/CLASS/IMAGE."""
+    options: Annotated[TrainConfig, Flat]
+    output: Path | None = None
+    """Folder of the run (default: runs/DATA-ALGORITHM-TARGET-tTRIAL-sSEED)."""
+    config: Path | None = None
+    """TOML file with options; the command line has the last word."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkCommand:
+    """Train algorithms on every target domain and trial, and print the table of their accuracies."""
+
+    data: tyro.conf.Positional[str]
+    """An embedded benchmark (pictograms) or a folder DOMAIN/CLASS/IMAGE."""
+    options: Annotated[TrainConfig, Flat]
+    algorithms: tuple[str, ...] = ("erm", "domainfusion")
+    """Algorithms to compare; differences are taken to erm."""
+    trials: int = 3
+    """Number of trials (splits and seeds 0, 1, ...)."""
+    targets: tuple[str, ...] = ()
+    """Target domains (default: each in turn)."""
+    output: Path = Path("runs/benchmark")
+    """Folder of the runs."""
+    config: Path | None = None
+    """TOML file with options; the command line has the last word."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainCommand:
+    """Train a small latent diffusion model in Stable Diffusion's layout from captioned images."""
+
+    corpus: tyro.conf.Positional[Path]
+    """A folder with images and metadata.csv (file_name, text), or an .npz file."""
+    options: Annotated[PretrainConfig, Flat]
+    output: Path = Path("runs/ldm")
+    """Folder of states, losses, samples, and the finished pipeline."""
+    config: Path | None = None
+    """TOML file with options; the command line has the last word."""
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeCommand:
+    """Measure an LDM for DomainFusion: candidates still recognised, style moved, slopes that know labels."""
+
+    data: tyro.conf.Positional[str]
+    """An embedded benchmark or a folder DOMAIN/CLASS/IMAGE."""
+    ldm: str = "embedded"
+    """Latent diffusion model: embedded, a diffusers folder, or a hub id."""
+    images: int = 400
+    """Images measured on."""
+    output: Path = Path("runs/judge")
+    """Folder for the figures (judge.json) and a sheet of candidates (candidates.png)."""
+    json: bool = False
+    """Print the figures as JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoCommand:
+    """Train ERM and DomainFusion on the embedded benchmark without one drawing style, and test on that style."""
+
+    options: Annotated[TrainConfig, Flat]
+    output: Path = Path("runs/demo")
+    """Folder of the two runs and the report."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportCommand:
+    """Write one self-contained HTML file from finished runs."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders, or folders above them."""
+    output: Path = Path("report.html")
+    """The file to write."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateCommand:
+    """Accuracy of a finished run's model on its target's test images, or on the domains of DATA."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a finished run."""
+    data: tyro.conf.Positional[str | None] = None
+    """Data set to evaluate on instead: every domain of it, by class name."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitsCommand:
+    """Which images train ("in") and which are held out ("out"), as row numbers of each domain in sorted order."""
+
+    data: tyro.conf.Positional[str]
+    """An embedded benchmark or a folder DOMAIN/CLASS/IMAGE."""
+    trial: int = 0
+    """Number of the split."""
+    protocol: str = "domainbed"
+    """domainbed or strict."""
+    json: bool = False
+    """Print the row numbers as JSON."""
+
+
+def parse(kind: type[T], words: list[str], prog: str, options: Any = None) -> T:
+    """`kind` from the command line, with `options` as the defaults of its flat config.
+
+    Raises `UsageError` for an unknown or missing option (naming the nearest) and a value out of range.
+    """
+    known = _flags(kind)
+    for word in words:
+        flag = word.split("=")[0]
+        if flag.startswith("--") and flag not in ("--help",) and flag.replace("_", "-") not in known:
+            near = difflib.get_close_matches(flag.replace("_", "-"), sorted(known), n=1, cutoff=0.4)
+            raise UsageError(f"unknown option {flag}" + (f"; did you mean {near[0]}?" if near else ""))
+    try:
+        if options is None:
+            return tyro.cli(kind, args=words, prog=prog)
+        # tyro takes the fields of a flat config from the default of the whole command.
+        return tyro.cli(kind, args=words, prog=prog, default=_with_options(kind, options))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"--{where.replace('_', '-')} {first['input']}: {first['msg']}") from None
+
+
+def _with_options(kind: type[T], options: Any) -> T:
+    values: dict[str, Any] = {"options": options}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if field.name not in values and field.default is dataclasses.MISSING:
+            values[field.name] = tyro.MISSING
+    return kind(**values)
+
+
+def _flags(kind: Any, prefix: str = "") -> set[str]:
+    """Every long flag of a command."""
+    import typing
+
+    flags: set[str] = set()
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        name = (prefix + field.name).replace("_", "-")
+        if dataclasses.is_dataclass(hint):
+            flags |= _flags(hint, "" if field.name == "options" else f"{prefix}{field.name}.")
+        else:
+            stem, _, leaf = name.rpartition(".")
+            flags |= {f"--{name}", f"--{stem}.no-{leaf}" if stem else f"--no-{leaf}"}
+    return flags
+
+
+def _base_options(kind: type, words: list[str]) -> Any:
+    """The options that a `--config FILE.toml` on the command line gives, or the defaults."""
+    for i, word in enumerate(words):
+        if word == "--config" and i + 1 < len(words):
+            return build_config(kind, load_toml(Path(words[i + 1])), words[i + 1])
+        if word.startswith("--config="):
+            path = word.split("=", 1)[1]
+            return build_config(kind, load_toml(Path(path)), path)
+    return kind()
+
+
+def _show(value: dict[str, Any], text: str, as_json: bool) -> None:
+    print(json.dumps(value, indent=2, sort_keys=True) if as_json else text)
+
+
+def train(words: list[str]) -> None:
+    """`domainfusion train`."""
+    command = parse(TrainCommand, words, "domainfusion train", _base_options(TrainConfig, words))
+    options = command.options
+    ALGORITHMS.get(options.algorithm)
+    from domainfusion.experiments.runs import train_run
+    from domainfusion.results.tables import run_summary
+
+    name = "-".join([Path(command.data).name, options.algorithm, options.target or "all"])
+    folder = command.output or Path("runs") / f"{name}-t{options.trial}-s{options.seed}"
+    result = train_run(command.data, options, folder)
+    _show(result, run_summary(result, str(folder)), command.json)
+
+
+def benchmark(words: list[str]) -> None:
+    """`domainfusion benchmark`."""
+    command = parse(BenchmarkCommand, words, "domainfusion benchmark", _base_options(TrainConfig, words))
+    for name in command.algorithms:
+        ALGORITHMS.get(name)
+    from domainfusion.experiments.benchmark import run_benchmark
+    from domainfusion.results.tables import accuracy_rows, text_table
+
+    summary = run_benchmark(
+        command.data, command.options, list(command.algorithms), list(range(command.trials)),
+        list(command.targets) or None, command.output, command=" ".join(["domainfusion", "benchmark", *words]),
+    )  # fmt: skip
+    heading = (
+        f"{summary['dataset']}, {summary['protocol']} splits, {command.trials} trials, "
+        f"model chosen on source validation: target accuracy in %"
+    )
+    _show(summary, f"{heading}\n\n{text_table(accuracy_rows(summary['accuracy']))}", command.json)
+
+
+def demo(words: list[str]) -> None:
+    """`domainfusion demo`."""
+    from domainfusion.experiments.demo import demo_options, run_demo
+
+    command = parse(DemoCommand, words, "domainfusion demo", demo_options())
+    result, text = run_demo(command.options, command.output)
+    _show(result, text, command.json)
+
+
+def report(words: list[str]) -> None:
+    """`domainfusion report`."""
+    command = parse(ReportCommand, words, "domainfusion report")
+    from domainfusion.report.html import write_report
+
+    print(write_report(list(command.runs), command.output))
+
+
+def evaluate(words: list[str]) -> None:
+    """`domainfusion evaluate`."""
+    command = parse(EvaluateCommand, words, "domainfusion evaluate")
+    from domainfusion.experiments.evaluation import evaluate_run
+    from domainfusion.results.tables import text_table
+
+    found = evaluate_run(command.run, command.data)
+    rows = [["domain", "images", "accuracy"]]
+    rows += [[name, str(entry["images"]), f"{100 * entry['accuracy']:.1f} %"] for name, entry in found.items()]
+    _show(found, text_table(rows), command.json)
+
+
+def pretrain(words: list[str]) -> None:
+    """`domainfusion pretrain`."""
+    command = parse(PretrainCommand, words, "domainfusion pretrain", _base_options(PretrainConfig, words))
+    from domainfusion.diffusion.pretraining import pretrain as run_pretraining
+
+    print(run_pretraining(command.corpus, command.options, command.output))
+
+
+def judge(words: list[str]) -> None:
+    """`domainfusion judge`."""
+    command = parse(JudgeCommand, words, "domainfusion judge")
+    from domainfusion.experiments.judging import judge_ldm, judgement_text
+
+    found = judge_ldm(command.data, command.ldm, command.images, command.output)
+    _show(found, judgement_text(found), command.json)
+
+
+def data(words: list[str]) -> None:
+    """`domainfusion data splits`."""
+    if not words or words[0] != "splits":
+        raise UsageError("usage: domainfusion data splits DATA [--trial T] [--protocol strict] [--json]")
+    command = parse(SplitsCommand, words[1:], "domainfusion data splits")
+    from domainfusion.data.domains import load_dataset
+    from domainfusion.data.splits import domainbed_split, strict_split
+
+    if command.protocol not in ("domainbed", "strict"):
+        raise UsageError(f"--protocol {command.protocol} is not domainbed or strict")
+    config = DataConfig()
+    dataset = load_dataset(command.data, config)
+    strict = command.protocol == "strict"
+    found = strict_split(dataset, command.trial) if strict else domainbed_split(dataset, command.trial, 0.2)
+    # Numbers count from 0 within each domain, as DomainBed's do.
+    plain = {
+        domain: {part: (rows - dataset.rows(dataset.index_of(domain))[0]).tolist() for part, rows in parts.items()}
+        for domain, parts in found.items()
+    }
+    text = "\n".join(f"{d}: " + ", ".join(f"{part} {len(rows)}" for part, rows in p.items()) for d, p in plain.items())
+    _show(plain, text, command.json)
+    for note in dataset.notes:
+        print(f"note: {note}", file=sys.stderr)

@@ -1,0 +1,153 @@
+"""What an LDM is worth for DomainFusion, in numbers: are its candidates still the thing, in another style, and do its
+slopes know a true label from a wrong one?"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from tqdm import tqdm
+
+from domainfusion.config import DistillConfig, GenerateConfig, TrainConfig
+from domainfusion.data.domains import MultiDomainDataset
+from domainfusion.data.transforms import to_float
+from domainfusion.diffusion.image_to_image import image_to_image
+from domainfusion.diffusion.ldm import LatentDiffusion
+from domainfusion.diffusion.prompts import compose_prompts
+from domainfusion.distillation.slopes import SlopeEstimator, draw
+from domainfusion.experiments.runs import build_algorithm, build_context, train_run
+from domainfusion.files import make_folder, write_json
+from domainfusion.fusion.style import split_style, style_divergence
+from domainfusion.results.tables import text_table
+from domainfusion.seeding import derive_numpy_rng
+from domainfusion.training.checkpoint import load_model
+
+STRENGTHS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+def judge_ldm(
+    data: str, ldm_name: str, count: int, folder: Path, *, generate: GenerateConfig | None = None, steps: int = 600
+) -> dict[str, Any]:
+    """The figures of the module's docstring, on `count` images that the oracle was not trained on.
+
+    The oracle is an ERM classifier trained on all domains (kept in `folder/oracle-…`); what it says of the stored
+    images and of their plain reconstructions is the yardstick for what it says of candidates.
+    """
+    make_folder(folder)
+    generate = generate or GenerateConfig()
+    oracle_config = TrainConfig(algorithm="erm", steps=steps)
+    oracle_folder = folder / ("oracle-" + hashlib.sha256(data.encode()).hexdigest()[:8])
+    train_run(data, oracle_config, oracle_folder)
+    context = build_context(data, oracle_config, oracle_folder)
+    oracle = build_algorithm(context)
+    load_model(oracle_folder, oracle.classifier)
+    oracle.eval()
+    dataset = context.dataset
+    held = np.concatenate(list(context.split.validation.values()))
+    rows = np.sort(derive_numpy_rng("judge", 0).choice(held, min(count, len(held)), replace=False))
+    ldm = LatentDiffusion.load(ldm_name, device=context.device)
+    images = _pixels(dataset, rows, ldm.image_size)
+    labels = dataset.labels[rows]
+
+    @torch.no_grad()
+    def recognised(pictures: torch.Tensor, given: np.ndarray) -> float:
+        """Share (per cent) of pictures (n, 3, H, W) in [-1, 1] that the oracle gives the label they should have."""
+        small = F.interpolate((pictures + 1) / 2, size=(dataset.size, dataset.size), mode="bilinear", antialias=True)
+        found = torch.cat([oracle.predict(part.to(context.device)).argmax(1).cpu() for part in small.split(256)])
+        return 100 * float((found.numpy() == given).mean())
+
+    reconstructed = torch.cat([ldm.decode(ldm.encode(part)).clamp(-1, 1).cpu() for part in images.split(64)])
+    squared = ((reconstructed - images) / 2).square().mean((1, 2, 3)).clamp_min(1e-10)
+    figures: dict[str, Any] = {
+        "ldm": ldm_name, "data": data, "images": len(rows),
+        "psnr": float((-10 * squared.log10()).mean()),
+        "raw_recognised": recognised(images, labels), "reconstruction_recognised": recognised(reconstructed, labels),
+        "candidates": [], "slopes": {},
+    }  # fmt: skip
+    rng = derive_numpy_rng("judge prompts", 0)
+    prompts = compose_prompts(dataset.words(), labels, generate, ldm.styles, rng)
+    _, mean0, std0 = split_style(images)
+    sheet = [images[:12]]
+    for strength in tqdm(STRENGTHS, desc="candidates"):
+        made = image_to_image(
+            ldm, images, prompts, torch.full((len(rows), 1), strength), steps=generate.steps,
+            guidance_scale=generate.guidance, generator=torch.Generator().manual_seed(0),
+        )[:, 0]  # fmt: skip
+        _, mean, std = split_style(made)
+        moved = style_divergence(mean0, std0, mean[:, None], std[:, None], "gaussian")
+        saturation = (made.amax(1) - made.amin(1)).mean()
+        figures["candidates"].append(
+            {"strength": strength, "recognised": recognised(made, labels), "style_moved": float(moved.median()),
+             "pixel_distance": float((made - images).square().mean().sqrt()), "saturation": float(saturation)}
+        )  # fmt: skip
+        sheet.append(made[:12])
+    Image.fromarray(_sheet(sheet)).save(folder / "candidates.png")
+    figures["slopes"] = slope_ranking(ldm, images, dataset, labels)
+    write_json(folder / "judge.json", figures)
+    return figures
+
+
+def slope_ranking(
+    ldm: LatentDiffusion, images: torch.Tensor, dataset: MultiDomainDataset, labels: np.ndarray, samples: int = 8
+) -> dict[str, Any]:
+    """By residual: how often (per cent; chance 50) the slope of the true label lies below that of a random wrong one.
+
+    Both are taken at p = 0.5 on the same draws; `mean` is the mean slope of the true label,
+    `standard_error` that of the share.
+    """
+    words = dataset.words()
+    rng = derive_numpy_rng("wrong labels", 0)
+    wrong = (labels + rng.integers(1, len(dataset.classes), len(labels))) % len(dataset.classes)
+    result: dict[str, Any] = {}
+    for residual in ("plain", "guided", "contrast"):
+        config = DistillConfig(residual=residual, samples=samples)
+        estimator = SlopeEstimator(ldm, config)
+        true: list[torch.Tensor] = []
+        other: list[torch.Tensor] = []
+        for part in torch.arange(len(images)).split(64):
+            generator = torch.Generator().manual_seed(int(part[0]))
+            draws = draw(ldm, len(part), images.shape[-1], config, generator)
+            p = torch.full((len(part),), 0.5)
+            for given, found in ((labels, true), (wrong, other)):
+                found.append(estimator.slopes(images[part], [words[given[i]] for i in part], p, draws))
+        first, second = torch.cat(true), torch.cat(other)
+        share = float((first < second).float().mean())
+        result[residual] = {
+            "true_below_wrong": 100 * share, "standard_error": 100 * (share * (1 - share) / len(first)) ** 0.5,
+            "mean": float(first.mean()), "mean_size": float(first.abs().mean()),
+        }  # fmt: skip
+    return result
+
+
+def _pixels(dataset: MultiDomainDataset, rows: np.ndarray, size: int) -> torch.Tensor:
+    images = to_float(torch.from_numpy(dataset.images[rows])) * 2 - 1
+    return images if size == dataset.size else F.interpolate(images, (size, size), mode="bicubic", antialias=True)
+
+
+def _sheet(rows: list[torch.Tensor]) -> np.ndarray:
+    lines = [((row + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy() for row in rows]
+    return np.concatenate([np.concatenate(list(line), 1) for line in lines], 0)
+
+
+def judgement_text(figures: dict[str, Any]) -> str:
+    """The figures as two tables."""
+    first = [["pictures", "recognised %", "style moved", "saturation"]]
+    first.append(["as stored", f"{figures['raw_recognised']:.1f}", "", ""])
+    first.append([f"reconstructed ({figures['psnr']:.1f} dB)", f"{figures['reconstruction_recognised']:.1f}", "0", ""])
+    for entry in figures["candidates"]:
+        first.append(
+            [f"strength {entry['strength']}", f"{entry['recognised']:.1f}", f"{entry['style_moved']:.2f}",
+             f"{entry['saturation']:.2f}"]
+        )  # fmt: skip
+    second = [["slope residual", "true below wrong %", "s.e.", "mean", "mean size"]]
+    for name, entry in figures["slopes"].items():
+        second.append(
+            [name, f"{entry['true_below_wrong']:.1f}", f"{entry['standard_error']:.1f}", f"{entry['mean']:.4f}",
+             f"{entry['mean_size']:.4f}"]
+        )  # fmt: skip
+    return f"{text_table(first)}\n\n{text_table(second)}"

@@ -1,0 +1,164 @@
+"""One run: data, split, algorithm, training, and what it came to, in a folder people can read."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from domainfusion.algorithms.base import Algorithm, Context
+from domainfusion.config import TrainConfig, build_config, load_toml, plain_values, to_toml
+from domainfusion.data.batches import steps_per_epoch
+from domainfusion.data.domains import MultiDomainDataset, load_dataset
+from domainfusion.data.splits import build_split
+from domainfusion.diffusion.ldm import choose_dtype
+from domainfusion.errors import UsageError
+from domainfusion.files import make_folder, read_json, write_json, write_text
+from domainfusion.registry import ALGORITHMS
+from domainfusion.training.checkpoint import load_model
+from domainfusion.training.evaluation import evaluate
+from domainfusion.training.trainer import train, validate
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called `name`; `auto` is the first GPU, or the CPU. Raises `UsageError` where it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {name} is not available here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def build_context(data: str, config: TrainConfig, folder: Path, progress: bool = True) -> Context:
+    """Data, split and device of a run."""
+    dataset = load_dataset(data, config.data)
+    split = build_split(dataset, config.data, config.target, config.trial)
+    device = choose_device(config.device)
+    return Context(
+        dataset=dataset, split=split, config=config, device=device, dtype=choose_dtype(config.precision, device),
+        folder=folder, steps_per_epoch=steps_per_epoch(split, config.batch_size), progress=progress,
+    )  # fmt: skip
+
+
+def build_algorithm(context: Context) -> Algorithm:
+    """The algorithm of a context, its initial weights a function of the seed."""
+    torch.manual_seed(context.config.seed)
+    return ALGORITHMS.load(context.config.algorithm)(context)
+
+
+def train_run(data: str, config: TrainConfig, folder: Path, *, progress: bool = True) -> dict[str, Any]:
+    """Train as `config` says, in `folder`, and return `result.json`; the same call again resumes or just reads it.
+
+    Raises `UsageError` where the folder holds a run with other options.
+    """
+    ALGORITHMS.get(config.algorithm)
+    make_folder(folder)
+    _refuse_other_options(folder, data, config)
+    if (folder / "result.json").exists():
+        return read_json(folder / "result.json")
+    context = build_context(data, config, folder, progress)
+    for note in context.dataset.notes:
+        print(f"note: {note}", file=sys.stderr)
+    write_text(folder / "config.toml", f"# domainfusion train {data}\n{to_toml(config)}")
+    write_json(folder / "environment.json", describe_environment())
+    write_json(folder / "data.json", describe_data(data, context))
+    algorithm = build_algorithm(context)
+    started = time.monotonic()
+    done = train(algorithm)
+    load_model(folder, algorithm.classifier)
+    result = summarize(algorithm)
+    result.update(selected_step=done.best_step, steps=done.step, seconds=done.seconds + 0.0, costs=algorithm.costs())
+    result["wall_seconds"] = time.monotonic() - started
+    write_json(folder / "result.json", result)
+    return result
+
+
+def summarize(algorithm: Algorithm) -> dict[str, Any]:
+    """Accuracy of the present weights: source validation by domain, and the target by class, with its confusion."""
+    context = algorithm.context
+    found = validate(algorithm)
+    result: dict[str, Any] = {
+        "algorithm": context.config.algorithm, "target": context.config.target, "trial": context.config.trial,
+        "seed": context.config.seed, "protocol": context.split.protocol, "dataset": context.dataset.name,
+        "classes": list(context.dataset.classes),
+        "validation_accuracy": sum(value.accuracy for value in found.values()) / len(found),
+        "validation": {domain: value.accuracy for domain, value in found.items()},
+    }  # fmt: skip
+    if len(context.split.test):
+        test = evaluate(
+            algorithm.predict, context.dataset, context.split.test, device=context.device, dtype=context.dtype
+        )
+        confusion = test.confusion()
+        counts = confusion.sum(1)
+        result.update(
+            target_accuracy=test.accuracy, test_images=len(test.labels), confusion=confusion.tolist(),
+            class_accuracy={
+                name: (float(confusion[i, i] / counts[i]) if counts[i] else None)
+                for i, name in enumerate(context.dataset.classes)
+            },
+        )  # fmt: skip
+    return result
+
+
+def _refuse_other_options(folder: Path, data: str, config: TrainConfig) -> None:
+    """Raise `UsageError` naming an option in which `folder`'s run differs from this one."""
+    path = folder / "config.toml"
+    if not path.exists():
+        return
+    kept = plain_values(build_config(TrainConfig, load_toml(path), str(path)))
+    now = plain_values(config)
+    for name in sorted(set(kept) | set(now)):
+        if kept.get(name) != now.get(name):
+            raise UsageError(
+                f"{folder} holds a run with {name} = {kept.get(name)!r}, not {now.get(name)!r}; choose another --output"
+            )
+    recorded = folder / "data.json"
+    if recorded.exists() and read_json(recorded)["data"] != data:
+        raise UsageError(f"{folder} holds a run on {read_json(recorded)['data']}; choose another --output")
+
+
+def describe_data(data: str, context: Context) -> dict[str, Any]:
+    """What the run read, and how it was split."""
+    dataset: MultiDomainDataset = context.dataset
+    return {
+        "data": data, "name": dataset.name, "fingerprint": dataset.fingerprint, "images": len(dataset),
+        "domains": list(dataset.domains), "classes": list(dataset.classes), "size": dataset.size,
+        "protocol": context.split.protocol, "sources": list(context.split.sources), "target": context.split.target,
+        "train": {domain: len(rows) for domain, rows in context.split.train.items()},
+        "validation": {domain: len(rows) for domain, rows in context.split.validation.items()},
+        "test": len(context.split.test), "steps_per_epoch": context.steps_per_epoch, "notes": list(dataset.notes),
+    }  # fmt: skip
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions and machine, for reproduction."""
+    versions = {}
+    for name in ("domainfusion", "torch", "torchvision", "timm", "diffusers", "transformers", "numpy"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "python": platform.python_version(), "platform": platform.platform(), "processor": _processor(),
+        "cpus": os.cpu_count(), "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None, "versions": versions,
+    }  # fmt: skip
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )

@@ -1,0 +1,1 @@
+"""Reading runs back: statistics and tables. No torch here."""

@@ -1,0 +1,23 @@
+"""Reading runs back: what a folder of runs came to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from domainfusion.files import read_json, read_json_lines
+
+
+def find_runs(root: Path) -> list[Path]:
+    """The finished runs (folders with `result.json`) at or below `root`, sorted."""
+    return sorted(path.parent for path in root.rglob("result.json"))
+
+
+def load_run(folder: Path) -> dict[str, Any]:
+    """All that a run wrote down: `result`, `data`, `environment`, `records`, `config` (TOML text)."""
+    text = folder / "config.toml"
+    return {
+        "folder": folder, "result": read_json(folder / "result.json"), "data": read_json(folder / "data.json"),
+        "environment": read_json(folder / "environment.json"), "records": read_json_lines(folder / "metrics.jsonl"),
+        "config": text.read_text(encoding="utf-8") if text.exists() else "",
+    }  # fmt: skip

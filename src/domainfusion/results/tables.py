@@ -1,0 +1,72 @@
+"""Tables of accuracies, as text and Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from domainfusion.results.statistics import Accuracies, PairedDifference, estimate, paired_difference, trial_means
+
+
+def accuracy_rows(accuracy: Accuracies, baseline: str = "erm") -> list[list[str]]:
+    """A row per algorithm: mean ± s.e. on every target, their average, and the paired difference to `baseline`."""
+    targets = list(next(iter(accuracy.values()))) if accuracy else []
+    rows = [["algorithm", *targets, "average", f"minus {baseline}"]]
+    for algorithm, by_target in accuracy.items():
+        cells = [str(estimate(by_target[target])) if by_target.get(target) else "–" for target in targets]
+        average = str(estimate(trial_means(by_target)))
+        rows.append([algorithm, *cells, average, difference_cell(accuracy, algorithm, baseline)])
+    return rows
+
+
+def difference_cell(accuracy: Accuracies, algorithm: str, baseline: str) -> str:
+    """The paired difference to the baseline as "+1.2 ± 0.4 (p = 0.03)"; empty for the baseline itself."""
+    if algorithm == baseline or baseline not in accuracy:
+        return ""
+    return format_difference(paired_difference(accuracy[algorithm], accuracy[baseline]))
+
+
+def format_difference(found: PairedDifference) -> str:
+    """A paired difference in words, as far as the number of trials allows."""
+    if found.count == 0:
+        return ""
+    if math.isnan(found.error):
+        return f"{found.mean:+.1f}"
+    p_value = f"p = {found.p_value:.3f}" if found.p_value >= 0.001 else "p < 0.001"
+    return f"{found.mean:+.1f} ± {found.error:.1f} ({p_value})"
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as aligned text, the first one a heading, the first column to the left and the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for number, row in enumerate(rows):
+        cells = [
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+        if number == 0:
+            lines.append("  ".join("─" * w for w in widths))
+    return "\n".join(lines)
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as a Markdown table, the first one its heading."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines.insert(1, "|" + "---|" * len(rows[0]))
+    return "\n".join(lines)
+
+
+def run_summary(result: dict[str, Any], folder: str) -> str:
+    """What one run came to, in a few lines."""
+    lines = [
+        f"{result['algorithm']} on {result['dataset']}, {result['protocol']} splits, trial {result['trial']}",
+        f"source validation  {100 * result['validation_accuracy']:.1f} % (chosen at step {result['selected_step']})",
+    ]
+    if "target_accuracy" in result:
+        lines.append(
+            f"target {result['target']:<12}{100 * result['target_accuracy']:.1f} % of {result['test_images']} images"
+        )
+    lines.append(f"{result['seconds']:.0f} s; everything is in {folder}")
+    return "\n".join(lines)

@@ -1,0 +1,86 @@
+"""A run's state on disk: the last step (to resume from) and the selected model (to use)."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from domainfusion.errors import FileError
+from domainfusion.files import atomic_path, read_json, write_json
+from domainfusion.tensors import load_state, save_state
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far a run is: steps done, seconds spent, and the best evaluation so far."""
+
+    step: int = 0
+    seconds: float = 0.0
+    best_validation: float = -1.0
+    best_step: int = 0
+
+
+def save_checkpoint(
+    folder: Path,
+    algorithm: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    extra: dict[str, Any],
+) -> None:
+    """Write `folder/checkpoints/last.safetensors`, keeping the one before as `previous.safetensors`."""
+    last = folder / "checkpoints" / "last.safetensors"
+    if last.exists():
+        last.replace(last.with_name("previous.safetensors"))
+    state = {"model": algorithm.state_dict(), "optimizer": optimizer.state_dict(),
+             "progress": dataclasses.asdict(progress), "extra": extra}  # fmt: skip
+    save_state(last, state)
+
+
+def load_checkpoint(
+    folder: Path, algorithm: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[Progress, dict[str, Any]]:
+    """Restore model and optimizer from the newest checkpoint that is whole; a fresh `Progress` where there is none.
+
+    Raises `FileError` where checkpoints exist and none can be read.
+    """
+    failures = []
+    for name in ("last.safetensors", "previous.safetensors"):
+        path = folder / "checkpoints" / name
+        if not path.exists():
+            continue
+        try:
+            state = load_state(path)
+        except FileError as error:
+            failures.append(str(error))
+            continue
+        algorithm.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        return Progress(**state["progress"]), state["extra"]
+    if failures:
+        raise FileError("; ".join(failures))
+    return Progress(), {}
+
+
+def save_model(folder: Path, classifier: torch.nn.Module, description: dict[str, Any]) -> None:
+    """Write the selected weights to `folder/model.safetensors` and what they are to `folder/model.json`."""
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in classifier.state_dict().items()}
+    with atomic_path(folder / "model.safetensors") as temporary:
+        save_file(tensors, str(temporary))
+    write_json(folder / "model.json", description)
+
+
+def load_model(folder: Path, classifier: torch.nn.Module) -> dict[str, Any]:
+    """Load the selected weights of a run into `classifier`; returns their description."""
+    path = folder / "model.safetensors"
+    if not path.exists():
+        raise FileError(f"{folder} holds no trained model (model.safetensors is missing)")
+    try:
+        classifier.load_state_dict(load_file(str(path)))
+    except (SafetensorError, RuntimeError) as error:
+        raise FileError(f"{path} is damaged or of another architecture: {error}") from error
+    return read_json(folder / "model.json")

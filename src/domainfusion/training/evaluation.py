@@ -1,0 +1,59 @@
+"""Accuracy of a classifier on images as they are stored (no augmentation)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from domainfusion.data.domains import MultiDomainDataset
+from domainfusion.data.transforms import to_float
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What a classifier said of n images; every figure below derives from it."""
+
+    rows: np.ndarray  # (n,) rows of the data set
+    labels: np.ndarray  # (n,)
+    probabilities: np.ndarray  # (n, classes) float32
+
+    @property
+    def predictions(self) -> np.ndarray:
+        """(n,) the most probable class."""
+        return self.probabilities.argmax(1)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right predictions; NaN of no image."""
+        return float((self.predictions == self.labels).mean()) if len(self.labels) else float("nan")
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy."""
+        right = self.probabilities[np.arange(len(self.labels)), self.labels]
+        return float(-np.log(np.maximum(right, 1e-12)).mean()) if len(self.labels) else float("nan")
+
+    def confusion(self) -> np.ndarray:
+        """(classes, classes) counts: row = true class, column = predicted class."""
+        classes = self.probabilities.shape[1]
+        flat = np.bincount(self.labels * classes + self.predictions, minlength=classes * classes)
+        return flat.reshape(classes, classes)
+
+
+@torch.no_grad()
+def evaluate(
+    predict: Callable[[torch.Tensor], torch.Tensor], dataset: MultiDomainDataset, rows: np.ndarray, *,
+    device: torch.device, dtype: torch.dtype, batch_size: int = 256,
+) -> Evaluation:  # fmt: skip
+    """The evaluation of `predict` (images (B, 3, S, S) in [0, 1] to logits) on rows of a data set."""
+    found: list[np.ndarray] = []
+    for start in range(0, len(rows), batch_size):
+        images = torch.from_numpy(dataset.images[rows[start : start + batch_size]]).to(device)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            logits = predict(to_float(images))
+        found.append(logits.float().softmax(-1).cpu().numpy())
+    none = np.zeros((0, len(dataset.classes)), dtype=np.float32)
+    return Evaluation(rows, dataset.labels[rows], np.concatenate(found) if found else none)

@@ -1,0 +1,149 @@
+"""The training loop, on one screen: batches by (seed, step), Adam with a cosine, selection on source validation."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from domainfusion.algorithms.base import Algorithm, Batch, Context
+from domainfusion.data.batches import draw_rows
+from domainfusion.errors import TrainingError
+from domainfusion.files import append_json_line, read_json_lines, write_text
+from domainfusion.seeding import seed_hash
+from domainfusion.training.checkpoint import Progress, load_checkpoint, save_checkpoint, save_model
+from domainfusion.training.evaluation import Evaluation, evaluate
+
+
+def learning_rate(step: int, steps: int, lr: float) -> float:
+    """lr · (1 + cos(π·step/steps))/2."""
+    return lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def evaluation_steps(steps: int, evaluations: int) -> set[int]:
+    """After how many steps the model is evaluated: `evaluations` times, evenly spaced, the end included."""
+    return {round(steps * (i + 1) / evaluations) for i in range(min(evaluations, steps))} - {0}
+
+
+def make_batch(algorithm: Algorithm, step: int) -> Batch:
+    """The raw images of a step: rows and augmentation are functions of (seed, step)."""
+    context, config = algorithm.context, algorithm.config
+    rows = draw_rows(context.split, config.batch_size, config.seed, step)
+    generator = torch.Generator().manual_seed(seed_hash("views", config.seed, step))
+    images = algorithm.augmented(context.dataset.images[rows], generator)
+    labels = torch.from_numpy(context.dataset.labels[rows]).to(context.device)
+    return Batch(step, step // context.steps_per_epoch, rows, images, labels)
+
+
+def train(algorithm: Algorithm) -> Progress:
+    """Train to the last step, from the run folder's checkpoint where there is one.
+
+    Raises `TrainingError` naming the step where the loss is not finite; the last checkpoint is kept.
+    """
+    context, config = algorithm.context, algorithm.config
+    algorithm.to(context.device)
+    optimizer = torch.optim.Adam(algorithm.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    progress, extra = load_checkpoint(context.folder, algorithm, optimizer)
+    algorithm.restore(extra)
+    forget_after(context, progress.step)
+    due = evaluation_steps(config.steps, config.evaluations)
+    sums: dict[str, float] = {}
+    clock, before = time.monotonic(), progress.seconds
+    bar = tqdm(
+        total=config.steps, initial=progress.step, desc=f"{config.algorithm}, target {config.target or 'none'}",
+        unit="step", disable=not context.progress,
+    )  # fmt: skip
+    for step in range(progress.step, config.steps):
+        torch.manual_seed(seed_hash("step", config.seed, step))
+        algorithm.before_step(step, step // context.steps_per_epoch)
+        algorithm.train()
+        batch = make_batch(algorithm, step)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, config.steps, config.lr)
+        with torch.autocast(context.device.type, context.dtype, enabled=context.dtype != torch.float32):
+            terms = algorithm.losses(batch)
+        loss = torch.stack(list(terms.values())).sum()
+        if not torch.isfinite(loss):
+            values = ", ".join(f"{name} {value.item():g}" for name, value in terms.items())
+            raise TrainingError(
+                f"the loss is not finite at step {step} ({values}); the checkpoint of step {progress.step} is kept. "
+                f"Lower --lr (now {config.lr:g}), or use --precision float32, with another --output"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        for name, value in terms.items():
+            sums[name] = sums.get(name, 0.0) + value.item()
+        bar.update()
+        done = step + 1
+        if done in due:
+            seconds = before + time.monotonic() - clock
+            means = {name: total / (done - progress.step) for name, total in sums.items()}
+            progress = _evaluate_and_save(
+                algorithm, optimizer, dataclasses.replace(progress, seconds=seconds), done, means
+            )
+            bar.set_postfix(validation=f"{progress.best_validation:.1%}")
+            sums = {}
+    bar.close()
+    return progress
+
+
+def validate(algorithm: Algorithm) -> dict[str, Evaluation]:
+    """The evaluation of each source domain's validation part."""
+    context = algorithm.context
+    algorithm.eval()
+    return {
+        domain: evaluate(algorithm.predict, context.dataset, rows, device=context.device, dtype=context.dtype)
+        for domain, rows in context.split.validation.items()
+    }
+
+
+def _evaluate_and_save(
+    algorithm: Algorithm, optimizer: torch.optim.Optimizer, progress: Progress, done: int, means: dict[str, float]
+) -> Progress:
+    """Training-domain validation: the checkpoint with the best mean accuracy over the source domains is the model."""
+    context, config = algorithm.context, algorithm.config
+    found = validate(algorithm)
+    accuracy = float(np.nanmean([value.accuracy for value in found.values()]))
+    record = {
+        "step": done, "epoch": round(done / context.steps_per_epoch, 3), "seconds": round(progress.seconds, 3),
+        "lr": learning_rate(done - 1, config.steps, config.lr), **means, "validation_accuracy": accuracy,
+        "validation_loss": float(np.nanmean([value.loss for value in found.values()])),
+        "validation": {domain: value.accuracy for domain, value in found.items()},
+    }  # fmt: skip
+    if len(context.split.test):  # written down for the curves; never used to choose anything
+        test = evaluate(
+            algorithm.predict, context.dataset, context.split.test, device=context.device, dtype=context.dtype
+        )
+        record["target_accuracy"] = test.accuracy
+    append_json_line(context.folder / "metrics.jsonl", record)
+    progress = dataclasses.replace(progress, step=done)
+    if accuracy >= progress.best_validation:
+        progress = dataclasses.replace(progress, best_validation=accuracy, best_step=done)
+        save_model(context.folder, algorithm.classifier, describe_model(context, done))
+    save_checkpoint(context.folder, algorithm, optimizer, progress, algorithm.costs())
+    return progress
+
+
+def describe_model(context: Context, step: int) -> dict[str, object]:
+    """What a user of the weights needs to know."""
+    config = context.config
+    return {
+        "backbone": config.backbone, "classes": list(context.dataset.classes), "size": context.dataset.size,
+        "dropout": config.dropout, "algorithm": config.algorithm, "target": config.target, "trial": config.trial,
+        "sources": list(context.split.sources), "dataset": context.dataset.name, "step": step,
+    }  # fmt: skip
+
+
+def forget_after(context: Context, step: int) -> None:
+    """Drop the records of steps after the checkpoint, which a resumed run makes again."""
+    import json
+
+    path = context.folder / "metrics.jsonl"
+    kept = [record for record in read_json_lines(path) if record["step"] <= step]
+    if path.exists():
+        write_text(path, "".join(json.dumps(record, sort_keys=True) + "\n" for record in kept))
