@@ -17,10 +17,11 @@ from pydantic.dataclasses import dataclass
 
 from domainfusion.errors import FileError, UsageError
 
-STRICT = ConfigDict(extra="forbid")
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 Corruption = Literal["contrast", "blur", "pepper", "mask"]
 Residual = Literal["plain", "guided", "contrast"]
@@ -34,7 +35,7 @@ class DataConfig:
     size: Annotated[int, Field(ge=8, le=2048)] = 64
     """Working size in pixels: images are decoded once to size x size."""
     protocol: Literal["auto", "strict", "domainbed"] = "auto"
-    """Splits: strict (by folds), domainbed (20 % of each domain held out), auto (strict where the data set has folds)."""
+    """Splits: strict (by folds), domainbed (20 % of each domain held out), auto (strict if there are folds)."""
     holdout_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of each domain held out by the domainbed splits."""
     bad_images: Literal["error", "skip"] = "error"
@@ -79,6 +80,8 @@ class DistillConfig:
 class GenerateConfig:
     """Online lightweight augmentation (Algorithm 1, lines 5 to 13)."""
 
+    seed: Seed = 0
+    """Seed of prompts, strengths and noise; the same for all runs, so that they share candidates of raw images."""
     candidates: Count = 3
     """N: images the LDM makes for one image."""
     interval: Count = 5
@@ -105,6 +108,8 @@ class GenerateConfig:
     """Lambda_s: weight of feature similarity against confidence in the choice of content."""
     style_divergence: Literal["softmax", "gaussian"] = "softmax"
     """KL between channel statistics: as distributions through softmax (Algorithm 1), or per-channel Gaussians."""
+    image_size: Annotated[int, Field(ge=0, multiple_of=8)] = 0
+    """Size of images at the LDM in pixels, for candidates and distillation alike (0: the size it was trained at)."""
     batch_size: Count = 64
     """Candidates denoised at once."""
 
@@ -119,7 +124,7 @@ class TrainConfig:
     """Domain held out; none trains on all domains."""
     trial: Annotated[int, Field(ge=0)] = 0
     """Which split of the data (strict: fold 0 to 4)."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Seed of initial weights, batches, augmentation and generation."""
     steps: Count = 600
     """Optimizer steps."""
@@ -164,7 +169,7 @@ class PretrainConfig:
 
     size: Annotated[int, Field(ge=8)] = 64
     """Image size in pixels."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of weights, batches and noise."""
     latent_channels: Count = 16
     """Channels of the latent; its side is size / 2^(levels - 1)."""

@@ -69,6 +69,9 @@ class Algorithm(nn.Module):
     def restore(self, costs: dict[str, Any]) -> None:
         """Take over what `costs` said when the checkpoint was written."""
 
+    def finish(self) -> None:
+        """Called once after training: write pictures to the run's folder, say."""
+
     def augmented(self, images: np.ndarray, generator: torch.Generator) -> torch.Tensor:
         """(B, 3, S, S) augmented training images in [0, 1] of images (B, S, S, 3) uint8."""
         batch = to_float(torch.from_numpy(np.ascontiguousarray(images)).to(self.context.device))

@@ -14,14 +14,17 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from domainfusion.algorithms.base import Algorithm, Batch, Context
-from domainfusion.data.transforms import to_float
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.prompts import allowed_styles
+from domainfusion.distillation.noise_pictures import noise_maps, noise_sheet
 from domainfusion.distillation.slopes import SlopeEstimator, distillation_loss, draw
+from domainfusion.files import write_text
+from domainfusion.fusion.candidates import from_uint8, resize
 from domainfusion.fusion.generation import make_generation
-from domainfusion.fusion.synthetic import SyntheticDataset
+from domainfusion.fusion.synthetic import Generation, SyntheticDataset
 from domainfusion.seeding import derive_numpy_rng, seed_hash
 
 
@@ -47,6 +50,11 @@ class DomainFusion(Algorithm):
         assert self._ldm is not None
         return self._ldm
 
+    @property
+    def ldm_size(self) -> int:
+        """Size of images at the LDM, in pixels."""
+        return self.config.generate.image_size or self.ldm.image_size
+
     def generations_due(self, epoch: int) -> int:
         """How many generations there are to be in `epoch`: one each `interval` epochs, the first at the start."""
         due = epoch // self.config.generate.interval + 1
@@ -57,30 +65,35 @@ class DomainFusion(Algorithm):
         """Refresh the synthetic dataset when a generation is due (lines 4 to 13)."""
         if self.config.synthetic_weight == 0:
             return
-        while self.synthetic.count < self.generations_due(epoch):
+        due = self.generations_due(epoch)
+        self.synthetic.rewind(due)
+        while self.synthetic.count < due:
             started = time.monotonic()
-            number = self.synthetic.count
-            fresh = self.synthetic.latest is None or not self.config.generate.updating
-            raw = self.context.dataset.images[self.rows]
-            current = raw if fresh else self.synthetic.latest.images  # type: ignore[union-attr]
-            generation = make_generation(
-                self.ldm, self.context.dataset, self.rows, np.ascontiguousarray(current), self.judge,
-                self.config.generate, number=number, seed=self.config.seed, styles=self.styles,
-                progress=self.context.progress,
-            )  # fmt: skip
-            self.synthetic.add(generation, self.context.dataset)
+            if not self.synthetic.advance():  # one may be there from before an interruption
+                self.synthetic.add(self.next_generation(), self.context.dataset)
             self.spent["generated_images"] += len(self.rows) * self.config.generate.candidates
             self.spent["generation_seconds"] += time.monotonic() - started
+
+    def next_generation(self) -> Generation:
+        """The generation after the newest, from its images or from the raw ones (not `updating`)."""
+        latest = self.synthetic.latest
+        fresh = latest is None or not self.config.generate.updating
+        current = self.context.dataset.images[self.rows] if latest is None or fresh else latest.images
+        return make_generation(
+            self.ldm, self.context.dataset, self.rows, np.ascontiguousarray(current), self.judge, self.config.generate,
+            number=self.synthetic.count, styles=self.styles, stored=fresh, progress=self.context.progress,
+        )  # fmt: skip
 
     @torch.no_grad()
     def judge(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Features (B, D) and confidences of labels (B,), on the CPU, of images (B, 3, S, S) in [0, 1]."""
-        training = self.classifier.training
+        training, device, dtype = self.classifier.training, self.context.device, self.context.dtype
         self.classifier.eval()
         features, confidence = [], []
         for part, given in zip(images.split(256), labels.split(256), strict=True):
-            found = self.classifier.features(part.to(self.context.device))
-            p = self.classifier.logits_of(found).softmax(-1).cpu()
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                found = self.classifier.features(part.to(device))
+            p = self.classifier.logits_of(found.float()).softmax(-1).cpu()
             features.append(found.float().cpu())
             confidence.append(p.gather(1, given.view(-1, 1)).flatten())
         self.classifier.train(training)
@@ -123,10 +136,8 @@ class DomainFusion(Algorithm):
         chosen = derive_numpy_rng("distill", self.config.seed, batch.step).choice(count, used, replace=False)
         rows = batch.rows[chosen]
         p = logits.softmax(-1)[torch.from_numpy(chosen), batch.labels[chosen]]  # (b,)
-        images = to_float(torch.from_numpy(dataset.images[rows]).to(self.context.device)) * 2 - 1
-        size = self.ldm.image_size
-        if images.shape[-1] != size:
-            images = F.interpolate(images, size=(size, size), mode="bicubic", antialias=True).clamp(-1, 1)
+        size = self.ldm_size
+        images = resize(from_uint8(dataset.images[rows]), size).to(self.context.device)
         words = dataset.words()
         prompts = [self.config.generate.plain_template.format(label=words[dataset.labels[row]]) for row in rows]
         generator = torch.Generator().manual_seed(seed_hash("distill", self.config.seed, batch.step))
@@ -138,6 +149,26 @@ class DomainFusion(Algorithm):
             )
         self.spent["distillation_seconds"] += time.monotonic() - started
         return distillation_loss(slopes, p)
+
+    def finish(self) -> None:
+        """Write `ld_noise.png`: training images of different classes above where the LDM's noise residual lies."""
+        if self._ldm is None:
+            return
+        dataset, folder = self.context.dataset, self.context.folder
+        rng = derive_numpy_rng("noise pictures", self.config.seed)
+        rows = [
+            int(rng.choice(self.rows[dataset.labels[self.rows] == y])) for y in np.unique(dataset.labels[self.rows])
+        ]
+        rows = rows[:12]
+        images = resize(from_uint8(dataset.images[rows]), self.ldm_size)
+        words = dataset.words()
+        prompts = [self.config.generate.plain_template.format(label=words[dataset.labels[row]]) for row in rows]
+        maps = noise_maps(self.estimator, images, prompts)
+        Image.fromarray(noise_sheet(images, maps)).save(folder / "ld_noise.png")
+        names = ", ".join(
+            f"{dataset.classes[dataset.labels[r]]} ({dataset.domains[dataset.domain_of[r]]})" for r in rows
+        )
+        write_text(folder / "ld_noise.txt", f"residual: {self.config.distill.residual}; from left to right: {names}\n")
 
     def costs(self) -> dict[str, Any]:
         """Images generated and seconds spent in the LDM."""

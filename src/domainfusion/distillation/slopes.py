@@ -123,10 +123,10 @@ class SlopeEstimator:
     ) -> torch.Tensor:
         """E w(t)·√ᾱ_t·⟨r, dz/dp⟩/dim, the U-Net's Jacobian dropped (DreamFusion, arXiv 2209.14988, eq. 3)."""
         p = confidence.detach()
-        latents = self.ldm.encode(corrupt(images, degraded, p))
         ahead = self.ldm.encode(corrupt(images, degraded, p + self.step))
         behind = self.ldm.encode(corrupt(images, degraded, p - self.step))
         tangent = (ahead - behind) / (2 * self.step)  # (B, C, h, w), J_E(C_p x)·(x - D(x))
+        latents = (ahead + behind) / 2  # E(C_p(x)) up to step², one encoding saved
         total = torch.zeros(len(images), device=latents.device, dtype=latents.dtype)
         for timesteps, noise in zip(draws.timesteps, draws.noise, strict=True):
             residual = self.noise_residual(latents, embeds, timesteps, noise)

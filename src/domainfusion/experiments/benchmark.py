@@ -8,6 +8,7 @@ from typing import Any
 
 from domainfusion.config import TrainConfig
 from domainfusion.data.domains import load_dataset
+from domainfusion.errors import UsageError
 from domainfusion.experiments.runs import describe_environment, train_run
 from domainfusion.files import write_json
 from domainfusion.registry import ALGORITHMS
@@ -22,6 +23,8 @@ def run_benchmark(
     The seed of a run is its trial's number plus `config.seed`. Returns and writes `benchmark.json` in the form of the
     committed results: {"command", "versions", "accuracy": {algorithm: {target: [per cent, by trial]}}, ...}.
     """
+    if not algorithms or not trials:
+        raise UsageError("a benchmark needs one of --algorithms and one of --trials at least")
     for algorithm in algorithms:
         ALGORITHMS.get(algorithm)
     dataset = load_dataset(data, config.data)

@@ -68,7 +68,7 @@ def train_run(data: str, config: TrainConfig, folder: Path, *, progress: bool = 
     context = build_context(data, config, folder, progress)
     for note in context.dataset.notes:
         print(f"note: {note}", file=sys.stderr)
-    write_text(folder / "config.toml", f"# domainfusion train {data}\n{to_toml(config)}")
+    write_text(folder / "config.toml", f"# domainfusion train {data!r}\n{to_toml(config)}")
     write_json(folder / "environment.json", describe_environment())
     write_json(folder / "data.json", describe_data(data, context))
     algorithm = build_algorithm(context)
@@ -76,7 +76,8 @@ def train_run(data: str, config: TrainConfig, folder: Path, *, progress: bool = 
     done = train(algorithm)
     load_model(folder, algorithm.classifier)
     result = summarize(algorithm)
-    result.update(selected_step=done.best_step, steps=done.step, seconds=done.seconds + 0.0, costs=algorithm.costs())
+    result.update(selected_step=done.best_step, steps=done.step, seconds=done.seconds, costs=algorithm.costs())
+    algorithm.finish()
     result["wall_seconds"] = time.monotonic() - started
     write_json(folder / "result.json", result)
     return result
@@ -114,8 +115,8 @@ def _refuse_other_options(folder: Path, data: str, config: TrainConfig) -> None:
     path = folder / "config.toml"
     if not path.exists():
         return
-    kept = plain_values(build_config(TrainConfig, load_toml(path), str(path)))
-    now = plain_values(config)
+    kept = _flat(plain_values(build_config(TrainConfig, load_toml(path), str(path))))
+    now = _flat(plain_values(config))
     for name in sorted(set(kept) | set(now)):
         if kept.get(name) != now.get(name):
             raise UsageError(
@@ -124,6 +125,13 @@ def _refuse_other_options(folder: Path, data: str, config: TrainConfig) -> None:
     recorded = folder / "data.json"
     if recorded.exists() and read_json(recorded)["data"] != data:
         raise UsageError(f"{folder} holds a run on {read_json(recorded)['data']}; choose another --output")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+    return flat
 
 
 def describe_data(data: str, context: Context) -> dict[str, Any]:

@@ -8,36 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from tqdm import tqdm
 
 from domainfusion.config import GenerateConfig
 from domainfusion.data.domains import MultiDomainDataset
-from domainfusion.diffusion.image_to_image import image_to_image
 from domainfusion.diffusion.ldm import LatentDiffusion
-from domainfusion.diffusion.prompts import compose_prompts
+from domainfusion.fusion.candidates import Recipe, candidates_of, from_uint8, to_uint8
 from domainfusion.fusion.selection import Selection, select
 from domainfusion.fusion.synthetic import Generation
-from domainfusion.seeding import derive_numpy_rng, seed_hash
 
 # (features (B, D), confidence of the labels (B,)) of images (B, 3, S, S) in [0, 1] with labels (B,).
 Judge = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-
-
-def candidate_randomness(
-    seed: int, number: int, rows: np.ndarray, config: GenerateConfig, shape: tuple[int, int, int]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Strengths (B, N) and noise (B·N, C, h, w), each image's a function of (seed, generation, row) alone.
-
-    Candidates therefore do not depend on how images are batched.
-    """
-    strengths, noises = [], []
-    low, high = config.strength
-    for row in rows:
-        generator = torch.Generator().manual_seed(seed_hash("candidates", seed, number, int(row)))
-        strengths.append(low + (high - low) * torch.rand(config.candidates, generator=generator))
-        noises.append(torch.randn(config.candidates, *shape, generator=generator))
-    return torch.stack(strengths), torch.cat(noises)
+SHEET_ROWS, SHEET_COLUMNS = 6, 2
 
 
 def make_generation(
@@ -49,8 +30,8 @@ def make_generation(
     config: GenerateConfig,
     *,
     number: int,
-    seed: int,
     styles: tuple[str, ...],
+    stored: bool,
     progress: bool = True,
 ) -> Generation:
     """Generation `number`: for each row, N candidates from its current image, fused by the sampling strategy.
@@ -60,71 +41,47 @@ def make_generation(
         current: (n, S, S, 3) uint8, what each row's image has become.
         judge: the classifier being trained, as features and confidences.
         styles: style words that prompts may use.
+        stored: whether `current` is the stored images (their candidates come from the shared cache).
     """
-    words = dataset.words()
-    images_out = np.empty_like(current)
+    fused = np.empty_like(current)
     lineage: list[dict[str, Any]] = []
-    sheet: list[np.ndarray] = []
-    size = ldm.image_size
-    per_call = max(1, 4 * config.batch_size // config.candidates)
-    bar = tqdm(total=len(rows), desc=f"generation {number}", unit="image", disable=not progress)
-    shape = (ldm.unet.config.in_channels, size // ldm.latent_factor, size // ldm.latent_factor)
-    for start in range(0, len(rows), per_call):
-        part = slice(start, start + per_call)
-        chosen = rows[part]
-        labels = dataset.labels[chosen]
-        pixels = torch.from_numpy(current[part]).permute(0, 3, 1, 2).float() / 127.5 - 1  # (B, 3, S, S)
-        inputs = _resize(pixels, size)
-        repeated = np.repeat(labels, config.candidates)
-        prompts: list[str] = []
-        for row, label in zip(chosen, labels, strict=True):  # each row's prompts are a function of the row alone
-            rng = derive_numpy_rng("prompts", seed, number, int(row))
-            prompts += compose_prompts(words, np.repeat(label, config.candidates), config, styles, rng)
-        strengths, noise = candidate_randomness(seed, number, chosen, config, shape)
-        made = image_to_image(
-            ldm, inputs, prompts, strengths, noise=noise.to(ldm.device), candidates=config.candidates,
-            steps=config.steps, guidance_scale=config.guidance, batch_size=config.batch_size,
-        )  # fmt: skip
-        candidates = _resize(made.flatten(0, 1), dataset.size).view(len(chosen), config.candidates, *pixels.shape[1:])
-        features0, _ = judge((pixels + 1) / 2, torch.from_numpy(labels))
-        features, confidence = judge((candidates.flatten(0, 1) + 1) / 2, torch.from_numpy(repeated))
-        counts = (len(chosen), config.candidates)
-        picked = select(pixels, candidates, features0, features.view(*counts, -1), confidence.view(*counts), config)
-        fused = picked.images.clamp(-1, 1)
-        images_out[part] = ((fused + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-        lineage += _records(dataset, chosen, prompts, strengths, picked, config, seed, number, images_out[part])
-        if len(sheet) < 12:
-            step = max(1, len(rows) // 12)
-            wanted = [i for i in range(len(chosen)) if (start + i) % step == 0][: 12 - len(sheet)]
-            for i in wanted:
-                sheet.append(_strip(pixels[i], candidates[i], fused[i]))
-        bar.update(len(chosen))
-    bar.close()
-    columns = [np.concatenate(sheet[i : i + 6], 0) for i in range(0, len(sheet) // 6 * 6, 6)]
-    return Generation(number, rows, images_out, lineage, np.concatenate(columns, 1) if columns else None)
+    strips: list[np.ndarray] = []
+    shown = set(np.linspace(0, len(rows) - 1, SHEET_ROWS * SHEET_COLUMNS).round().astype(int).tolist())
+    parts = candidates_of(
+        ldm, dataset, rows, current, config, number=number, styles=styles, stored=stored, progress=progress
+    )
+    for part, recipes, made in parts:
+        labels = torch.from_numpy(dataset.labels[rows[part]])
+        images, candidates = from_uint8(current[part]), from_uint8(made)  # (B, 3, S, S), (B, N, 3, S, S)
+        counts = candidates.shape[:2]
+        features0, _ = judge((images + 1) / 2, labels)
+        features, confidence = judge((candidates.flatten(0, 1) + 1) / 2, labels.repeat_interleave(counts[1]))
+        picked = select(images, candidates, features0, features.view(*counts, -1), confidence.view(counts), config)
+        fused[part] = to_uint8(picked.images)
+        lineage += _records(dataset, rows[part], recipes, picked, number, fused[part])
+        for i in range(counts[0]):
+            if part.start + i in shown:
+                strips.append(np.concatenate([current[part][i], *made[i], fused[part][i]], axis=1))
+    return Generation(number, rows, fused, lineage, _sheet(strips))
 
 
-def _resize(images: torch.Tensor, size: int) -> torch.Tensor:
-    if images.shape[-1] == size:
-        return images
-    return F.interpolate(images, size=(size, size), mode="bicubic", antialias=True).clamp(-1, 1)
-
-
-def _strip(image: torch.Tensor, candidates: torch.Tensor, fused: torch.Tensor) -> np.ndarray:
-    """Image, candidates and fused image side by side, (S, (N+2)·S, 3) uint8."""
-    row = torch.cat([image[None], candidates, fused[None]])
-    pixels = ((row.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    return np.concatenate(list(pixels), axis=1)
+def _sheet(strips: list[np.ndarray]) -> np.ndarray | None:
+    """A picture of some rows: image, candidates, fused image."""
+    columns = [
+        np.concatenate(strips[i : i + SHEET_ROWS], 0)
+        for i in range(0, len(strips) // SHEET_ROWS * SHEET_ROWS, SHEET_ROWS)
+    ]
+    return np.concatenate(columns, 1) if columns else None
 
 
 def _records(
-    dataset: MultiDomainDataset, rows: np.ndarray, prompts: list[str], strengths: torch.Tensor, picked: Selection,
-    config: GenerateConfig, seed: int, number: int, images: np.ndarray,
+    dataset: MultiDomainDataset, rows: np.ndarray, recipes: list[Recipe], picked: Selection, number: int,
+    images: np.ndarray,
 ) -> list[dict[str, Any]]:  # fmt: skip
+    """The lineage of each fused image: where its content and its style come from."""
     records = []
-    for i, row in enumerate(rows):
+    for i, (row, made) in enumerate(zip(rows, recipes, strict=True)):
         content, style = int(picked.content[i]), int(picked.style[i])
-        first = i * config.candidates
         records.append(
             {
                 "row": int(row),
@@ -136,11 +93,11 @@ def _records(
                 "style_candidate": style,
                 "content_score": round(float(picked.content_scores[i, content]), 5),
                 "style_score": round(float(picked.style_scores[i, style]), 6),
-                "content_prompt": prompts[first + content],
-                "style_prompt": prompts[first + style],
-                "content_strength": round(float(strengths[i, content]), 4),
-                "style_strength": round(float(strengths[i, style]), 4),
-                "seed": seed_hash("candidates", seed, number, int(row)),
+                "content_prompt": made.prompts[content],
+                "style_prompt": made.prompts[style],
+                "content_strength": round(float(made.strengths[content]), 4),
+                "style_strength": round(float(made.strengths[style]), 4),
+                "seed": made.seed,
                 "sha256": hashlib.sha256(images[i].tobytes()).hexdigest()[:16],
             }
         )

@@ -44,9 +44,9 @@ class SyntheticDataset:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.latest: Generation | None = None
-        for path in sorted(folder.glob("generation-*")):
-            if (path / "images.npy").exists():
-                self.latest = load_generation(path)
+        numbers = [int(path.name.partition("-")[2]) for path in folder.glob("generation-*[0-9]") if is_complete(path)]
+        if numbers:
+            self.latest = load_generation(self.path(max(numbers)))
 
     @property
     def count(self) -> int:
@@ -56,6 +56,19 @@ class SyntheticDataset:
     def path(self, number: int) -> Path:
         """The folder of a generation."""
         return self.folder / f"generation-{number:02d}"
+
+    def rewind(self, count: int) -> None:
+        """Let generation `count` - 1 be the newest where there are later ones (a run resumed from before they were made)."""
+        if count < self.count:
+            self.latest = load_generation(self.path(count - 1)) if count else None
+
+    def advance(self) -> bool:
+        """Take up the next generation where it is on disk already; False where it has yet to be made."""
+        following = self.path(self.count)
+        if not is_complete(following):
+            return False
+        self.latest = load_generation(following)
+        return True
 
     def add(self, generation: Generation, dataset: MultiDomainDataset) -> None:
         """Write a generation, then let it be the newest. Raises `FileError` where it cannot be written."""
@@ -85,6 +98,11 @@ class SyntheticDataset:
         self.latest = generation
 
 
+def is_complete(folder: Path) -> bool:
+    """Whether a generation was written to `folder` to its end."""
+    return re.fullmatch(r"generation-\d+", folder.name) is not None and (folder / "images.npy").exists()
+
+
 def load_generation(folder: Path) -> Generation:
     """The generation in `folder`. Raises `FileError` where it is damaged."""
     import json
@@ -94,11 +112,14 @@ def load_generation(folder: Path) -> Generation:
         images = np.load(folder / "images.npy", allow_pickle=False)
         with open(folder / "lineage.csv", newline="", encoding="utf-8") as file:
             lineage = list(csv.DictReader(file))
-    except (OSError, ValueError) as error:
+        number, rows = int(described["number"]), np.array(described["rows"], dtype=np.int64)
+        if not len(rows) == len(images) == len(lineage):
+            raise ValueError(f"{len(rows)} rows, {len(images)} images and {len(lineage)} records")
+    except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
         raise FileError(
             f"the generation in {folder} is damaged ({error}); delete the folder to make it again"
         ) from error
-    return Generation(described["number"], np.array(described["rows"], dtype=np.int64), images, lineage)
+    return Generation(number, rows, images, lineage)
 
 
 def _safe(name: str) -> str:

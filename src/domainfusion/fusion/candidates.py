@@ -1,0 +1,152 @@
+"""Candidates of images, made by the LDM or taken from the cache that runs share.
+
+The candidates of a *stored* image depend on the image, its label, the LDM and the options, and on nothing that a
+classifier learns: every run of a benchmark (targets, trials, algorithms) can use the same ones. They are kept in one
+memory-mapped array per (data set, LDM, options, generation, style words), a row per image, filled as rows are asked
+for. Candidates of a synthetic image (`updating`, from the second generation on) belong to their run and are not kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from domainfusion.config import GenerateConfig, plain_values
+from domainfusion.data.domains import MultiDomainDataset
+from domainfusion.diffusion.image_to_image import image_to_image
+from domainfusion.diffusion.ldm import LatentDiffusion
+from domainfusion.diffusion.prompts import compose_prompts
+from domainfusion.files import cache_folder, hash_of, make_folder
+from domainfusion.seeding import derive_numpy_rng, seed_hash
+
+# Options that decide what candidates look like; the others decide what is done with them.
+SHAPING = ("seed", "candidates", "strength", "steps", "guidance", "style_words", "template", "plain_template",
+           "image_size")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How the candidates of one image are made: a function of (seed, generation, row), however rows are batched."""
+
+    prompts: list[str]  # N
+    strengths: torch.Tensor  # (N,)
+    seed: int  # of the noise
+
+
+def recipe(
+    dataset: MultiDomainDataset, row: int, config: GenerateConfig, number: int, styles: tuple[str, ...]
+) -> Recipe:
+    """The recipe of row `row` in generation `number`."""
+    rng = derive_numpy_rng("prompts", config.seed, number, int(row))
+    labels = np.repeat(dataset.labels[row], config.candidates)
+    low, high = config.strength
+    strengths = torch.from_numpy(rng.uniform(low, high, config.candidates)).float()
+    prompts = compose_prompts(dataset.words(), labels, config, styles, rng)
+    return Recipe(prompts, strengths, seed_hash("candidates", config.seed, number, int(row)))
+
+
+def make_candidates(
+    ldm: LatentDiffusion, pixels: torch.Tensor, recipes: list[Recipe], config: GenerateConfig
+) -> torch.Tensor:
+    """Candidates (B, N, 3, S, S) in [-1, 1] of images (B, 3, S, S) in [-1, 1], one recipe each."""
+    size, wanted = config.image_size or ldm.image_size, config.candidates
+    shape = (ldm.unet.config.in_channels, size // ldm.latent_factor, size // ldm.latent_factor)
+    noise = torch.cat(
+        [torch.randn(wanted, *shape, generator=torch.Generator().manual_seed(item.seed)) for item in recipes]
+    )
+    made = image_to_image(
+        ldm, resize(pixels, size), [prompt for item in recipes for prompt in item.prompts],
+        torch.stack([item.strengths for item in recipes]), noise=noise.to(ldm.device), candidates=wanted,
+        steps=config.steps, guidance_scale=config.guidance, batch_size=config.batch_size,
+    )  # fmt: skip
+    return resize(made.flatten(0, 1), pixels.shape[-1]).view(len(pixels), wanted, *pixels.shape[1:])
+
+
+def resize(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Images (B, 3, S, S) in [-1, 1] at `size` pixels (bicubic, antialiased)."""
+    if images.shape[-1] == size:
+        return images
+    return F.interpolate(images, size=(size, size), mode="bicubic", antialias=True).clamp(-1, 1)
+
+
+def to_uint8(images: torch.Tensor) -> np.ndarray:
+    """(..., 3, S, S) in [-1, 1] as (..., S, S, 3) uint8."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().byte().movedim(-3, -1).cpu().numpy()
+
+
+def from_uint8(images: np.ndarray) -> torch.Tensor:
+    """(..., S, S, 3) uint8 as (..., 3, S, S) in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(images)).movedim(-1, -3).float() / 127.5 - 1
+
+
+def candidates_of(
+    ldm: LatentDiffusion, dataset: MultiDomainDataset, rows: np.ndarray, current: np.ndarray, config: GenerateConfig,
+    *, number: int, styles: tuple[str, ...], stored: bool, progress: bool = True,
+) -> Iterator[tuple[slice, list[Recipe], np.ndarray]]:  # fmt: skip
+    """Part by part: positions in `rows`, their recipes, and their candidates (b, N, S, S, 3) uint8.
+
+    Args:
+        current: (n, S, S, 3) uint8, what each row's image has become.
+        stored: whether `current` is the stored images, whose candidates the cache shares.
+    """
+    cache = CandidateCache(ldm, dataset, config, number, styles) if stored else None
+    per_call = max(1, 4 * config.batch_size // config.candidates)
+    bar = tqdm(total=len(rows), desc=f"generation {number}", unit="image", disable=not progress)
+    for start in range(0, len(rows), per_call):
+        part = slice(start, min(start + per_call, len(rows)))
+        recipes = [recipe(dataset, int(row), config, number, styles) for row in rows[part]]
+        missing = np.ones(len(recipes), dtype=bool) if cache is None else ~cache.done[rows[part]]
+        found = np.empty((len(recipes), config.candidates, *current.shape[1:]), dtype=np.uint8)
+        if missing.any():
+            wanted = np.flatnonzero(missing)
+            pixels = from_uint8(current[part][wanted])
+            found[wanted] = to_uint8(make_candidates(ldm, pixels, [recipes[i] for i in wanted], config))
+            if cache is not None:
+                cache.store(rows[part][wanted], found[wanted])
+        if cache is not None and not missing.all():
+            found[~missing] = cache.images[rows[part][~missing]]
+        bar.update(len(recipes))
+        yield part, recipes, found
+    bar.close()
+
+
+class CandidateCache:
+    """Candidates of all images of a data set under one recipe; `done[row]` says which are there."""
+
+    def __init__(
+        self, ldm: LatentDiffusion, dataset: MultiDomainDataset, config: GenerateConfig, number: int,
+        styles: tuple[str, ...],
+    ) -> None:  # fmt: skip
+        values = plain_values(config)
+        key = hash_of(
+            [dataset.fingerprint, dataset.words(), ldm.fingerprint(), {k: values[k] for k in SHAPING}, number, styles]
+        )
+        folder = make_folder(cache_folder() / "candidates")
+        self.path = folder / f"{key}.npy"
+        shape = (len(dataset), config.candidates, dataset.size, dataset.size, 3)
+        with open(folder / f".{key}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one process makes the two files, the others open them
+            self.images = _open(self.path, np.dtype(np.uint8), shape)
+            self.done = _open(self.path.with_suffix(".done.npy"), np.dtype(np.bool_), shape[:1])
+
+    def store(self, rows: np.ndarray, candidates: np.ndarray) -> None:
+        """Keep candidates (b, N, S, S, 3) of rows (b,); a row counts as done only after its pixels are on disk."""
+        self.images[rows] = candidates
+        self.images.flush()
+        self.done[rows] = True
+        self.done.flush()
+
+
+def _open(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
+    if path.exists():
+        found = np.load(path, mmap_mode="r+")
+        if found.shape == shape and found.dtype == dtype:
+            return found
+    return np.lib.format.open_memmap(path, "w+", dtype, shape)
