@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
+import io
 import json
 import sys
 from pathlib import Path
@@ -143,15 +145,24 @@ def parse(kind: type[T], words: list[str], prog: str, options: Any = None) -> T:
         if flag.startswith("--") and flag not in ("--help",) and flag.replace("_", "-") not in known:
             near = difflib.get_close_matches(flag.replace("_", "-"), sorted(known), n=1, cutoff=0.4)
             raise UsageError(f"unknown option {flag}" + (f"; did you mean {near[0]}?" if near else ""))
+    printed = io.StringIO()
     try:
-        if options is None:
-            return tyro.cli(kind, args=words, prog=prog)
-        # tyro takes the fields of a flat config from the default of the whole command.
-        return tyro.cli(kind, args=words, prog=prog, default=_with_options(kind, options))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"--{where.replace('_', '-')} {first['input']}: {first['msg']}") from None
+        with contextlib.redirect_stderr(printed):
+            if options is None:
+                return tyro.cli(kind, args=words, prog=prog)
+            # tyro takes the fields of a flat config from the default of the whole command.
+            return tyro.cli(kind, args=words, prog=prog, default=_with_options(kind, options))
+    except (ValidationError, SystemExit) as error:
+        # A value refused by a group (`--data.crop 2`) ends in an exit: what was refused is in the exit's context.
+        group, cause = "", error.__context__ if isinstance(error, SystemExit) else error
+        while cause is not None and not isinstance(cause, ValidationError):
+            group, cause = str(getattr(cause, "arg", "")), cause.__context__
+        if cause is None:
+            sys.stderr.write(printed.getvalue())
+            raise
+        first = cause.errors()[0]
+        where = [*group.split(".")[1:], *(part for part in first["loc"] if isinstance(part, str))]
+        raise UsageError(f"--{'.'.join(where).replace('_', '-')} {first['input']}: {first['msg']}") from None
 
 
 def _with_options(kind: type[T], options: Any) -> T:
@@ -275,8 +286,12 @@ def judge(words: list[str]) -> None:
 
 def data(words: list[str]) -> None:
     """`domainfusion data splits`."""
+    usage = "usage: domainfusion data splits DATA [--trial T] [--protocol strict] [--json]"
+    if words in (["--help"], ["-h"]):
+        print(usage)
+        return
     if not words or words[0] != "splits":
-        raise UsageError("usage: domainfusion data splits DATA [--trial T] [--protocol strict] [--json]")
+        raise UsageError(usage)
     command = parse(SplitsCommand, words[1:], "domainfusion data splits")
     from domainfusion.data.domains import load_dataset
     from domainfusion.data.splits import domainbed_split, strict_split

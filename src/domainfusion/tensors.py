@@ -18,6 +18,8 @@ from domainfusion.files import atomic_path
 def _split(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
     """`value` as JSON, its tensors moved to `tensors` under their path. Keys of a dict may be strings or integers."""
     if isinstance(value, torch.Tensor):
+        while path in tensors:  # {"a/b": ...} beside {"a": {"b": ...}}, or the keys 0 and "0"
+            path += "'"
         tensors[path] = value.detach().contiguous().cpu()
         return {"tensor": path}
     if isinstance(value, dict):
@@ -69,3 +71,16 @@ def load_state(path: Path) -> Any:
     if "tree" not in metadata or _checksum(tensors, metadata["tree"]) != metadata.get("sha256"):
         raise FileError(f"{path} was altered or damaged: its checksum does not fit; delete it to use an earlier one")
     return _join(json.loads(metadata["tree"]), tensors)
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load an optimizer's stored `state`, every tensor of it in the memory layout of its parameter.
+
+    A fused kernel walks parameter, gradient and state in the order of memory, whatever their strides say: stored row by
+    row, the state of a channels-last parameter would be taken in the wrong order, and nothing would say so.
+    """
+    optimizer.load_state_dict(state)
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                values[name] = torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)

@@ -22,7 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from domainfusion.config import DataConfig
-from domainfusion.errors import DataError, UsageError, unknown_name
+from domainfusion.errors import DataError, FileError, UsageError, unknown_name
 from domainfusion.files import cache_folder, hash_of, make_folder, read_json, write_json
 from domainfusion.registry import DATASETS
 
@@ -196,7 +196,10 @@ def list_folder(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str]
         if not classes:
             raise DataError(f"domain {domain.name} of {root} holds no class folders: {domain}/CLASS/IMAGE is expected")
         found = {
-            folder.name: sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            folder.name: sorted(
+                (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()),
+                key=lambda p: (str(p.parent), p.name),  # folder by folder, as ImageFolder goes
+            )
             for folder in classes
         }
         empty = [name for name, paths in found.items() if not paths]
@@ -264,7 +267,10 @@ def _cached(folder: Path, build: Any) -> tuple[dict[str, Any], np.ndarray]:
                     work.rename(folder)
                 finally:
                     shutil.rmtree(work, ignore_errors=True)
-    return read_json(folder / "index.json"), np.load(folder / "images.npy", mmap_mode="r")
+    try:
+        return read_json(folder / "index.json"), np.load(folder / "images.npy", mmap_mode="r")
+    except (ValueError, OSError) as error:
+        raise FileError(f"the decoded images in {folder} are damaged ({error}); delete that folder") from error
 
 
 @contextlib.contextmanager

@@ -79,8 +79,13 @@ def build_split(dataset: MultiDomainDataset, config: DataConfig, target: str | N
     # DomainBed reports the accuracy on the target's `in` part; strict splits test on fold t alone.
     test = parts[target]["test" if strict else "in"] if target is not None else np.empty(0, dtype=np.int64)
     for domain in sources:
-        if not len(parts[domain]["in"]):
-            raise UsageError(f"domain {domain} has too few images to train on after the split")
+        count = len(dataset.rows(dataset.index_of(domain)))
+        if not len(parts[domain]["in"]) or not len(parts[domain]["out"]):
+            empty = "train" if not len(parts[domain]["in"]) else "validate"
+            raise UsageError(
+                f"domain {domain} has too few images ({count}): the split leaves none to {empty} on; "
+                "change --data.holdout-fraction or add images"
+            )
     return Split(
         protocol="strict" if strict else "domainbed",
         trial=trial,

@@ -56,7 +56,8 @@ def crop_and_flip(images: torch.Tensor, smallest: float, flip: bool, generator: 
     if smallest < 1:
         area = _uniform(count, smallest, 1, generator)
         aspect = torch.exp(_uniform(count, math.log(3 / 4), math.log(4 / 3), generator))
-        width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
+        width = (area * aspect).sqrt().clamp(max=1).maximum(area)  # neither side is longer than the image's
+        height = area / width
         x = (_uniform(count, -1, 1, generator)) * (1 - width)
         y = (_uniform(count, -1, 1, generator)) * (1 - height)
     else:

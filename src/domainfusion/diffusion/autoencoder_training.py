@@ -17,11 +17,16 @@ from PIL import Image
 
 from domainfusion.config import PretrainConfig
 from domainfusion.diffusion.corpus import Corpus, augment
-from domainfusion.diffusion.optimization import Averaged, build_optimizer, learning_rate_factor
+from domainfusion.diffusion.optimization import (
+    Averaged,
+    build_optimizer,
+    learning_rate_factor,
+    resume_training,
+    save_training,
+)
 from domainfusion.errors import TrainingError
 from domainfusion.files import append_json_line
 from domainfusion.seeding import derive_numpy_rng
-from domainfusion.tensors import load_state, save_state
 
 
 def build_autoencoder(config: PretrainConfig) -> AutoencoderKL:
@@ -92,13 +97,8 @@ def train_autoencoder(corpus: Corpus, config: PretrainConfig, folder: Path) -> A
     model = build_autoencoder(config).to(memory_format=torch.channels_last)
     optimizer = build_optimizer(model.parameters(), config.vae_lr, weight_decay=0.0)
     averaged = Averaged(model, config.ema)
-    state_path, start = folder / "autoencoder-state.safetensors", 0
-    if state_path.exists():
-        state = load_state(state_path)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        averaged.load_state_dict(state["averaged"])
-        start = state["step"]
+    state_path = folder / "autoencoder-state.safetensors"
+    start = resume_training(state_path, model, optimizer, averaged)
     held_out = corpus.held_out
     training, validation = corpus.select(~held_out), corpus.select(held_out)
     probability = training.weight / training.weight.sum()
@@ -126,9 +126,7 @@ def train_autoencoder(corpus: Corpus, config: PretrainConfig, folder: Path) -> A
                       "seconds": time.monotonic() - clock}  # fmt: skip
             append_json_line(folder / "metrics.jsonl", record)
         if done % config.save_every == 0 or done == config.vae_steps:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                     "averaged": averaged.state_dict(), "step": done}  # fmt: skip
-            save_state(state_path, state)
+            save_training(state_path, model, optimizer, averaged, done)
             with averaged.applied_to(model):
                 psnr = reconstruction_psnr(model, validation.images[:512])
                 save_reconstructions(model, validation.images[:16], folder / f"autoencoder-{done:06d}.png")

@@ -20,7 +20,13 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from domainfusion.config import PretrainConfig
 from domainfusion.diffusion.corpus import Corpus, augment, compose_caption
-from domainfusion.diffusion.optimization import Averaged, build_optimizer, learning_rate_factor
+from domainfusion.diffusion.optimization import (
+    Averaged,
+    build_optimizer,
+    learning_rate_factor,
+    resume_training,
+    save_training,
+)
 from domainfusion.diffusion.text_encoder import build_text_encoder
 from domainfusion.errors import TrainingError
 from domainfusion.files import append_json_line
@@ -129,7 +135,7 @@ def build_pipeline(vae: AutoencoderKL, tokenizer: CLIPTokenizer, denoiser: Denoi
 
 
 def save_samples(pipeline: StableDiffusionPipeline, prompts: list[str], size: int, path: Path) -> None:
-    """A row of text-to-image samples, one for each prompt, from fixed noise."""
+    """Rows of eight text-to-image samples, one for each prompt, from fixed noise."""
     from PIL import Image
 
     pipeline.set_progress_bar_config(disable=True)
@@ -137,7 +143,8 @@ def save_samples(pipeline: StableDiffusionPipeline, prompts: list[str], size: in
         prompts, height=size, width=size, num_inference_steps=20, guidance_scale=4.0,
         generator=torch.Generator().manual_seed(0), output_type="np",
     ).images  # fmt: skip
-    rows = [np.concatenate(list(images[start : start + 8]), 1) for start in range(0, len(images) // 8 * 8, 8)]
+    wide = min(8, len(images))
+    rows = [np.concatenate(list(images[i : i + wide]), 1) for i in range(0, len(images) - wide + 1, wide)]
     Image.fromarray((np.concatenate(rows, 0) * 255).round().astype(np.uint8)).save(path)
 
 
@@ -155,13 +162,8 @@ def train_denoiser(
     denoiser = Denoiser(unet, build_text_encoder(tokenizer, config))
     optimizer = build_optimizer(denoiser.parameters(), config.unet_lr, config.weight_decay)
     averaged = Averaged(denoiser, config.ema)
-    state_path, start = folder / "denoiser-state.safetensors", 0
-    if state_path.exists():
-        state = load_state(state_path)
-        denoiser.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        averaged.load_state_dict(state["averaged"])
-        start = state["step"]
+    state_path = folder / "denoiser-state.safetensors"
+    start = resume_training(state_path, denoiser, optimizer, averaged)
     held_out = corpus.held_out
     training, validation = corpus.select(~held_out), corpus.select(held_out)
     scheduler = build_scheduler()
@@ -214,9 +216,7 @@ def train_denoiser(
                       "seconds": time.monotonic() - clock}  # fmt: skip
             append_json_line(folder / "metrics.jsonl", record)
         if done % config.save_every == 0 or done == config.unet_steps:
-            state = {"model": denoiser.state_dict(), "optimizer": optimizer.state_dict(),
-                     "averaged": averaged.state_dict(), "step": done}  # fmt: skip
-            save_state(state_path, state)
+            save_training(state_path, denoiser, optimizer, averaged, done)
             with averaged.applied_to(denoiser), torch.no_grad():
                 held = validation_loss(denoiser, held_latents * scale, held_tokens, scheduler)
                 if prompts:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from domainfusion.config import Precision
 from domainfusion.errors import LDMError
@@ -38,9 +39,11 @@ def check_folder(folder: Path) -> None:
         described = json.loads(index.read_text(encoding="utf-8"))
     except ValueError as error:
         raise LDMError(f"{index} is not JSON: {error}") from error
+    if not isinstance(described, dict):
+        raise LDMError(f"{index} does not describe a diffusers pipeline")
     for part in PARTS:
         entry = described.get(part)
-        if not (folder / part).is_dir() or not entry or entry[0] is None:
+        if not (folder / part).is_dir() or not isinstance(entry, list) or not entry or entry[0] is None:
             raise LDMError(f"{folder} is not Stable-Diffusion-like: its part {part!r} is missing")
         if entry[0] not in ("diffusers", "transformers"):
             raise LDMError(f"{folder}: part {part!r} asks for code of its own ({entry[0]}), which is never run")
@@ -130,7 +133,7 @@ class LatentDiffusion:
             )
             tokenizer = CLIPTokenizer.from_pretrained(where, subfolder="tokenizer")
             scheduler = DDIMScheduler.from_pretrained(where, subfolder="scheduler")
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise LDMError(f"the LDM {source} cannot be loaded: {first}") from error
         return cls(
@@ -150,12 +153,12 @@ class LatentDiffusion:
         return len(self.alphas_cumprod)
 
     def fingerprint(self) -> str:
-        """A hash of the U-Net's and the autoencoder's weights, for caches."""
+        """A hash of all weights, for caches."""
         digest = hashlib.sha256(str(self.dtype).encode())
         for module in (self.unet, self.vae, self.text_encoder):
             for name, value in sorted(module.state_dict().items()):
                 digest.update(name.encode())
-                digest.update(value.detach().float().sum(dtype=torch.float64).cpu().numpy().tobytes())
+                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]
 
     @torch.no_grad()
@@ -181,8 +184,9 @@ class LatentDiffusion:
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, H, W), about in [-1, 1], of scaled latents (B, C, h, w)."""
         latents = latents.to(self.vae.dtype) / self.scaling_factor + self.shift
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.vae.decode(latents, return_dict=False)[0].float()
+        half = self.dtype in (torch.bfloat16, torch.float16)
+        with torch.autocast(self.device.type, self.dtype if half else None, enabled=half):
+            return self.vae.decode(latents, return_dict=False)[0].to(latents.dtype)
 
     def signal_and_noise(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """√ᾱ_t and √(1-ᾱ_t) of timesteps (B,), each (B, 1, 1, 1)."""

@@ -1,11 +1,14 @@
-"""What both stages of pretraining share: optimizer, learning-rate schedule, exponential moving average."""
+"""What both stages of pretraining share: optimizer, learning rate, exponential moving average, and saved states."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import torch
+
+from domainfusion.tensors import load_state, restore_optimizer, save_state
 
 
 def build_optimizer(parameters: Iterable[torch.nn.Parameter], lr: float, weight_decay: float) -> torch.optim.AdamW:
@@ -69,3 +72,23 @@ class Averaged:
         """Go on from a saved average."""
         self.updates = int(state["updates"])  # type: ignore[call-overload]
         self.values = dict(state["values"])  # type: ignore[call-overload]
+
+
+def save_training(
+    path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, averaged: Averaged, step: int
+) -> None:
+    """Write the state of a stage after `step` steps, atomically."""
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(),
+             "averaged": averaged.state_dict(), "step": step}  # fmt: skip
+    save_state(path, state)
+
+
+def resume_training(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, averaged: Averaged) -> int:
+    """Restore the state in `path` where there is one; returns the steps done."""
+    if not path.exists():
+        return 0
+    state = load_state(path)
+    model.load_state_dict(state["model"])
+    restore_optimizer(optimizer, state["optimizer"])
+    averaged.load_state_dict(state["averaged"])
+    return int(state["step"])

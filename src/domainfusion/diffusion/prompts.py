@@ -10,20 +10,28 @@ from domainfusion.config import GenerateConfig
 
 
 def allowed_styles(styles: tuple[str, ...], target: str | None) -> tuple[str, ...]:
-    """The style words that share no word with the target's name (nor contain it, nor are contained in it).
+    """The style words that share no word with the target's name (nor contain one, nor are contained in one).
 
     >>> allowed_styles(("noto mono", "streamline pixel", "pixel outline"), "pixel")
     ('noto mono',)
     """
     if target is None:
         return styles
-    named = [word for word in re.split(r"[^a-z0-9]+", target.lower()) if len(word) > 2]
+    named = _words(target)
 
     def names_target(style: str) -> bool:
-        words = [word for word in re.split(r"[^a-z0-9]+", style.lower()) if len(word) > 2]
-        return any(word in name or name in word for word in words for name in named)
+        # Words of one or two letters ("3d", "bw") count when they are the same, not when another happens to hold them.
+        return any(
+            word == name or (min(len(word), len(name)) > 2 and (word in name or name in word))
+            for word in _words(style)
+            for name in named
+        )
 
     return tuple(style for style in styles if not names_target(style))
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in re.split(r"[\W_]+", text.casefold()) if word]
 
 
 def compose_prompts(

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from domainfusion.config import PretrainConfig
@@ -17,23 +17,32 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 def fit_tokenizer(captions: Iterable[str], folder: Path, vocabulary: int, length: int) -> CLIPTokenizer:
     """A CLIP tokenizer (lower-cased byte-pair encoding, `</w>` ends a word) fitted to `captions`, saved in `folder`."""
     tokenizer = Tokenizer(models.BPE(unk_token=END, end_of_word_suffix="</w>"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    # Captions are taken apart here just as prompts will be (CLIP spells letters beyond ASCII by their bytes).
+    reader = CLIPTokenizer().backend_tokenizer
+    tokenizer.normalizer, tokenizer.pre_tokenizer = reader.normalizer, reader.pre_tokenizer
+    captions = [reader.normalizer.normalize_str(caption) for caption in captions]
+    used = {
+        letter
+        for caption in captions
+        for piece, _ in reader.pre_tokenizer.pre_tokenize_str(caption)
+        for letter in piece
+    }
     # Every letter and digit both inside a word and at its end, so that a user's class name never falls apart.
-    alphabet = list("abcdefghijklmnopqrstuvwxyz0123456789.,-'_!?&")
+    alphabet = sorted({*"abcdefghijklmnopqrstuvwxyz0123456789.,-'_!?&", *used})
+    # Numbered here: the trainer numbers letters in the order of a hash table, another one in each run.
+    letters = alphabet + [f"{letter}</w>" for letter in alphabet]
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary - 2, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+        vocab_size=vocabulary - 2, special_tokens=letters, end_of_word_suffix="</w>", show_progress=False
     )
-    tokenizer.train_from_iterator(list(captions) + alphabet, trainer)
+    tokenizer.train_from_iterator(captions, trainer)
     model = json.loads(tokenizer.to_str())["model"]
     words = dict(model["vocab"])
-    for letter in alphabet:
-        words.setdefault(f"{letter}</w>", len(words))
     words[START], words[END] = len(words), len(words) + 1
     merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in model["merges"]]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(words), encoding="utf-8")
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(m) for m in merges) + "\n", "utf-8")
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     fitted = CLIPTokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), model_max_length=length)
     fitted.save_pretrained(folder)
     return fitted

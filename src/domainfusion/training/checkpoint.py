@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from domainfusion.errors import FileError
 from domainfusion.files import atomic_path, read_json, write_json
-from domainfusion.tensors import load_state, save_state
+from domainfusion.tensors import load_state, restore_optimizer, save_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ def load_checkpoint(
             failures.append(str(error))
             continue
         algorithm.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        restore_optimizer(optimizer, state["optimizer"])
         return Progress(**state["progress"]), state["extra"]
     if failures:
         raise FileError("; ".join(failures))

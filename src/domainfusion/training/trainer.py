@@ -26,7 +26,8 @@ def learning_rate(step: int, steps: int, lr: float) -> float:
 
 def evaluation_steps(steps: int, evaluations: int) -> set[int]:
     """After how many steps the model is evaluated: `evaluations` times, evenly spaced, the end included."""
-    return {round(steps * (i + 1) / evaluations) for i in range(min(evaluations, steps))} - {0}
+    count = min(evaluations, steps)
+    return {round(steps * (i + 1) / count) for i in range(count)}
 
 
 def make_batch(algorithm: Algorithm, step: int) -> Batch:
@@ -108,11 +109,16 @@ def _evaluate_and_save(
     """Training-domain validation: the checkpoint with the best mean accuracy over the source domains is the model."""
     context, config = algorithm.context, algorithm.config
     found = validate(algorithm)
-    accuracy = float(np.nanmean([value.accuracy for value in found.values()]))
+    if not all(math.isfinite(value.loss) for value in found.values()):
+        raise TrainingError(
+            f"the model's outputs are not finite after step {done - 1}; the checkpoint of step {progress.step} is "
+            f"kept. Lower --lr (now {config.lr:g}), or use --precision float32, with another --output"
+        )
+    accuracy = float(np.mean([value.accuracy for value in found.values()]))
     record = {
         "step": done, "epoch": round(done / context.steps_per_epoch, 3), "seconds": round(progress.seconds, 3),
         "lr": learning_rate(done - 1, config.steps, config.lr), **means, "validation_accuracy": accuracy,
-        "validation_loss": float(np.nanmean([value.loss for value in found.values()])),
+        "validation_loss": float(np.mean([value.loss for value in found.values()])),
         "validation": {domain: value.accuracy for domain, value in found.items()},
     }  # fmt: skip
     if len(context.split.test):  # written down for the curves; never used to choose anything
