@@ -1,0 +1,1 @@
+"""The report: one HTML file from finished runs (`html.write_report`)."""

@@ -1,0 +1,294 @@
+"""The answer that the report opens with: how often each algorithm is right on unseen domains, and how sure that is."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from markupsafe import Markup, escape
+
+from domainfusion.report.charts import Dot, dot_chart
+from domainfusion.report.study import Arm, Study
+from domainfusion.results.statistics import Accuracies, Estimate, estimate, paired_difference, trial_means
+from domainfusion.results.tables import accuracy_rows, format_difference
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """A large figure: per cent, its error ("± 3.9" or empty), and a line below."""
+
+    arm: Arm
+    value: str
+    error: str
+    below: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """The head of the page: one sentence, large figures, a table, a chart, and sentences on how sure it is."""
+
+    headline: Markup
+    sure: list[str]
+    table: list[list[str]]
+    table_note: str = ""
+    table_first: bool = False  # the table is the answer, not a detail of it
+    tiles: list[Tile] = dataclasses.field(default_factory=list)
+    chart: Markup | None = None
+    chart_note: str = ""
+
+
+def build_answer(study: Study) -> Answer:
+    """The answer of a study, as far as its runs can be compared."""
+    if not study.tested:
+        return _answer_without_target(study)
+    if not study.units:
+        return _answer_apart(study)
+    if len(study.targets) == 1 and len(study.units) == 1:
+        return _answer_of_one_test(study)
+    return _answer_of_many_tests(study)
+
+
+def binomial_error(percent: float, count: int) -> float:
+    """The standard error, in points, of a share in per cent of `count` images: 100·√(p(1-p)/n).
+
+    A share of 0 or 1 is taken as half an image away from it, so that no figure looks certain.
+
+    >>> round(binomial_error(50.0, 100), 2)
+    5.0
+    """
+    share = min(max(percent / 100, 0.5 / count), 1 - 0.5 / count)
+    return 100 * math.sqrt(share * (1 - share) / count)
+
+
+def _answer_of_one_test(study: Study) -> Answer:
+    target = study.targets[0]
+    runs = {arm: study.compared(arm)[0] for arm in study.arms}
+    images = runs[study.arms[0]].images
+    figures = {
+        arm: Estimate(run.accuracy or 0.0, binomial_error(run.accuracy or 0.0, images), images)
+        for arm, run in runs.items()
+    }
+    right = {arm: f"{round(figure.mean * images / 100)} of {images}" for arm, figure in figures.items()}
+    leading = _leading(study)
+    tail = f"{images} images"
+    if len(leading) > 1:
+        tail = f"difference {figures[leading[0]].mean - figures[leading[1]].mean:+.1f} points, {tail}"
+    said = _said([(arm, f"{figures[arm].mean:.1f}") for arm in leading], "of the images", tail)
+    rows = [["algorithm", f"right on {target}", "± s.e.", "images right", "source validation", "chosen at step"]]
+    for arm, run in runs.items():
+        figure, validation = figures[arm], f"{100 * run.result['validation_accuracy']:.1f} %"
+        step = str(run.result.get("selected_step", "–"))
+        rows.append([arm.title, f"{figure.mean:.1f} %", f"{figure.error:.1f}", right[arm], validation, step])
+    dots = [Dot(arm.number, arm.title, figure.mean, figure.error) for arm, figure in figures.items()]
+    return Answer(
+        headline=Markup("On <code>{}</code>, {}, ").format(target, _nobody_saw(study)) + said,
+        sure=_sure_of_one([(arm, figures[arm]) for arm in leading], images, _guess(study)),
+        table=rows,
+        table_note="Source validation is the accuracy on held-out images of the domains that were trained on. "
+        "How far the unseen domain falls below it is what the change of domain costs.",
+        tiles=[_tile(arm, figures[arm], f"{right[arm]} images") for arm in _leading_first(study)],
+        chart=dot_chart([(target, dots)], _chance(study)),
+        chart_note="Whiskers: one standard error each way, from the number of images.",
+    )
+
+
+def _sure_of_one(leading: list[tuple[Arm, Estimate]], images: int, guess: str) -> list[str]:
+    """How far one test of one or two models can be trusted, in words."""
+    errors = " and ".join(f"{arm.title}'s figure is ± {figure.error:.1f}" for arm, figure in leading)
+    sure = [
+        f"One image more or less is {100 / images:.1f} points. With {images} images, the standard error of {errors} "
+        f"points. {guess}"
+    ]
+    if len(leading) > 1:
+        (_, first), (_, second) = leading
+        difference, error = first.mean - second.mean, math.hypot(first.error, second.error)
+        verdict = (
+            "It is smaller than twice that, so this one test does not show that one is better."
+            if abs(difference) < 2 * error
+            else "It is larger than twice that, so on these images it is hardly chance."
+        )
+        sure.append(
+            f"The difference of {difference:+.1f} points has a standard error of about ± {error:.1f} if the two models "
+            f"err independently, and less the more they err on the same images. {verdict}"
+        )
+    sure.append("This is one trial: another split or seed gives other figures. `domainfusion benchmark` runs several.")
+    return sure
+
+
+def _answer_of_many_tests(study: Study) -> Answer:
+    accuracy = study.accuracy()
+    means = {arm: estimate(trial_means(accuracy[arm.title])) for arm in study.arms}
+    leading, baseline = _leading(study), study.baseline
+    images = sum(run.images for run in study.compared(study.arms[0]))
+    tail = f"{images:,} images in {len(study.targets) * len(study.units)} tests"
+    if len(leading) > 1:
+        tail = f"{_difference(accuracy, leading[0], leading[1])}, {tail}"
+    where = Markup("On <code>{}</code>").format(study.targets[0])
+    if len(study.targets) > 1:
+        where = escape(f"Over {len(study.targets)} target domains")
+    said = _said([(arm, str(means[arm])) for arm in leading], "of the images on average", tail)
+    rows = accuracy_rows(accuracy, baseline.title if baseline else "")
+    if baseline is None or len(study.arms) == 1:  # nothing to subtract
+        rows = [row[:-1] for row in rows]
+    each = ", each time " if len(study.targets) > 1 else ", "
+    return Answer(
+        headline=where + each + _nobody_saw(study) + ", " + said,
+        sure=_sure_of_many(study),
+        table=rows,
+        table_note=_table_note(study),
+        table_first=True,
+        tiles=[_tile(arm, means[arm], _tile_text(study, arm, accuracy)) for arm in _leading_first(study)],
+        chart=_chart_of_many(study, accuracy, means),
+        chart_note="Dots: means. Whiskers: one standard error each way, over trials, or from the number of images "
+        "where there is one trial.",
+    )
+
+
+def _sure_of_many(study: Study) -> list[str]:
+    runs = [run for arm in study.arms for run in study.compared(arm)]
+    sizes, errors = [run.images for run in runs], [binomial_error(run.accuracy or 0.0, run.images) for run in runs]
+    span = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
+    sure = [
+        f"One test has {span} images. Their number alone gives a single figure a standard error of "
+        f"{min(errors):.1f} to {max(errors):.1f} points. {_guess(study)}"
+    ]
+    trials = len(study.units)
+    if trials == 1:
+        sure.append(
+            "There is one trial, so chance in split and seed is not measured. "
+            "More trials: `domainfusion benchmark --trials 3`."
+        )
+    elif trials < 5:
+        sure.append(f"With {trials} trials a standard error is itself a rough figure; read p values with that in mind.")
+    if study.left_out:
+        count = "1 finished run takes" if study.left_out == 1 else f"{study.left_out} finished runs take"
+        sure.append(
+            f"{count} no part here, because another algorithm has no run on the same target, trial and seed. "
+            "The list of every run at the end has them all."
+        )
+    return sure
+
+
+def _table_note(study: Study) -> str:
+    text = "Accuracy in per cent on each target, a domain that was left out of training"
+    if len(study.units) == 1:
+        return f"{text}; one trial, so without ±."
+    return (
+        f"{text}: mean ± standard error over {len(study.units)} trials. Differences are paired: same target, same "
+        "split, same seed; their error and p (Student's t, two-sided) take each trial's mean over the targets as one "
+        "measurement."
+    )
+
+
+def _chart_of_many(study: Study, accuracy: Accuracies, means: dict[Arm, Estimate]) -> Markup:
+    rows: list[tuple[str, list[Dot]]] = []
+    for target in study.targets:
+        dots = []
+        for arm in study.arms:
+            found = estimate(accuracy[arm.title][target])
+            error = found.error
+            if math.isnan(error):
+                count = next(run.images for run in study.compared(arm) if run.target == target)
+                error = binomial_error(found.mean, count)
+            dots.append(Dot(arm.number, arm.title, found.mean, error))
+        rows.append((target, dots))
+    if len(study.targets) > 1:
+        rows.append(("average", [Dot(arm.number, arm.title, mean.mean, mean.error) for arm, mean in means.items()]))
+    return dot_chart(rows, _chance(study))
+
+
+def _answer_apart(study: Study) -> Answer:
+    """Runs that share no target, trial and seed: each figure by itself."""
+    rows = [["algorithm", "target", "trial", "right", "± s.e.", "images"]]
+    for arm in study.arms:
+        for run in arm.runs:
+            value = run.accuracy or 0.0
+            error = f"{binomial_error(value, run.images):.1f}"
+            rows.append([arm.title, str(run.target), str(run.unit[0]), f"{value:.1f} %", error, str(run.images)])
+    return Answer(
+        headline=Markup(
+            "These runs were tested on different targets, trials or seeds, so <strong>they cannot be compared</strong>."
+        ),
+        sure=[_guess(study), "To compare algorithms, run them on the same ones: `domainfusion benchmark`."],
+        table=rows,
+        table_note="Each run on the domain that it did not see.",
+        table_first=True,
+    )
+
+
+def _answer_without_target(study: Study) -> Answer:
+    """Runs that trained on every domain."""
+    rows = [["algorithm", "trial", "seed", "source validation"]]
+    tiles = []
+    for arm in study.arms:
+        values = [100 * run.result["validation_accuracy"] for run in arm.runs]
+        tiles.append(_tile(arm, estimate(values), "on held-out images of the domains it trained on"))
+        for run, value in zip(arm.runs, values, strict=True):
+            rows.append([arm.title, str(run.unit[0]), str(run.unit[1]), f"{value:.1f} %"])
+    return Answer(
+        headline=Markup(
+            "No domain was held out, so "
+            "<strong>nothing here tells how the model does on a domain it never saw</strong>."
+        ),
+        sure=[f"The figures are accuracies on held-out images of the domains that were trained on. {_guess(study)}"],
+        table=rows,
+        tiles=tiles,
+    )
+
+
+def _leading(study: Study) -> list[Arm]:
+    """The arms that the headline names: challenger, baseline."""
+    baseline = study.baseline
+    return [study.challenger] + ([baseline] if baseline is not None and baseline is not study.challenger else [])
+
+
+def _leading_first(study: Study) -> list[Arm]:
+    leading = _leading(study)
+    return [*leading, *(arm for arm in study.arms if arm not in leading)]
+
+
+def _tile(arm: Arm, figure: Estimate, below: str) -> Tile:
+    return Tile(arm, f"{figure.mean:.1f}", "" if math.isnan(figure.error) else f"± {figure.error:.1f}", below)
+
+
+def _tile_text(study: Study, arm: Arm, accuracy: Accuracies) -> str:
+    baseline = study.baseline
+    if baseline is None or arm is baseline:
+        return "mean over targets" if len(study.targets) > 1 else "mean over trials"
+    return f"{format_difference(paired_difference(accuracy[arm.title], accuracy[baseline.title]))} to {baseline.title}"
+
+
+def _difference(accuracy: Accuracies, first: Arm, second: Arm) -> str:
+    """The paired difference as it stands in a headline."""
+    found = paired_difference(accuracy[first.title], accuracy[second.title])
+    if math.isnan(found.error):
+        return f"difference {found.mean:+.1f} points"
+    p_value = f"p = {found.p_value:.3f}" if found.p_value >= 0.001 else "p < 0.001"
+    return f"difference {found.mean:+.1f} ± {found.error:.1f} points, {p_value}"
+
+
+def _said(parts: list[tuple[Arm, str]], middle: str, tail: str) -> Markup:
+    """The sentence "A is right on 45.3 % of the images, B on 40.1 % (tail)"."""
+    (first, value), *rest = parts
+    text = Markup("{} is right on {} {}").format(first.title, _strong(value), middle)
+    for arm, other in rest:
+        text += Markup(", {} on {}").format(arm.title, _strong(other))
+    return text + Markup(" ({}).").format(tail.replace("± ", "±\u00a0"))
+
+
+def _strong(value: str) -> Markup:
+    """A figure in per cent that does not break over lines."""
+    return Markup("<strong>{}</strong>").format(f"{value} %".replace(" ", "\u00a0"))
+
+
+def _chance(study: Study) -> float:
+    return 100 / len(study.classes)
+
+
+def _guess(study: Study) -> str:
+    return f"Guessing among the {len(study.classes)} classes would be right on {_chance(study):.1f} %."
+
+
+def _nobody_saw(study: Study) -> str:
+    words = {1: "a domain the model never saw", 2: "a domain neither model saw"}
+    return words.get(len(study.arms), "a domain none of the models saw")

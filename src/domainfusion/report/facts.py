@@ -1,0 +1,159 @@
+"""How the numbers were made: costs, splits, the rule that chose the models, options, versions and machine."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from domainfusion.report.study import PER_RUN, Arm, Run, Study, differing_options, shown_option
+
+PROTOCOLS = {
+    "strict": (
+        "The data set brings its own folds, which keep drawings apart: trial t trains on three folds of the source "
+        "domains, chooses on fold t + 1 of them, and tests on fold t of the target. No drawing of the test takes part "
+        "in training or in choosing, in any style."
+    ),
+    "domainbed": (
+        "DomainBed's splits: {held} of the images of each source domain, drawn at random by the trial, are held out to "
+        "choose the model, and the rest train it. The test is the corresponding {kept} of the target."
+    ),
+}
+SELECTION = (
+    "Training-domain validation: of the weights at each evaluation, those are kept that are right most often on "
+    "held-out images of the source domains (mean over domains). The target is never used to choose anything."
+)
+
+
+def describe_protocol(study: Study) -> str:
+    """The splits in words."""
+    held = float(study.arms[0].runs[0].options.get("data.holdout_fraction", 0.2))
+    return PROTOCOLS.get(study.protocol, study.protocol).format(held=f"{held:.0%}", kept=f"{1 - held:.0%}")
+
+
+def split_rows(study: Study) -> list[list[str]]:
+    """A table: images of each domain that train, validate, and test where it is the target."""
+    runs = [run for arm in study.arms for run in arm.runs]
+    rows = [["domain", "trains", "validates", "tests, as target"]]
+    for domain in study.data["domains"]:
+        train = [run.data["train"][domain] for run in runs if domain in run.data["train"]]
+        validation = [run.data["validation"][domain] for run in runs if domain in run.data["validation"]]
+        test = [run.data["test"] for run in runs if run.target == domain]
+        rows.append([domain, _span(train), _span(validation), _span(test)])
+    return rows
+
+
+def _span(values: list[int]) -> str:
+    """A range of counts.
+
+    >>> _span([3, 5, 4]), _span([7]), _span([])
+    ('3 to 5', '7', '–')
+    """
+    if not values:
+        return "–"
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def build_costs(study: Study) -> dict[str, Any]:
+    """`rows` (a table) and `bars` (shares of the longest) of the mean run of each arm."""
+    rows = [["algorithm", "seconds a run", "to ERM", "generating images", "distilling", "images generated", "steps"]]
+    spent = {arm: _mean_costs(study.compared(arm)) for arm in study.arms}
+    longest = max([costs["seconds"] for costs in spent.values()] + [1e-9])
+    baseline = study.baseline
+    bars = []
+    for arm, costs in spent.items():
+        ratio = costs["seconds"] / spent[baseline]["seconds"] if baseline and spent[baseline]["seconds"] else None
+        rows.append([
+            arm.title, _seconds(costs["seconds"]), f"× {ratio:.1f}" if ratio and arm is not baseline else "–",
+            _seconds(costs["generation_seconds"]), _seconds(costs["distillation_seconds"]),
+            f"{costs['generated_images']:,.0f}" if costs["generated_images"] else "–", _steps(study.compared(arm)),
+        ])  # fmt: skip
+        parts = {
+            "generating": costs["generation_seconds"], "distilling": costs["distillation_seconds"],
+            "training": max(0.0, costs["seconds"] - costs["generation_seconds"] - costs["distillation_seconds"]),
+        }  # fmt: skip
+        total = max(sum(parts.values()), 1e-9)
+        width = 100 * costs["seconds"] / longest
+        bars.append({
+            "arm": arm, "seconds": _seconds(costs["seconds"]),
+            "parts": [(name, width * value / total) for name, value in parts.items() if value > 0],
+        })  # fmt: skip
+    if baseline is None:
+        rows = [row[:2] + row[3:] for row in rows]
+    return {"rows": rows, "bars": bars, "several": any(len(study.compared(arm)) > 1 for arm in study.arms)}
+
+
+def _mean_costs(runs: list[Run]) -> dict[str, float]:
+    names = ("generated_images", "generation_seconds", "distillation_seconds")
+    costs = {name: sum(float(run.result.get("costs", {}).get(name, 0)) for run in runs) / len(runs) for name in names}
+    costs["seconds"] = sum(float(run.result.get("seconds", 0)) for run in runs) / len(runs)
+    return costs
+
+
+def _seconds(value: float) -> str:
+    if not value:
+        return "–"
+    if value < 10:
+        return f"{value:.1f} s"
+    if value < 600:
+        return f"{value:.0f} s"
+    return f"{value / 60:.0f} min" if value < 3600 * 3 else f"{value / 3600:.1f} h"
+
+
+def _steps(runs: list[Run]) -> str:
+    return _span([int(run.result.get("steps", 0)) for run in runs])
+
+
+def run_rows(study: Study) -> list[list[str]]:
+    """A table of all runs."""
+    heads = "algorithm target trial seed right_on_target source_validation chosen_at_step time folder"
+    rows = [[name.replace("_", " ") for name in heads.split()]]
+    for arm in study.arms:
+        for run in arm.runs:
+            result = run.result
+            rows.append([
+                arm.title, run.target or "none", str(run.unit[0]), str(run.unit[1]),
+                "–" if run.accuracy is None else f"{run.accuracy:.1f} % of {run.images}",
+                f"{100 * result['validation_accuracy']:.1f} %",
+                f"{result.get('selected_step', '–')} of {result.get('steps', '–')}",
+                _seconds(float(result.get("seconds", 0))), str(run.folder),
+            ])  # fmt: skip
+    return rows
+
+
+def option_difference_rows(study: Study) -> list[list[str]]:
+    """A table of the options in which the arms differ; empty where they share all."""
+    firsts = [arm.runs[0] for arm in study.arms]
+    names = [name for name in differing_options(firsts) if name != "algorithm"]
+    if not names:
+        return []
+    rows = [["option", *(arm.title for arm in study.arms)]]
+    for name in names:
+        rows.append([name, *(shown_option(run, name) for run in firsts)])
+    return rows
+
+
+def option_texts(study: Study) -> list[dict[str, Any]]:
+    """`config.toml` of each arm's first run; the arm's other runs differ in target, trial and seed alone."""
+    return [{"arm": arm, "text": arm.runs[0].text, "others": _others(arm)} for arm in study.arms if arm.runs[0].text]
+
+
+def _others(arm: Arm) -> str:
+    count = len(arm.runs) - 1
+    if not count:
+        return ""
+    return f"{count} more {'run differs' if count == 1 else 'runs differ'} in {', '.join(PER_RUN)} at most."
+
+
+def environments(runs: list[Run]) -> list[dict[str, Any]]:
+    """The different machines and versions (`rows`, a table), with how many runs were made there."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(json.dumps(run.environment, sort_keys=True, default=str), []).append(run)
+    found = []
+    for group in groups.values():
+        known = dict(group[0].environment)
+        versions = known.pop("versions", {})
+        machine = [[name, "none" if value is None else str(value)] for name, value in known.items()]
+        found.append({"count": len(group), "rows": machine + [[name, str(value)] for name, value in versions.items()]})
+    return found

@@ -1,0 +1,95 @@
+"""The report: one HTML file, readable anywhere, that asks nothing of a network and runs no script."""
+
+from __future__ import annotations
+
+import importlib.resources
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup, escape
+
+from domainfusion import __version__
+from domainfusion.files import write_text
+from domainfusion.report.answer import build_answer
+from domainfusion.report.charts import series_class, swatch
+from domainfusion.report.classes import build_class_parts
+from domainfusion.report.curves import build_curves
+from domainfusion.report.evolution import build_evolution
+from domainfusion.report.facts import (
+    SELECTION,
+    build_costs,
+    describe_protocol,
+    environments,
+    option_difference_rows,
+    option_texts,
+    run_rows,
+    split_rows,
+)
+from domainfusion.report.pictures import domain_samples, ld_noise, load_run_dataset
+from domainfusion.report.study import Study, build_studies, read_runs
+
+
+def write_report(paths: list[Path], output: Path) -> Path:
+    """Write the report of the finished runs at or below `paths` to `output`, and return `output`.
+
+    Runs are compared where they are comparable: same data set, protocol, target, trial and seed.
+    Raises `UsageError` where there is no finished run, `FileError` where a run cannot be read or the file not written.
+    """
+    runs = read_runs(paths)
+    studies = build_studies(runs)
+    page = _environment().from_string(_resource("report.html")).render(
+        studies=[describe_study(study, len(studies)) for study in studies],
+        environments=environments(runs), runs=len(runs), selection=SELECTION, version=__version__,
+        command=shlex.join(["domainfusion", "report", *map(str, paths), "--output", str(output)]),
+        title=f"DomainFusion report: {', '.join(dict.fromkeys(study.name for study in studies))}",
+        css=Markup(_resource("report.css")),
+    )  # fmt: skip
+    write_text(output, page)
+    return output
+
+
+def describe_study(study: Study, studies: int = 1) -> dict[str, Any]:
+    """All that the template shows of a study; with several `studies` on a page each shows fewer pictures."""
+    dataset, trouble = load_run_dataset(study.arms[0].runs[0])
+    return {
+        "study": study, "answer": build_answer(study), "trouble": trouble,
+        "samples": None if dataset is None else domain_samples(study, dataset, classes=max(2, 6 // studies)),
+        "evolution": build_evolution(study, dataset, images=max(2, 8 // studies)), "noise": ld_noise(study),
+        "curves": build_curves(study), "classes": build_class_parts(study), "costs": build_costs(study),
+        "protocol": describe_protocol(study), "splits": split_rows(study), "runs": run_rows(study),
+        "differences": option_difference_rows(study), "options": option_texts(study),
+    }  # fmt: skip
+
+
+def _environment() -> Environment:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["prose"] = typeset
+    environment.globals.update(series_class=series_class, swatch=swatch, listed=listed)
+    return environment
+
+
+def typeset(text: str) -> Markup:
+    """`text` escaped, what stands between backticks set as code, figures kept on one line with their signs.
+
+    >>> str(typeset("run `a < b`"))
+    'run <code>a &lt; b</code>'
+    """
+    code = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
+    return Markup(code.replace(" %", "\u00a0%").replace("± ", "±\u00a0"))
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names as people list them.
+
+    >>> listed(["a", "b", "c"])
+    'a, b and c'
+    """
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
+
+
+def _resource(name: str) -> str:
+    return importlib.resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

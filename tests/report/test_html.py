@@ -1,0 +1,290 @@
+"""The report, from run folders written by hand: what it says, that it is escaped, and that it stands by itself."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from domainfusion.config import DataConfig, TrainConfig, to_toml
+from domainfusion.data.domains import MultiDomainDataset, load_dataset
+from domainfusion.data.splits import build_split
+from domainfusion.errors import UsageError
+from domainfusion.fusion.synthetic import Generation, SyntheticDataset
+from domainfusion.report.html import write_report
+
+CLASSES = ("<b>x", "a & b", "plain")
+SIZE = 16
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder data set of three domains, three classes and 90 images."""
+    monkeypatch.setenv("DOMAINFUSION_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    for domain in ("ink", "photo", "pixel"):
+        for name in CLASSES:
+            folder = tmp_path / "pictures" / domain / name
+            folder.mkdir(parents=True)
+            for k in range(10):
+                Image.fromarray(rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)).save(folder / f"{k}.png")
+    return tmp_path / "pictures"
+
+
+def dump(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def write_run(
+    folder: Path, root: Path, algorithm: str, accuracy: float, *, target: str | None = "pixel", trial: int = 0,
+    **options: Any,
+) -> Path:  # fmt: skip
+    """A finished run; `accuracy` is the share of the target's 24 images that are right."""
+    folder.mkdir(parents=True)
+    config = TrainConfig(
+        algorithm=algorithm, target=target, trial=trial, seed=trial, data=DataConfig(size=SIZE), **options
+    )
+    dataset = load_dataset(str(root), config.data)
+    split = build_split(dataset, config.data, target, trial)
+    (folder / "config.toml").write_text(to_toml(config), encoding="utf-8")
+    versions = {"torch": "2.14.1"}
+    dump(folder / "environment.json", {"python": "3.11", "processor": "abacus", "gpu": None, "versions": versions})
+    data = {
+        "data": str(root), "name": dataset.name, "fingerprint": dataset.fingerprint, "images": len(dataset),
+        "domains": list(dataset.domains), "classes": list(dataset.classes), "size": SIZE, "protocol": split.protocol,
+        "sources": list(split.sources), "target": target, "test": len(split.test), "steps_per_epoch": 1,
+        "train": {domain: len(rows) for domain, rows in split.train.items()},
+        "validation": {domain: len(rows) for domain, rows in split.validation.items()}, "notes": ["odd <i>thing</i>"],
+    }  # fmt: skip
+    dump(folder / "data.json", data)
+    records = [
+        {"step": step, "raw_loss": 2 / step, "extra_loss": 1.0, "validation_accuracy": 0.5, "validation_loss": 1.0}
+        | ({"target_accuracy": accuracy} if target else {})
+        for step in (10, 20)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    result = {
+        "algorithm": algorithm, "target": target, "trial": trial, "seed": trial, "protocol": split.protocol,
+        "dataset": dataset.name, "classes": list(dataset.classes), "validation_accuracy": 0.5, "validation": {},
+        "selected_step": 10, "steps": 20, "seconds": 30.0, "wall_seconds": 31.0,
+        "costs": {} if algorithm == "erm" else {"generated_images": 144, "generation_seconds": 9.0},
+    }  # fmt: skip
+    if target:
+        labels = dataset.labels[split.test]
+        right = round(accuracy * len(labels))
+        predictions = np.where(np.arange(len(labels)) < right, labels, (labels + 1) % 3)
+        confusion = np.bincount(labels * 3 + predictions, minlength=9).reshape(3, 3)
+        result |= {"target_accuracy": right / len(labels), "test_images": len(labels), "confusion": confusion.tolist()}
+    dump(folder / "result.json", result)
+    return folder
+
+
+def add_generations(folder: Path, root: Path, count: int = 2, sheet: bool = True) -> None:
+    """Generations of noise, as `fusion.generation` lays them out (3 candidates)."""
+    dataset = load_dataset(str(root), DataConfig(size=SIZE))
+    rows = np.flatnonzero(dataset.domain_of != dataset.index_of("pixel"))
+    store = SyntheticDataset(folder / "synthetic")
+    for number in range(count):
+        images = np.random.default_rng(number).integers(0, 256, (len(rows), SIZE, SIZE, 3), dtype=np.uint8)
+        lineage = [lineage_record(dataset, int(row), number) for row in rows]
+        step = len(rows) // 12
+        strips = [np.concatenate([dataset.images[rows[k * step]]] * 4 + [images[k * step]], axis=1) for k in range(12)]
+        columns = [np.concatenate(strips[i : i + 6], axis=0) for i in (0, 6)]
+        store.add(
+            Generation(number, rows, images, lineage, np.concatenate(columns, axis=1) if sheet else None), dataset
+        )
+
+
+def lineage_record(dataset: MultiDomainDataset, row: int, number: int) -> dict[str, Any]:
+    name = dataset.classes[dataset.labels[row]]
+    return {
+        "row": row, "source": dataset.keys[row], "domain": dataset.domains[dataset.domain_of[row]], "class": name,
+        "generation": number, "content_candidate": 0, "style_candidate": 2, "content_score": 0.5, "style_score": 0.1,
+        "content_prompt": f"{name}, noto mono", "style_prompt": f"{name}, flat color", "content_strength": 0.6125,
+        "style_strength": 0.7, "seed": 1, "sha256": "0",
+    }  # fmt: skip
+
+
+class Page(HTMLParser):
+    """The tags of a page, checked for balance; its text; all that it refers to."""
+
+    VOID = frozenset({"meta", "img", "br", "link", "input", "hr"})
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.source = path.read_text(encoding="utf-8")
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.references: list[str] = []
+        self.words: list[str] = []
+        self.feed(self.source)
+        self.close()
+        assert not self.open
+        self.text = re.sub(r"\s+", " ", "".join(self.words))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.references += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "xlink:href")]
+        assert not any(name.startswith("on") for name, _ in attrs)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words.append(data)
+
+
+def read_page(*paths: Path, output: Path) -> Page:
+    assert write_report(list(paths), output) == output
+    page = Page(output)
+    assert not page.tags & {"script", "link", "iframe", "object"}
+    assert all(reference.startswith(("data:image/png;base64,", "#")) for reference in page.references)
+    assert not re.search(r"https?://|@import|url\(", page.source)
+    return page
+
+
+def test_one_test_of_two_algorithms_opens_with_the_answer(tmp_path: Path, root: Path) -> None:
+    write_run(tmp_path / "runs" / "erm", root, "erm", 9 / 24)
+    fused = write_run(tmp_path / "runs" / "domainfusion", root, "domainfusion", 12 / 24)
+    add_generations(fused, root)
+    page = read_page(tmp_path / "runs", output=tmp_path / "report.html")
+    sentence = (
+        "On pixel, a domain neither model saw, DomainFusion is right on 50.0 % of the images, ERM on 37.5 % "
+        "(difference +12.5 points, 24 images)."
+    )
+    assert sentence in page.text
+    assert page.text.index(sentence) < page.text.index("How sure is that?")
+    assert "DomainFusion's figure is ± 10.2 and ERM's figure is ± 9.9 points" in page.text  # 100·√(p(1-p)/24)
+    assert "this one test does not show that one is better" in page.text
+    assert "Guessing among the 3 classes" in page.text
+    # Two generations, the candidates of the first cut from its sheet, and what they were made with.
+    assert "2 generations in all" in page.text
+    assert "How one image is put together" in page.text
+    assert "content: “plain, noto mono”, strength 0.61" in page.text
+    assert "extra loss" in page.text
+    assert "abacus" in page.text
+
+
+def test_everything_that_people_name_is_escaped(tmp_path: Path, root: Path) -> None:
+    folder = write_run(tmp_path / "runs", root, "domainfusion", 0.5)
+    add_generations(folder, root)
+    (folder / "ld_noise.txt").write_text("<script>alert(1)</script>", encoding="utf-8")
+    Image.new("RGB", (20, 10)).save(folder / "ld_noise.png")
+    for name in ("result.json", "data.json"):  # a class as no folder could be called
+        text = (folder / name).read_text(encoding="utf-8").replace("plain", "<script>alert(2)</script>")
+        (folder / name).write_text(text, encoding="utf-8")
+    page = read_page(folder, output=tmp_path / "report.html")
+    assert "<script" not in page.source
+    assert "<b>x" not in page.source
+    assert "<i>thing" not in page.source
+    for text in ("<b>x", "a & b", "<script>alert(1)</script>", "<script>alert(2)</script>", "odd <i>thing</i>"):
+        assert text in page.text
+
+
+def test_many_runs_give_the_table_with_paired_differences(tmp_path: Path, root: Path) -> None:
+    shares = {"erm": (8, 9, 10), "domainfusion": (12, 14, 13)}
+    for algorithm, rights in shares.items():
+        for trial, right in enumerate(rights):
+            for target in ("ink", "pixel"):
+                folder = tmp_path / "runs" / algorithm / target / f"{trial}"
+                write_run(folder, root, algorithm, right / 24, target=target, trial=trial)
+    write_run(tmp_path / "runs" / "lone", root, "erm", 0.1, target="pixel", trial=7)
+    page = read_page(tmp_path / "runs", output=tmp_path / "report.html")
+    assert "Over 2 target domains, each time a domain neither model saw, DomainFusion is right on 54.2" in page.text
+    assert "difference +16.7 ± 2.4 points, p = 0.020, 144 images in 6 tests" in page.text
+    assert "minus ERM" in page.text
+    assert "1 finished run takes no part" in page.text
+    assert "over 3 trials" in page.text
+
+
+def test_a_single_run_without_synthetic_images(tmp_path: Path, root: Path) -> None:
+    folder = write_run(tmp_path / "run", root, "erm", 0.5)
+    page = read_page(folder, folder / "..", output=tmp_path / "new" / "report.html")
+    assert "On pixel, a domain the model never saw, ERM is right on 50.0 % of the images (24 images)." in page.text
+    assert "generation" not in page.text.split("How the numbers were made")[0]
+    assert "1 run:" in page.text  # one run, although it was named twice
+
+
+def test_variants_of_an_algorithm_are_told_apart(tmp_path: Path, root: Path) -> None:
+    write_run(tmp_path / "runs" / "a", root, "domainfusion", 0.25, distill_weight=0.0)
+    write_run(tmp_path / "runs" / "b", root, "domainfusion", 0.5)
+    page = read_page(tmp_path / "runs", output=tmp_path / "report.html")
+    assert "DomainFusion (distill_weight = 0.5) is right on 50.0 %" in page.text  # the defaults lead
+    assert "DomainFusion (distill_weight = 0)" in page.text
+    assert "Options in which the algorithms differ" in page.text
+
+
+def test_runs_that_share_no_test_are_not_compared(tmp_path: Path, root: Path) -> None:
+    write_run(tmp_path / "runs" / "a", root, "erm", 0.25, target="ink")
+    write_run(tmp_path / "runs" / "b", root, "domainfusion", 0.5, target="pixel")
+    page = read_page(tmp_path / "runs", output=tmp_path / "report.html")
+    assert "they cannot be compared" in page.text
+    assert "difference" not in page.text.split("The domains")[0]
+
+
+def test_without_a_target_nothing_is_claimed(tmp_path: Path, root: Path) -> None:
+    page = read_page(write_run(tmp_path / "run", root, "erm", 0.0, target=None), output=tmp_path / "report.html")
+    assert "nothing here tells how the model does on a domain it never saw" in page.text
+
+
+def test_a_data_set_that_is_gone_or_changed_is_not_shown(tmp_path: Path, root: Path) -> None:
+    folder = write_run(tmp_path / "run", root, "domainfusion", 0.5)
+    add_generations(folder, root)
+    extra = root / "ink" / "plain" / "new.png"
+    Image.new("RGB", (SIZE, SIZE)).save(extra)
+    page = read_page(folder, output=tmp_path / "report.html")
+    assert "has changed since the run" in page.text
+    assert "Images over the generations" in page.text
+    root.rename(tmp_path / "elsewhere")
+    assert "cannot be read here" in read_page(folder, output=tmp_path / "report.html").text
+
+
+def test_a_damaged_generation_and_a_strange_sheet_are_survived(tmp_path: Path, root: Path) -> None:
+    folder = write_run(tmp_path / "run", root, "domainfusion", 0.5)
+    add_generations(folder, root)
+    first, second = sorted((folder / "synthetic").iterdir())
+    (second / "lineage.csv").write_text("row\n1\n", encoding="utf-8")
+    (folder / "synthetic" / "generation-02").mkdir()
+    np.save(folder / "synthetic" / "generation-02" / "images.npy", np.zeros(3))
+    Image.new("RGB", (SIZE * 10, SIZE * 6)).save(first / "sheet.png")  # right size, other pictures
+    page = read_page(folder, output=tmp_path / "report.html")
+    assert "How one image is put together" not in page.text
+    assert "How images are put together" in page.text
+
+
+def test_many_classes_are_painted_and_fold_away(tmp_path: Path, root: Path) -> None:
+    folder = write_run(tmp_path / "run", root, "erm", 0.5)
+    classes = [f"class {number}" for number in range(60)]
+    for name in ("result.json", "data.json"):
+        value = json.loads((folder / name).read_text(encoding="utf-8")) | {"classes": classes}
+        if "confusion" in value:
+            value["confusion"] = np.random.default_rng(0).integers(0, 3, (60, 60)).tolist()
+        dump(folder / name, value)
+    page = read_page(folder, output=tmp_path / "report.html")
+    assert 'class="confusion pixels"' in page.source
+    assert "30 classes in between" in page.text
+
+
+def test_the_file_stays_small(tmp_path: Path, root: Path) -> None:
+    folder = write_run(tmp_path / "run", root, "domainfusion", 0.5)
+    add_generations(folder, root, count=9)
+    noise = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "ld_noise.png")
+    assert write_report([folder], tmp_path / "report.html").stat().st_size < 3_000_000
+
+
+def test_no_finished_run_is_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "result.json").write_text("{}\n{}\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="no finished run"):
+        write_report([tmp_path, tmp_path / "missing"], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
