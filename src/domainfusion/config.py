@@ -12,7 +12,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from domainfusion.errors import FileError, UsageError
@@ -23,6 +23,26 @@ Weight = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
+
+def _ascending(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] > value[1]:
+        raise ValueError(f"the range goes from low to high, not from {value[0]:g} to {value[1]:g}")
+    return value
+
+
+def _template(value: str) -> str:
+    try:
+        value.format(label="cat", style="ink")
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(
+            f"a template may hold {{label}} and {{style}} only ({type(error).__name__}: {error})"
+        ) from None
+    return value
+
+
+Strength = Annotated[float, Field(gt=0, le=1)]
+StrengthRange = Annotated[tuple[Strength, Strength], AfterValidator(_ascending)]
+Template = Annotated[str, AfterValidator(_template)]
 Corruption = Literal["contrast", "blur", "pepper", "mask"]
 Residual = Literal["plain", "guided", "contrast"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -75,6 +95,12 @@ class DistillConfig:
     confidence_floor: Share = 0.02
     """Smallest confidence at which the slope is taken: below it nothing of the image is left."""
 
+    @model_validator(mode="after")
+    def _timesteps_ascend(self) -> DistillConfig:
+        if self.min_timestep > self.max_timestep:
+            raise ValueError(f"min_timestep {self.min_timestep:g} is above max_timestep {self.max_timestep:g}")
+        return self
+
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class GenerateConfig:
@@ -88,7 +114,7 @@ class GenerateConfig:
     """Epochs from one generation to the next."""
     generations: Annotated[int, Field(ge=0)] = 0
     """Most generations in a run (0: no limit)."""
-    strength: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (0.5, 0.8)
+    strength: StrengthRange = (0.5, 0.8)
     """Range of image-to-image strengths; each candidate draws its own."""
     steps: Count = 12
     """Denoising steps of a full-strength image; strength s runs about s x steps of them."""
@@ -96,9 +122,9 @@ class GenerateConfig:
     """Classifier-free guidance scale (1 or less: no unconditional pass)."""
     style_words: bool = True
     """Name one of the LDM's own styles at random in the prompt, where the LDM tells its styles."""
-    template: str = "{label}, {style}"
+    template: Template = "{label}, {style}"
     """Prompt with style words; {label} is the class in words."""
-    plain_template: str = "{label}"
+    plain_template: Template = "{label}"
     """Prompt without style words."""
     sampling: bool = True
     """Choose content and style among the candidates (off: the first candidate is taken as it is)."""

@@ -37,7 +37,7 @@ class DomainFusion(Algorithm):
         self.rows = np.sort(np.concatenate([context.split.train[domain] for domain in context.split.sources]))
         self.position = {int(row): i for i, row in enumerate(self.rows)}
         self.synthetic = SyntheticDataset(context.folder / "synthetic")
-        self.spent = {"generated_images": 0, "generation_seconds": 0.0, "distillation_seconds": 0.0}
+        self.spent = {"generations": 0, "generated_images": 0, "generation_seconds": 0.0, "distillation_seconds": 0.0}
         self._ldm: LatentDiffusion | None = None
         if config.distill_weight > 0 or config.synthetic_weight > 0:
             self._ldm = LatentDiffusion.load(config.ldm, device=context.device, precision=config.precision)
@@ -65,12 +65,11 @@ class DomainFusion(Algorithm):
         """Refresh the synthetic dataset when a generation is due (lines 4 to 13)."""
         if self.config.synthetic_weight == 0:
             return
-        due = self.generations_due(epoch)
-        self.synthetic.rewind(due)
-        while self.synthetic.count < due:
+        while self.synthetic.count < self.generations_due(epoch):
             started = time.monotonic()
-            if not self.synthetic.advance():  # one may be there from before an interruption
+            if not self.synthetic.advance():  # what an interrupted run made after its checkpoint is there already
                 self.synthetic.add(self.next_generation(), self.context.dataset)
+            self.spent["generations"] = self.synthetic.count
             self.spent["generated_images"] += len(self.rows) * self.config.generate.candidates
             self.spent["generation_seconds"] += time.monotonic() - started
 
@@ -171,9 +170,10 @@ class DomainFusion(Algorithm):
         write_text(folder / "ld_noise.txt", f"residual: {self.config.distill.residual}; from left to right: {names}\n")
 
     def costs(self) -> dict[str, Any]:
-        """Images generated and seconds spent in the LDM."""
+        """Generations and images made, and seconds spent in the LDM."""
         return dict(self.spent)
 
     def restore(self, costs: dict[str, Any]) -> None:
-        """Go on counting from a checkpoint."""
+        """Go on from a checkpoint: with its counts, and with the synthetic dataset as it was then."""
         self.spent.update(costs)
+        self.synthetic.rewind(int(self.spent["generations"]))

@@ -8,6 +8,7 @@ from typing import Any
 
 from domainfusion.config import TrainConfig
 from domainfusion.data.domains import load_dataset
+from domainfusion.data.splits import build_split
 from domainfusion.errors import UsageError
 from domainfusion.experiments.runs import describe_environment, train_run
 from domainfusion.files import write_json
@@ -28,6 +29,8 @@ def run_benchmark(
     for algorithm in algorithms:
         ALGORITHMS.get(algorithm)
     dataset = load_dataset(data, config.data)
+    for trial in trials:  # a trial that the protocol does not have is refused before anything is trained
+        build_split(dataset, config.data, None, trial)
     chosen = targets or list(dataset.domains)
     for target in chosen:
         dataset.index_of(target)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import platform
 import sys
@@ -22,7 +24,7 @@ from domainfusion.errors import UsageError
 from domainfusion.files import make_folder, read_json, write_json, write_text
 from domainfusion.registry import ALGORITHMS
 from domainfusion.training.checkpoint import load_model
-from domainfusion.training.evaluation import evaluate
+from domainfusion.training.evaluation import Evaluation, evaluate
 from domainfusion.training.trainer import train, validate
 
 
@@ -66,16 +68,19 @@ def train_run(data: str, config: TrainConfig, folder: Path, *, progress: bool = 
     if (folder / "result.json").exists():
         return read_json(folder / "result.json")
     context = build_context(data, config, folder, progress)
+    described = describe_data(data, context)
+    if (folder / "data.json").exists() and read_json(folder / "data.json")["fingerprint"] != described["fingerprint"]:
+        raise UsageError(f"the images of {data} have changed since the run in {folder} began; choose another --output")
     for note in context.dataset.notes:
         print(f"note: {note}", file=sys.stderr)
     write_text(folder / "config.toml", f"# domainfusion train {data!r}\n{to_toml(config)}")
     write_json(folder / "environment.json", describe_environment())
-    write_json(folder / "data.json", describe_data(data, context))
+    write_json(folder / "data.json", described)
     algorithm = build_algorithm(context)
     started = time.monotonic()
     done = train(algorithm)
     load_model(folder, algorithm.classifier)
-    result = summarize(algorithm)
+    result = summarize(algorithm, folder / "predictions.csv")
     result.update(selected_step=done.best_step, steps=done.step, seconds=done.seconds, costs=algorithm.costs())
     algorithm.finish()
     result["wall_seconds"] = time.monotonic() - started
@@ -83,8 +88,11 @@ def train_run(data: str, config: TrainConfig, folder: Path, *, progress: bool = 
     return result
 
 
-def summarize(algorithm: Algorithm) -> dict[str, Any]:
-    """Accuracy of the present weights: source validation by domain, and the target by class, with its confusion."""
+def summarize(algorithm: Algorithm, predictions: Path | None = None) -> dict[str, Any]:
+    """Accuracy of the present weights: source validation by domain, and the target by class, with its confusion.
+
+    What was said of every test image goes to the CSV file `predictions`, so that runs can be compared image by image.
+    """
     context = algorithm.context
     found = validate(algorithm)
     result: dict[str, Any] = {
@@ -99,6 +107,8 @@ def summarize(algorithm: Algorithm) -> dict[str, Any]:
             algorithm.predict, context.dataset, context.split.test, device=context.device, dtype=context.dtype
         )
         confusion = test.confusion()
+        if predictions is not None:
+            write_predictions(predictions, test, context.dataset)
         counts = confusion.sum(1)
         result.update(
             target_accuracy=test.accuracy, test_images=len(test.labels), confusion=confusion.tolist(),
@@ -108,6 +118,19 @@ def summarize(algorithm: Algorithm) -> dict[str, Any]:
             },
         )  # fmt: skip
     return result
+
+
+def write_predictions(path: Path, found: Evaluation, dataset: MultiDomainDataset) -> None:
+    """Write row, source, class, prediction and its probability of each evaluated image, as CSV."""
+    lines = io.StringIO()
+    writer = csv.writer(lines)
+    writer.writerow(["row", "source", "class", "prediction", "probability"])
+    for row, label, prediction, p in zip(
+        found.rows, found.labels, found.predictions, found.probabilities.max(1), strict=True
+    ):
+        names = dataset.classes[label], dataset.classes[prediction]
+        writer.writerow([int(row), dataset.keys[row], *names, f"{p:.4f}"])
+    write_text(path, lines.getvalue())
 
 
 def _refuse_other_options(folder: Path, data: str, config: TrainConfig) -> None:
@@ -123,7 +146,7 @@ def _refuse_other_options(folder: Path, data: str, config: TrainConfig) -> None:
                 f"{folder} holds a run with {name} = {kept.get(name)!r}, not {now.get(name)!r}; choose another --output"
             )
     recorded = folder / "data.json"
-    if recorded.exists() and read_json(recorded)["data"] != data:
+    if recorded.exists() and read_json(recorded)["data"] not in (data, str(Path(data).resolve())):
         raise UsageError(f"{folder} holds a run on {read_json(recorded)['data']}; choose another --output")
 
 
@@ -138,7 +161,8 @@ def describe_data(data: str, context: Context) -> dict[str, Any]:
     """What the run read, and how it was split."""
     dataset: MultiDomainDataset = context.dataset
     return {
-        "data": data, "name": dataset.name, "fingerprint": dataset.fingerprint, "images": len(dataset),
+        "data": str(Path(data).resolve()) if Path(data).is_dir() else data, "name": dataset.name,
+        "fingerprint": dataset.fingerprint, "images": len(dataset),
         "domains": list(dataset.domains), "classes": list(dataset.classes), "size": dataset.size,
         "protocol": context.split.protocol, "sources": list(context.split.sources), "target": context.split.target,
         "train": {domain: len(rows) for domain, rows in context.split.train.items()},

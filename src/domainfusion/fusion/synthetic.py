@@ -58,7 +58,7 @@ class SyntheticDataset:
         return self.folder / f"generation-{number:02d}"
 
     def rewind(self, count: int) -> None:
-        """Let generation `count` - 1 be the newest where there are later ones (a run resumed from before they were made)."""
+        """Let generation `count` - 1 be the newest where there are later ones (a run resumed from before them)."""
         if count < self.count:
             self.latest = load_generation(self.path(count - 1)) if count else None
 
@@ -123,5 +123,5 @@ def load_generation(folder: Path) -> Generation:
 
 
 def _safe(name: str) -> str:
-    """A class or domain name as a folder name: path separators and control characters replaced."""
-    return re.sub(r"[/\\\x00-\x1f]", "_", name) or "_"
+    """A class or domain name as a folder name: path separators, control characters and a dot in front replaced."""
+    return re.sub(r"[/\\\x00-\x1f]|^\.", "_", name) or "_"

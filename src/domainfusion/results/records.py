@@ -9,8 +9,8 @@ from domainfusion.files import read_json, read_json_lines
 
 
 def find_runs(root: Path) -> list[Path]:
-    """The finished runs (folders with `result.json`) at or below `root`, sorted."""
-    return sorted(path.parent for path in root.rglob("result.json"))
+    """The finished runs (folders with `result.json` and `data.json`) at or below `root`, sorted."""
+    return sorted(path.parent for path in root.rglob("result.json") if (path.parent / "data.json").exists())
 
 
 def load_run(folder: Path) -> dict[str, Any]:

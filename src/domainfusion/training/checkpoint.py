@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,9 @@ def load_checkpoint(
             state = load_state(path)
         except FileError as error:
             failures.append(str(error))
+            # Aside, so that the next checkpoint does not push the damaged one over the good one.
+            path.replace(path.with_name(f"{name}.damaged"))
+            print(f"note: {error}; it was set aside, and the checkpoint before it is used", file=sys.stderr)
             continue
         algorithm.load_state_dict(state["model"])
         restore_optimizer(optimizer, state["optimizer"])
