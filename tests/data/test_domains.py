@@ -1,0 +1,462 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from domainfusion.config import DataConfig
+from domainfusion.data import domains
+from domainfusion.data.domains import MultiDomainDataset, hash_of_pixels, load_dataset, load_folder, read_image
+from domainfusion.errors import DataError, FileError, UsageError
+
+CONFIG = DataConfig(size=20)
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def test_a_folder_is_read_domain_by_domain_in_sorted_order(image_folder: Path) -> None:
+    dataset = load_dataset(str(image_folder), CONFIG)
+    assert dataset.name == "images"
+    assert dataset.domains == ("cartoon", "photo", "sketch")
+    assert dataset.classes == ("cat", "dog", "house")
+    assert len(dataset) == 108
+    assert dataset.size == 20
+    assert dataset.folds is None
+    assert dataset.notes == ()
+    for row in range(len(dataset)):
+        domain, name, _ = dataset.keys[row].split("/")
+        assert dataset.domains[dataset.domain_of[row]] == domain
+        assert dataset.classes[dataset.labels[row]] == name
+        assert np.array_equal(dataset.images[row], pixels(image_folder / dataset.keys[row]))
+    assert dataset.rows(1).tolist() == list(range(36, 72))
+
+
+def test_the_order_in_a_domain_is_that_of_torchvisions_image_folder(make_image_folder: Callable[..., Path]) -> None:
+    from torchvision.datasets import ImageFolder
+
+    root = make_image_folder("order", count=2)
+    folder = root / "photo" / "dog"
+    for name in (
+        "2.png",
+        "10.png",
+        "A.PNG",
+        "b/0.png",
+        "b/a.jpg",
+        "b-c/1.png",
+        "b.png",
+        "a/z/1.png",
+        "ä.png",
+        "notes.txt",
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes((folder / "00.png").read_bytes())
+    dataset = load_folder(root, CONFIG)
+    expected = [Path(path).relative_to(root).as_posix() for path, _ in ImageFolder(str(root / "photo")).samples]
+    assert [dataset.keys[row] for row in dataset.rows(1)] == expected
+    assert len(expected) == 6 + 9
+
+
+def test_a_missing_class_is_reported_and_labels_do_not_shift(image_folder_lacking_class: Path) -> None:
+    dataset = load_folder(image_folder_lacking_class, CONFIG)
+    assert dataset.classes == ("cat", "dog", "house")
+    photo = dataset.rows(dataset.index_of("photo"))
+    # torchvision's ImageFolder would call a house of this domain 1, which is a dog elsewhere.
+    assert set(dataset.labels[photo].tolist()) == {0, 2}
+    assert all(dataset.keys[row].split("/")[1] == dataset.classes[dataset.labels[row]] for row in range(len(dataset)))
+    assert len(dataset.notes) == 1
+    assert dataset.notes[0].startswith("domain photo has no images of 1 of 3 classes: dog")
+
+
+def test_a_class_folder_without_images_counts_as_missing(image_folder_lacking_class: Path) -> None:
+    (image_folder_lacking_class / "photo" / "dog").mkdir()
+    dataset = load_folder(image_folder_lacking_class, CONFIG)
+    assert dataset.classes == ("cat", "dog", "house")
+    assert any("photo" in note and "dog" in note for note in dataset.notes)
+
+
+def test_a_class_that_one_domain_alone_has_joins_the_union(make_image_folder: Callable[..., Path]) -> None:
+    missing = (("cartoon", "cat"), ("photo", "cat"))
+    dataset = load_folder(make_image_folder("union", missing=missing), CONFIG)
+    assert dataset.classes == ("cat", "dog", "house")
+    assert set(dataset.labels[dataset.rows(0)].tolist()) == {1, 2}
+    assert set(dataset.labels[dataset.rows(2)].tolist()) == {0, 1, 2}
+
+
+def test_hidden_folders_and_loose_files_are_no_part_of_the_data(image_folder: Path) -> None:
+    (image_folder / ".git" / "objects").mkdir(parents=True)
+    (image_folder / "photo" / ".cache").mkdir()
+    (image_folder / "README.txt").write_text("about")
+    (image_folder / "photo" / "cat" / "Thumbs.db").write_text("")
+    assert len(load_folder(image_folder, CONFIG)) == 108
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        ([], r"holds no folders; it should be laid out as .*/DOMAIN/CLASS/IMAGE"),
+        (["photo"], r"domain photo of .* holds no class folders: .*/CLASS/IMAGE is expected"),
+        (["photo/cat", "sketch/cat"], r"domain photo of .* is empty: none of its class folders holds an image"),
+    ],
+)
+def test_a_folder_of_another_form_is_explained(tmp_path: Path, folders: list[str], message: str) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
+    for folder in folders:
+        (root / folder).mkdir(parents=True)
+    with pytest.raises(DataError, match=message):
+        load_folder(root, CONFIG)
+
+
+def test_one_domain_is_not_enough(make_image_folder: Callable[..., Path]) -> None:
+    with pytest.raises(DataError, match=r"holds one domain \(photo\); at least two"):
+        load_folder(make_image_folder("one", domains=("photo",)), CONFIG)
+
+
+def test_what_is_no_data_set_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"there is no folder .*absent"):
+        load_dataset(str(tmp_path / "absent"), CONFIG)
+    with pytest.raises(UsageError, match="unknown data set 'pictogrmas'; did you mean 'pictograms'"):
+        load_dataset("pictogrmas", CONFIG)
+
+
+def test_unknown_domains_are_refused_with_the_nearest(image_folder: Path) -> None:
+    dataset = load_folder(image_folder, CONFIG)
+    assert dataset.index_of("sketch") == 2
+    with pytest.raises(UsageError, match="unknown domain 'scetch'; did you mean 'sketch'"):
+        dataset.index_of("scetch")
+
+
+def test_prompts_name_classes_in_words(image_folder: Path) -> None:
+    dataset = dataclasses.replace(load_folder(image_folder, CONFIG), classes=("Alarm_Clock", "T-shirt", "dog"))
+    assert dataset.words() == ("alarm clock", "t shirt", "dog")
+    assert dataclasses.replace(dataset, class_words=("a", "b", "c")).words() == ("a", "b", "c")
+
+
+class TestBadImages:
+    @pytest.fixture
+    def damaged(self, image_folder: Path) -> Path:
+        path = image_folder / "photo" / "dog" / "03.png"
+        path.write_bytes(path.read_bytes()[:200])
+        return image_folder
+
+    def test_the_image_is_named_with_a_remedy(self, damaged: Path) -> None:
+        with pytest.raises(DataError, match=r"photo/dog/03\.png cannot be read as an image .*--data\.bad-images skip"):
+            load_folder(damaged, CONFIG)
+
+    def test_nothing_of_it_is_cached(self, damaged: Path, cache: Path) -> None:
+        with pytest.raises(DataError):
+            load_folder(damaged, CONFIG)
+        assert [path for path in (cache / "images").iterdir() if path.is_dir()] == []
+
+    @pytest.mark.parametrize("time", ["built", "cached"])
+    def test_skip_leaves_it_out_and_says_so(self, damaged: Path, time: str) -> None:
+        config = DataConfig(size=20, bad_images="skip")
+        dataset = load_folder(damaged, config)
+        if time == "cached":
+            dataset = load_folder(damaged, config)
+        assert len(dataset) == len(dataset.images) == len(dataset.keys) == len(dataset.domain_of) == 107
+        assert "photo/dog/03.png" not in dataset.keys
+        for row in range(len(dataset)):  # the rows after it moved up together
+            assert np.array_equal(dataset.images[row], pixels(damaged / dataset.keys[row]))
+            assert dataset.classes[dataset.labels[row]] == dataset.keys[row].split("/")[1]
+        assert dataset.notes == ("left out 1 unreadable images: photo/dog/03.png",)
+
+    def test_a_domain_of_bad_images_alone_is_named(self, make_image_folder: Callable[..., Path]) -> None:
+        root = make_image_folder("bad", count=1)
+        for path in (root / "photo").rglob("*.png"):
+            path.write_bytes(b"no image")
+        with pytest.raises(DataError, match=r"domain photo of .* has no readable image"):
+            load_folder(root, DataConfig(size=20, bad_images="skip"))
+
+    def test_a_class_of_bad_images_alone_keeps_its_number(self, make_image_folder: Callable[..., Path]) -> None:
+        root = make_image_folder("bad", count=1)
+        for domain in ("cartoon", "photo", "sketch"):
+            (root / domain / "dog" / "00.png").write_bytes(b"no image")
+        dataset = load_folder(root, DataConfig(size=20, bad_images="skip"))
+        assert dataset.classes == ("cat", "dog", "house")
+        assert set(dataset.labels.tolist()) == {0, 2}
+
+
+class TestFormats:
+    """Every kind of image comes out as upright RGB with the pixels that it shows."""
+
+    def check(self, path: Path, expected: np.ndarray | tuple[int, ...], tolerance: int = 0) -> None:
+        found = read_image(path, 4)
+        assert found.shape == (4, 4, 3)
+        assert found.dtype == np.uint8
+        difference = np.abs(found.astype(int) - np.broadcast_to(expected, (4, 4, 3)))
+        assert difference.max() <= tolerance, found
+
+    def test_grayscale(self, tmp_path: Path) -> None:
+        values = np.arange(16, dtype=np.uint8).reshape(4, 4) * 16
+        Image.fromarray(values).save(tmp_path / "x.png")
+        self.check(tmp_path / "x.png", np.repeat(values[..., None], 3, 2))
+
+    def test_grayscale_jpeg(self, tmp_path: Path) -> None:
+        Image.new("L", (4, 4), 77).save(tmp_path / "x.jpg")
+        self.check(tmp_path / "x.jpg", (77, 77, 77), tolerance=1)
+
+    def test_black_and_white(self, tmp_path: Path) -> None:
+        Image.fromarray(np.eye(4, dtype=bool)).save(tmp_path / "x.png")
+        self.check(tmp_path / "x.png", np.eye(4)[..., None] * [255, 255, 255])
+
+    def test_transparency_lies_on_white(self, tmp_path: Path) -> None:
+        values = np.zeros((4, 4, 4), dtype=np.uint8)
+        values[:2] = (200, 0, 0, 255)
+        values[2] = (200, 0, 0, 51)  # a fifth of red on four fifths of white
+        values[3] = (9, 9, 9, 0)
+        Image.fromarray(values).save(tmp_path / "x.png")
+        expected = np.array([(200, 0, 0), (200, 0, 0), (244, 204, 204), (255, 255, 255)])[:, None]
+        self.check(tmp_path / "x.png", expected, tolerance=1)
+
+    def test_gray_with_alpha(self, tmp_path: Path) -> None:
+        Image.new("LA", (4, 4), (10, 0)).save(tmp_path / "x.png")
+        self.check(tmp_path / "x.png", (255, 255, 255))
+
+    def test_palette(self, tmp_path: Path) -> None:
+        image = Image.fromarray((np.arange(16, dtype=np.uint8) % 2).reshape(4, 4))
+        image.putpalette([10, 20, 30, 200, 100, 50])
+        image.save(tmp_path / "x.png")
+        expected = np.array([(10, 20, 30), (200, 100, 50)])[np.arange(16).reshape(4, 4) % 2]
+        self.check(tmp_path / "x.png", expected)
+
+    def test_palette_with_a_transparent_colour(self, tmp_path: Path) -> None:
+        image = Image.fromarray((np.arange(16, dtype=np.uint8) % 2).reshape(4, 4))
+        image.putpalette([10, 20, 30, 200, 100, 50])
+        image.save(tmp_path / "x.png", transparency=0)
+        expected = np.array([(255, 255, 255), (200, 100, 50)])[np.arange(16).reshape(4, 4) % 2]
+        self.check(tmp_path / "x.png", expected)
+
+    def test_palette_with_alpha_of_each_colour(self, tmp_path: Path) -> None:
+        image = Image.fromarray((np.arange(16, dtype=np.uint8) % 2).reshape(4, 4))
+        image.putpalette([0, 0, 0, 200, 100, 50])
+        image.save(tmp_path / "x.png", transparency=bytes([51, 255]))
+        expected = np.array([(204, 204, 204), (200, 100, 50)])[np.arange(16).reshape(4, 4) % 2]
+        self.check(tmp_path / "x.png", expected, tolerance=1)
+
+    def test_rgb_with_a_transparent_colour(self, tmp_path: Path) -> None:
+        Image.new("RGB", (4, 4), (1, 2, 3)).save(tmp_path / "x.png", transparency=(1, 2, 3))
+        self.check(tmp_path / "x.png", (255, 255, 255))
+
+    def test_cmyk(self, tmp_path: Path) -> None:
+        Image.new("CMYK", (4, 4), (0, 255, 255, 0)).save(tmp_path / "x.tif")
+        self.check(tmp_path / "x.tif", (255, 0, 0))
+
+    def test_cmyk_jpeg(self, tmp_path: Path) -> None:
+        Image.new("CMYK", (4, 4), (255, 0, 255, 0)).save(tmp_path / "x.jpg", quality=95)
+        self.check(tmp_path / "x.jpg", (0, 255, 0), tolerance=4)
+
+    def test_sixteen_bits_are_scaled_not_clipped(self, tmp_path: Path) -> None:
+        values = (np.arange(16, dtype=np.uint16) * 4369).reshape(4, 4)  # 0 to 65,535
+        Image.fromarray(values).save(tmp_path / "x.png")
+        with Image.open(tmp_path / "x.png") as image:
+            assert image.mode.startswith("I")
+        self.check(tmp_path / "x.png", np.repeat((np.arange(16) * 17).reshape(4, 4, 1), 3, 2), tolerance=1)
+
+    def test_sixteen_bit_tiff(self, tmp_path: Path) -> None:
+        values = (np.arange(16, dtype=np.uint16) * 4369).reshape(4, 4)
+        Image.fromarray(values).save(tmp_path / "x.tif")
+        self.check(tmp_path / "x.tif", np.repeat((np.arange(16) * 17).reshape(4, 4, 1), 3, 2), tolerance=1)
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_exif_orientation_is_applied(self, tmp_path: Path, orientation: int) -> None:
+        # What the eight values mean, from the Exif standard: where the upright image's rows and columns are stored.
+        upright = np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        stored = {
+            1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
+            5: upright.swapaxes(0, 1), 6: np.rot90(upright, 1), 7: np.rot90(upright, 2).swapaxes(0, 1),
+            8: np.rot90(upright, -1),
+        }[orientation]  # fmt: skip
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "x.png", exif=exif)
+        self.check(tmp_path / "x.png", upright)
+
+    def test_of_an_animation_the_first_frame_is_taken(self, tmp_path: Path) -> None:
+        frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "lime", "blue")]
+        frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
+        self.check(tmp_path / "x.gif", (255, 0, 0))
+        frames[0].save(tmp_path / "x.webp", save_all=True, append_images=frames[1:], lossless=True)
+        self.check(tmp_path / "x.webp", (255, 0, 0))
+
+    def test_images_are_resized_to_a_square(self, tmp_path: Path) -> None:
+        values = np.zeros((20, 40, 3), dtype=np.uint8)
+        values[:, 20:] = 250
+        Image.fromarray(values).save(tmp_path / "x.png")
+        found = read_image(tmp_path / "x.png", 4)
+        assert found[:, 0].max() == 0
+        assert found[:, 3].min() == 250
+
+    def test_large_jpegs_keep_their_colours(self, tmp_path: Path) -> None:
+        Image.new("RGB", (900, 700), (200, 100, 50)).save(tmp_path / "x.jpg", quality=95)
+        self.check(tmp_path / "x.jpg", (200, 100, 50), tolerance=3)
+
+    def test_an_image_larger_than_pillow_trusts_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        Image.new("RGB", (40, 40)).save(tmp_path / "x.png")
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+        with pytest.raises(DataError, match=r"x\.png cannot be read .*DecompressionBomb"):
+            read_image(tmp_path / "x.png", 4)
+
+
+class TestNames:
+    STRANGE = ("two words", "quo\"te's", "emoji 🐱", "new\nline", "Ünïcode", "-dash", "per%cent", "comma,tab\t")
+
+    def test_strange_names_are_read_as_they_are(self, make_image_folder: Callable[..., Path]) -> None:
+        root = make_image_folder("strange\nname 🐶", domains=self.STRANGE, classes=("a b", "c\nd"), count=1)
+        for dataset in (load_folder(root, CONFIG), load_folder(root, CONFIG)):  # decoded, and from the cache
+            assert dataset.domains == tuple(sorted(self.STRANGE))
+            assert dataset.classes == ("a b", "c\nd")
+            assert dataset.name == "strange\nname 🐶"
+            for row, key in enumerate(dataset.keys):
+                assert np.array_equal(dataset.images[row], pixels(root / key))
+
+    def test_file_names_that_are_not_utf8_are_read(self, image_folder: Path) -> None:
+        old = image_folder / "photo" / "cat" / "05.png"
+        odd = os.fsdecode(os.fsencode(old.parent) + b"/caf\xe9.png")
+        try:
+            os.rename(old, odd)
+        except OSError:
+            pytest.skip("this file system holds UTF-8 names only")
+        for _ in range(2):
+            dataset = load_folder(image_folder, CONFIG)
+            assert os.fsencode(dataset.keys[36 + 11]) == b"photo/cat/caf\xe9.png"
+
+
+class TestCache:
+    @pytest.fixture
+    def decoded(self, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+        """The paths of the images decoded so far."""
+        paths: list[Path] = []
+
+        def recording(path: Path, size: int) -> np.ndarray:
+            paths.append(path)
+            return read_image(path, size)
+
+        monkeypatch.setattr(domains, "read_image", recording)
+        return paths
+
+    def same(self, first: MultiDomainDataset, second: MultiDomainDataset) -> bool:
+        arrays = all(
+            np.array_equal(getattr(first, name), getattr(second, name)) for name in ("images", "labels", "domain_of")
+        )
+        names = all(
+            getattr(first, name) == getattr(second, name) for name in ("domains", "classes", "keys", "fingerprint")
+        )
+        return arrays and names
+
+    def test_nothing_is_decoded_twice(self, image_folder: Path, decoded: list[Path], cache: Path) -> None:
+        first = load_folder(image_folder, CONFIG)
+        assert len(decoded) == 108
+        second = load_folder(image_folder, CONFIG)
+        assert len(decoded) == 108
+        assert self.same(first, second)
+        assert isinstance(second.images, np.memmap)
+        assert not second.images.flags.writeable
+        assert (cache / "images" / first.fingerprint / "images.npy").exists()
+
+    def test_a_changed_image_is_decoded_again(self, image_folder: Path, decoded: list[Path]) -> None:
+        first = load_folder(image_folder, CONFIG)
+        path = image_folder / "photo" / "cat" / "00.png"
+        Image.new("RGB", (20, 20), (1, 2, 3)).save(path)
+        second = load_folder(image_folder, CONFIG)
+        assert len(decoded) == 216
+        assert second.fingerprint != first.fingerprint
+        assert second.images[36].tolist() == [[[1, 2, 3]] * 20] * 20
+
+    def test_a_changed_image_of_the_same_length_is_decoded_again(self, image_folder: Path) -> None:
+        path = image_folder / "photo" / "cat" / "00.bmp"
+        Image.new("RGB", (20, 20), (1, 2, 3)).save(path)
+        load_folder(image_folder, CONFIG)
+        before = path.stat()
+        Image.new("RGB", (20, 20), (3, 2, 1)).save(path)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+        assert path.stat().st_size == before.st_size
+        assert load_folder(image_folder, CONFIG).images[36][0, 0].tolist() == [3, 2, 1]
+
+    def test_each_size_has_its_own(self, image_folder: Path, decoded: list[Path]) -> None:
+        assert load_folder(image_folder, CONFIG).size == 20
+        assert load_folder(image_folder, DataConfig(size=8)).size == 8
+        assert len(decoded) == 216
+
+    def test_what_augmentation_needs_does_not_matter(self, image_folder: Path, decoded: list[Path]) -> None:
+        load_folder(image_folder, CONFIG)
+        load_folder(image_folder, DataConfig(size=20, jitter=0.1, holdout_fraction=0.3))
+        assert len(decoded) == 108
+
+    def test_a_half_built_cache_is_built_anew(self, image_folder: Path, decoded: list[Path], cache: Path) -> None:
+        first = load_folder(image_folder, CONFIG)
+        folder = cache / "images" / first.fingerprint
+        (folder / "index.json").unlink()
+        (folder / "images.npy").unlink()  # not overwritten: `first` still reads it
+        (folder / "images.npy").write_bytes(b"half")
+        assert self.same(load_folder(image_folder, CONFIG), first)
+        assert len(decoded) == 216
+
+    def test_a_damaged_cache_is_named_with_a_remedy(self, image_folder: Path, cache: Path) -> None:
+        first = load_folder(image_folder, CONFIG)
+        path = cache / "images" / first.fingerprint / "images.npy"
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content[:-1])
+        with pytest.raises(FileError, match=rf"{first.fingerprint}.* delete"):
+            load_folder(image_folder, CONFIG)
+
+    def test_two_processes_build_it_once(self, image_folder: Path, tmp_path: Path, cache: Path) -> None:
+        program = """
+import sys, time
+from pathlib import Path
+from domainfusion.config import DataConfig
+from domainfusion.data import domains
+
+root, log = Path(sys.argv[1]), sys.argv[2]
+original = domains.read_image
+
+def recording(path, size):
+    time.sleep(0.002)
+    with open(log, "a") as file:
+        file.write(path.name + "\\n")
+    return original(path, size)
+
+domains.read_image = recording
+print("ready", flush=True)
+sys.stdin.readline()
+dataset = domains.load_folder(root, DataConfig(size=20))
+print(domains.hash_of_pixels(dataset.images), len(dataset), flush=True)
+"""
+        log = tmp_path / "decoded.log"
+        command = [sys.executable, "-c", program, str(image_folder), str(log)]
+        both = [
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ.copy())
+            for _ in range(2)
+        ]
+        for process in both:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for process in both:  # both wait here, and start together
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        printed = [process.communicate(timeout=60)[0] for process in both]
+        assert [process.returncode for process in both] == [0, 0]
+        expected = np.stack([pixels(path) for path in sorted(image_folder.rglob("*.png"))])
+        assert printed == [f"{hash_of_pixels(expected)} 108\n"] * 2
+        assert len(log.read_text().splitlines()) == 108
+        # One finished folder, and nothing half done beside it.
+        assert len([path for path in (cache / "images").iterdir() if path.is_dir()]) == 1
+
+    def test_the_index_can_be_read_by_people(self, image_folder: Path, cache: Path) -> None:
+        dataset = load_folder(image_folder, CONFIG)
+        index = json.loads((cache / "images" / dataset.fingerprint / "index.json").read_text(encoding="utf-8"))
+        assert index["keys"] == list(dataset.keys)
+        assert index["bad"] == []

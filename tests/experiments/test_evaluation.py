@@ -1,0 +1,61 @@
+"""Evaluating a finished run, on its own target and on another folder."""
+
+import json
+
+import pytest
+
+from domainfusion.cli import run
+from domainfusion.config import DataConfig, TrainConfig
+from domainfusion.errors import DataError
+from domainfusion.experiments.evaluation import evaluate_run
+from domainfusion.experiments.runs import train_run
+
+
+@pytest.fixture
+def finished(image_folder, tmp_path):
+    config = TrainConfig(
+        algorithm="erm", target="sketch", steps=4, batch_size=4, precision="float32", data=DataConfig(size=32)
+    )
+    folder = tmp_path / "run"
+    return folder, train_run(str(image_folder), config, folder, progress=False)
+
+
+def test_own_target_agrees_with_the_result(finished):
+    folder, result = finished
+    found = evaluate_run(folder)
+    assert found == {
+        "sketch": {
+            "images": result["test_images"],
+            "accuracy": pytest.approx(result["target_accuracy"]),
+            "class_accuracy": pytest.approx(result["class_accuracy"]),
+        }
+    }
+
+
+def test_another_folder_is_matched_by_class_name(finished, make_image_folder):
+    folder, _ = finished
+    other = make_image_folder("other", classes=("dog", "house"))  # "cat", the first class, is missing
+    same = make_image_folder("same")
+    fewer, full = evaluate_run(folder, str(other)), evaluate_run(folder, str(same))
+    assert set(fewer) == {"cartoon", "photo", "sketch"}
+    # The pictures of make_image_folder depend on the class's place, so only counts and names can be compared here.
+    assert fewer["photo"]["images"] == 24
+    assert full["photo"]["images"] == 36
+    assert set(fewer["photo"]["class_accuracy"]) == {"dog", "house"}
+
+
+def test_unknown_class_is_named(finished, make_image_folder):
+    folder, _ = finished
+    with pytest.raises(DataError, match="'zebra'"):
+        evaluate_run(folder, str(make_image_folder("zoo", classes=("cat", "zebra"))))
+
+
+def test_command_prints_json(finished, capsys):
+    folder, result = finished
+    assert run(["evaluate", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["sketch"]["images"] == result["test_images"]
+
+
+def test_a_folder_without_a_run_is_an_error(tmp_path, capsys):
+    assert run(["evaluate", str(tmp_path)]) == 1
+    assert "is no run folder" in capsys.readouterr().err

@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import domainfusion
+from domainfusion import cli, commands
+from domainfusion.errors import TrainingError
+
+HEAVY = ("torch", "diffusers", "transformers", "timm", "ray", "matplotlib")
+
+
+def run_apart(*words: str) -> tuple[int, str, list[str]]:
+    """Exit code, stdout, and which heavy packages a fresh interpreter had imported after running the command."""
+    program = (
+        "import sys\nfrom domainfusion.cli import run\n"
+        "try:\n    code = run(sys.argv[1:])\nexcept SystemExit as error:\n    code = error.code or 0\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)\nsys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
+    last = done.stderr.strip().splitlines()[-1]
+    return done.returncode, done.stdout, json.loads(last.replace("'", '"'))
+
+
+@pytest.mark.parametrize("words", [("--help",), (), ("--version",), ("train", "--help"), ("list", "algorithms")])
+def test_help_imports_nothing_heavy(words: tuple[str, ...]) -> None:
+    code, output, heavy = run_apart(*words)
+    assert code == 0
+    assert output
+    assert heavy == []
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["--help"]) == 0
+    printed = capsys.readouterr().out
+    for name in cli.COMMANDS:
+        assert f"\n  {name} " in printed
+        assert name == "list" or callable(getattr(commands, name.replace("-", "_")))
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["--version"]) == 0
+    assert capsys.readouterr().out == f"domainfusion {domainfusion.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian"], "unknown command 'trian'; did you mean 'train'"),
+        (["qqqq"], "unknown command 'qqqq'"),
+        (["list", "algoritms"], "unknown list 'algoritms'; did you mean 'algorithms'"),
+        (["train", "pictograms", "--stesp", "3"], "unknown option --stesp; did you mean --steps?"),
+        (["train", "pictograms", "--distill.sampels=3"], "--distill.sampels; did you mean --distill.samples"),
+        (["train", "pictograms", "--algorithm", "emr"], "unknown algorithm 'emr'; did you mean 'erm'"),
+        (["benchmark", "pictograms", "--algorithms", "erm", "domainfusio"], "did you mean 'domainfusion'"),
+        (["train", "pictogram", "--algorithm", "erm", "--output", "o"], "unknown data set 'pictogram'; did you mean"),
+        (["train", "./absent", "--algorithm", "erm", "--output", "o"], "there is no folder ./absent"),
+        (["train", "pictograms", "--steps", "0"], "--steps 0: "),
+        (["train", "pictograms", "--data.crop", "1.5"], "--data.crop 1.5: "),
+        (["train", "pictograms", "--generate.content-weight", "-1"], "--generate.content-weight -1.0: "),
+        (["train", "pictograms", "--generate.strength", "0.5", "7"], "--generate.strength 7.0: "),
+        (["data", "splits", "pictograms", "--protocol", "loose"], "--protocol loose is not domainbed or strict"),
+    ],
+)  # fmt: skip
+def test_wrong_usage_is_one_line_and_code_2(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(words) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.startswith("domainfusion: ")
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+
+
+@pytest.mark.parametrize("words", [["train"], ["train", "pictograms", "--steps", "many"]])
+def test_what_the_parser_refuses_is_code_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.run(words)
+    assert caught.value.code == 2
+    printed = capsys.readouterr()
+    assert "domainfusion train --help" in printed.err
+    assert printed.out == ""
+
+
+def test_a_failure_is_one_line_and_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "data").mkdir()
+    assert cli.run(["data", "splits", str(tmp_path / "data")]) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("domainfusion: ")
+    assert "holds no folders" in printed
+    assert printed.count("\n") == 1
+
+
+def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "data").mkdir()
+    assert cli.run(["data", "splits", str(tmp_path / "data"), "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_codes_of_failure_and_interruption(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(words: list[str]) -> None:
+        raise TrainingError("the loss is not finite at step 3")
+
+    def interrupt(words: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "train", fail)
+    assert cli.run(["train", "x"]) == 1
+    assert capsys.readouterr().err == "domainfusion: the loss is not finite at step 3\n"
+    monkeypatch.setattr(commands, "train", interrupt)
+    assert cli.run(["train", "x"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_list_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["list", "algorithms", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {"domainfusion", "erm"} <= {entry["name"] for entry in found}
+    assert [entry["name"] for entry in found] == sorted(entry["name"] for entry in found)
+    assert all(set(entry) == {"name", "summary", "source"} for entry in found)
+    assert cli.run(["list", "backbones", "resnet1*", "--json"]) == 0
+    assert [entry["name"] for entry in json.loads(capsys.readouterr().out)] == ["resnet10t", "resnet18"]
+
+
+def test_list_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["list", "datasets"]) == 0
+    assert "pictograms" in capsys.readouterr().out
+
+
+@pytest.fixture
+def ten_images(tmp_path: Path) -> Path:
+    """Two domains, the first of ten images in two classes: DomainBed's order for n = 10 is known."""
+    for domain, classes in {"a": {"x": 4, "y": 6}, "b": {"x": 3, "y": 2}}.items():
+        for name, count in classes.items():
+            (tmp_path / "data" / domain / name).mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / "data" / domain / name / f"{number}.png")
+    return tmp_path / "data"
+
+
+def test_data_splits_are_domainbeds(ten_images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["data", "splits", str(ten_images), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["a"] == {"out": [2, 3], "in": [8, 1, 4, 5, 0, 9, 6, 7]}  # golden, see PROTOCOL.md
+    # Numbers count from 0 in every domain; one image of five is held out.
+    assert sorted(found["b"]["in"] + found["b"]["out"]) == [0, 1, 2, 3, 4]
+    assert len(found["b"]["out"]) == 1
+
+
+def test_data_splits_differ_by_trial_and_print_counts(ten_images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["data", "splits", str(ten_images), "--trial", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["a"]["out"] != [2, 3]
+    assert cli.run(["data", "splits", str(ten_images)]) == 0
+    assert capsys.readouterr().out == "a: in 8, out 2\nb: in 4, out 1\n"
+
+
+def test_help_of_data_is_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["data", "--help"]) == 0
+    assert "domainfusion data splits DATA" in capsys.readouterr().out
+
+
+def test_notes_go_to_stderr(image_folder_lacking_class: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["data", "splits", str(image_folder_lacking_class), "--json"]) == 0
+    printed = capsys.readouterr()
+    assert set(json.loads(printed.out)) == {"cartoon", "photo", "sketch"}
+    assert "note: domain photo has no images of 1 of 3 classes: dog" in printed.err
+
+
+def test_options_of_a_file_give_way_to_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_image_folder: Callable[..., Path]
+) -> None:
+    from domainfusion.experiments import runs
+
+    seen = []
+
+    def train_run(data: str, config: object, folder: Path) -> dict[str, object]:
+        seen.append((data, config, folder))
+        return {
+            "algorithm": "erm", "dataset": "d", "protocol": "domainbed", "trial": 0, "validation_accuracy": 0.5,
+            "selected_step": 3, "target": "t", "target_accuracy": 0.25, "test_images": 8, "seconds": 1.0,
+        }  # fmt: skip
+
+    monkeypatch.setattr(runs, "train_run", train_run)
+    path = tmp_path / "options.toml"
+    path.write_text('algorithm = "erm"\nsteps = 7\nlr = 0.5\n[data]\nsize = 32\nflip = false\n')
+    words = [
+        "train",
+        "some/data",
+        "--config",
+        str(path),
+        "--steps",
+        "9",
+        "--data.jitter",
+        "0",
+        "--output",
+        str(tmp_path),
+    ]
+    assert cli.run(words) == 0
+    data, config, folder = seen[0]
+    assert (data, folder) == ("some/data", tmp_path)
+    assert (config.algorithm, config.steps, config.lr) == ("erm", 9, 0.5)
+    assert (config.data.size, config.data.flip, config.data.jitter, config.data.crop) == (32, False, 0.0, 0.7)
+
+
+@pytest.mark.parametrize("words", [["--config", "options.toml"], ["--config=options.toml"]])
+def test_a_wrong_option_in_a_file_is_refused(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("options.toml").write_text("stesp = 7\n")
+    assert cli.run(["train", "pictograms", *words]) == 2
+    assert capsys.readouterr().err == "domainfusion: options.toml: unknown option 'stesp'; did you mean 'steps'?\n"
+
+
+def test_a_missing_options_file_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["train", "pictograms", "--config", "absent.toml"]) == 1
+    assert "absent.toml cannot be read" in capsys.readouterr().err
+
+
+def test_no_trial_is_wrong_usage(image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["benchmark", str(image_folder), "--algorithms", "erm", "--trials", "0", "--output", str(tmp_path / "b")]
+    assert cli.run(words) == 2
+    assert "--trials" in capsys.readouterr().err

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from domainfusion.errors import FileError
+from domainfusion.files import (
+    append_json_line,
+    atomic_path,
+    cache_folder,
+    hash_of,
+    hash_of_file,
+    make_folder,
+    read_json,
+    read_json_lines,
+    write_json,
+    write_text,
+)
+
+
+def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DOMAINFUSION_CACHE", str(tmp_path / "mine"))
+    assert cache_folder() == tmp_path / "mine"
+    monkeypatch.delenv("DOMAINFUSION_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "domainfusion"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache_folder() == tmp_path / "home" / ".cache" / "domainfusion"
+
+
+def test_a_folder_below_a_file_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match=r"cannot make the folder .*file/run.*--output"):
+        make_folder(tmp_path / "file" / "run")
+
+
+def test_atomic_write_makes_parents_and_leaves_only_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "text.txt"
+    write_text(path, "x – ü 🐱\n")
+    assert path.read_text(encoding="utf-8") == "x – ü 🐱\n"
+    assert os.listdir(path.parent) == ["text.txt"]
+
+
+def test_atomic_write_keeps_the_old_file_where_the_writer_fails(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), atomic_path(path) as temporary:  # noqa: PT012
+        temporary.write_text("half of the n")
+        raise ZeroDivisionError
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["text.txt"]
+
+
+def test_readers_see_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("old")
+    with path.open() as reader:
+        with atomic_path(path) as temporary:
+            temporary.write_text("new")
+            assert path.read_text() == "old"
+        assert path.read_text() == "new"
+        assert reader.read() == "old"  # whoever had it open reads on in the old one
+
+
+@pytest.mark.parametrize(("number", "remedy"), [(errno.ENOSPC, "free some space"), (errno.EACCES, "permissions")])
+def test_a_failing_disk_is_named_with_a_remedy(tmp_path: Path, number: int, remedy: str) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("old")
+    with pytest.raises(FileError, match=f"cannot write .*text.txt.*{remedy}"), atomic_path(path) as temporary:  # noqa: PT012
+        temporary.write_text("half")
+        raise OSError(number, os.strerror(number))
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["text.txt"]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(json_values)
+def test_json_comes_back_as_it_was_written(tmp_path: Path, value: object) -> None:
+    write_json(tmp_path / "value.json", value)
+    assert read_json(tmp_path / "value.json") == value
+
+
+def test_json_holds_file_names_that_are_not_utf8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9 \xc3\xa9.png")  # Latin-1, as old archives have it, and UTF-8
+    write_json(tmp_path / "value.json", [name])
+    assert os.fsencode(read_json(tmp_path / "value.json")[0]) == b"caf\xe9 \xc3\xa9.png"
+
+
+def test_json_errors_name_the_file(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"absent\.json is missing"):
+        read_json(tmp_path / "absent.json")
+    (tmp_path / "broken.json").write_text('{"a": ')
+    with pytest.raises(FileError, match=r"broken\.json cannot be read as JSON"):
+        read_json(tmp_path / "broken.json")
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(FileError, match=r"binary\.json cannot be read as JSON"):
+        read_json(tmp_path / "binary.json")
+
+
+@given(st.lists(st.dictionaries(st.text(), st.text() | st.integers(), max_size=3), max_size=4), st.data())
+def test_a_last_line_cut_short_anywhere_is_left_out(
+    tmp_path: Path, records: list[dict[str, object]], data: st.DataObject
+) -> None:
+    path = tmp_path / "records.jsonl"
+    path.unlink(missing_ok=True)
+    for record in records:
+        append_json_line(path, record)
+    assert read_json_lines(path) == records
+    if records:
+        whole = path.read_bytes()
+        start = whole[:-1].rfind(b"\n") + 1  # of the last line
+        path.write_bytes(whole[: data.draw(st.integers(start, len(whole) - 2))])
+        assert read_json_lines(path) == records[:-1]
+
+
+def test_lines_have_sorted_keys(tmp_path: Path) -> None:
+    append_json_line(tmp_path / "records.jsonl", {"step": 1, "loss": 0.5})
+    assert (tmp_path / "records.jsonl").read_text() == '{"loss": 0.5, "step": 1}\n'
+
+
+def test_a_broken_middle_line_is_named_by_file_and_number(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text('{"step": 1}\n{"step": \n{"step": 3}\n')
+    with pytest.raises(FileError, match=r"records\.jsonl, line 2, is not JSON"):
+        read_json_lines(path)
+
+
+def test_no_file_has_no_records(tmp_path: Path) -> None:
+    assert read_json_lines(tmp_path / "absent.jsonl") == []
+
+
+def test_hash_of_is_stable_and_blind_to_the_order_of_keys() -> None:
+    expected = hashlib.sha256(json.dumps({"a": [1, "ü"], "b": None}).encode()).hexdigest()[:16]
+    assert hash_of({"b": None, "a": [1, "ü"]}) == expected
+    assert hash_of({"b": None, "a": [1, "u"]}) != expected
+
+
+def test_hash_of_file_is_sha256_of_a_file_longer_than_one_chunk(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 5000  # more than the 1 MiB read at once
+    (tmp_path / "file").write_bytes(content)
+    assert hash_of_file(tmp_path / "file") == hashlib.sha256(content).hexdigest()
