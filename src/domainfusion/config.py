@@ -188,6 +188,12 @@ class TrainConfig:
     distill: DistillConfig = dataclasses.field(default_factory=DistillConfig)
     generate: GenerateConfig = dataclasses.field(default_factory=GenerateConfig)
 
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> TrainConfig:
+        if self.raw_weight == self.distill_weight == self.synthetic_weight == 0:
+            raise ValueError("raw_weight, distill_weight and synthetic_weight are all 0: nothing would be learnt")
+        return self
+
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class PretrainConfig:

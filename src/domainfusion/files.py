@@ -9,7 +9,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,13 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
                 break
             raise FileError(f"{path}, line {number}, is not JSON: {error}") from error
     return records
+
+
+def keep_json_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Rewrite `path`, atomically, with the records that `keep` wants: a resumed job writes the others again."""
+    if path.exists():
+        kept = [record for record in read_json_lines(path) if keep(record)]
+        write_text(path, "".join(json.dumps(record, sort_keys=True) + "\n" for record in kept))
 
 
 def hash_of(value: Any) -> str:

@@ -56,8 +56,10 @@ class DomainFusion(Algorithm):
         return self.config.generate.image_size or self.ldm.image_size
 
     def generations_due(self, epoch: int) -> int:
-        """How many generations there are to be in `epoch`: one each `interval` epochs, the first at the start."""
-        due = epoch // self.config.generate.interval + 1
+        """How many generations there are to be in `epoch` (counted from 0): Algorithm 1 makes one at the beginning of
+        every `interval`-th epoch, counted from 1, when the classifier has learnt enough to choose among candidates.
+        """
+        due = (epoch + 1) // self.config.generate.interval
         limit = self.config.generate.generations
         return min(due, limit) if limit else due
 
@@ -103,14 +105,12 @@ class DomainFusion(Algorithm):
         config = self.config
         images, labels = batch.images, batch.labels
         count = len(labels)
-        latest = self.synthetic.latest
-        if config.synthetic_weight > 0 and latest is not None:
+        if config.synthetic_weight > 0:
             rng = derive_numpy_rng("synthetic", config.seed, batch.step)
             used = max(1, round(config.synthetic_share * count))
             rows = rng.choice(batch.rows, used, replace=False)
             generator = torch.Generator().manual_seed(seed_hash("synthetic views", config.seed, batch.step))
-            extra = self.augmented(latest.images[[self.position[int(row)] for row in rows]], generator)
-            images = torch.cat([images, extra])
+            images = torch.cat([images, self.augmented(self.synthetic_images(rows), generator)])
             synthetic_labels = torch.from_numpy(self.context.dataset.labels[rows]).to(labels.device)
         logits = self.predict(images)
         terms = {}
@@ -121,6 +121,13 @@ class DomainFusion(Algorithm):
         if len(logits) > count:
             terms["synthetic_loss"] = config.synthetic_weight * F.cross_entropy(logits[count:], synthetic_labels)
         return terms
+
+    def synthetic_images(self, rows: np.ndarray) -> np.ndarray:
+        """(n, S, S, 3) uint8: what rows (n,) have become; the stored images before the first generation (line 1)."""
+        latest = self.synthetic.latest
+        if latest is None:
+            return self.context.dataset.images[rows]
+        return latest.images[[self.position[int(row)] for row in rows]]
 
     def distill(self, batch: Batch, logits: torch.Tensor) -> torch.Tensor:
         """Algorithm 2 on the batch, or on the unbiased sample of it that `images_per_step` allows.

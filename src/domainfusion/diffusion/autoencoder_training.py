@@ -25,7 +25,7 @@ from domainfusion.diffusion.optimization import (
     save_training,
 )
 from domainfusion.errors import TrainingError
-from domainfusion.files import append_json_line
+from domainfusion.files import append_json_line, keep_json_lines
 from domainfusion.seeding import derive_numpy_rng
 
 
@@ -99,6 +99,7 @@ def train_autoencoder(corpus: Corpus, config: PretrainConfig, folder: Path) -> A
     averaged = Averaged(model, config.ema)
     state_path = folder / "autoencoder-state.safetensors"
     start = resume_training(state_path, model, optimizer, averaged)
+    keep_json_lines(folder / "metrics.jsonl", lambda r: r["stage"] != "autoencoder" or r["step"] <= start)
     held_out = corpus.held_out
     training, validation = corpus.select(~held_out), corpus.select(held_out)
     probability = training.weight / training.weight.sum()

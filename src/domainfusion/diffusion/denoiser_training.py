@@ -29,7 +29,7 @@ from domainfusion.diffusion.optimization import (
 )
 from domainfusion.diffusion.text_encoder import build_text_encoder
 from domainfusion.errors import TrainingError
-from domainfusion.files import append_json_line
+from domainfusion.files import append_json_line, keep_json_lines
 from domainfusion.seeding import derive_numpy_rng
 from domainfusion.tensors import load_state, save_state
 
@@ -164,6 +164,7 @@ def train_denoiser(
     averaged = Averaged(denoiser, config.ema)
     state_path = folder / "denoiser-state.safetensors"
     start = resume_training(state_path, denoiser, optimizer, averaged)
+    keep_json_lines(folder / "metrics.jsonl", lambda r: r["stage"] != "denoiser" or r["step"] <= start)
     held_out = corpus.held_out
     training, validation = corpus.select(~held_out), corpus.select(held_out)
     scheduler = build_scheduler()

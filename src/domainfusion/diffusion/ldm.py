@@ -123,6 +123,7 @@ class LatentDiffusion:
             raise LDMError(f"there is no folder {where}; give a diffusers folder, a hub id OWNER/NAME, or 'embedded'")
         device = torch.device(device)
         dtype = choose_dtype(precision, device)
+        quiet_libraries()
         try:
             vae = AutoencoderKL.from_pretrained(where, subfolder="vae", torch_dtype=torch.float32, use_safetensors=True)
             unet = UNet2DConditionModel.from_pretrained(
@@ -211,6 +212,16 @@ class LatentDiffusion:
         if self.prediction_type == "v_prediction":
             return signal * output + sigma * noisy_latents
         return (noisy_latents - signal * output) / sigma
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' loading bars and casting remarks off a user's screen; their errors still show."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.disable_progress_bar()
+        library.set_verbosity_error()
 
 
 def read_styles(folder: Path) -> tuple[str, ...]:

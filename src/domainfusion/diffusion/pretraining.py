@@ -7,6 +7,7 @@ safetensors that `StableDiffusionImg2ImgPipeline.from_pretrained` loads with no 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -40,7 +41,10 @@ def load_or_train_autoencoder(corpus: Corpus, config: PretrainConfig, folder: Pa
     """The finished autoencoder of `folder`, or a newly trained one."""
     target = folder / "vae"
     if not (target / "config.json").exists():
-        train_autoencoder(corpus, config, folder).save_pretrained(target)
+        work = folder / ".vae.tmp"  # under its own name only when it is complete
+        train_autoencoder(corpus, config, folder).save_pretrained(work)
+        shutil.rmtree(target, ignore_errors=True)
+        work.rename(target)
     vae = AutoencoderKL.from_pretrained(target).eval().requires_grad_(False)
     vae = vae.to(memory_format=torch.channels_last)
     if (folder / "scaling.json").exists():

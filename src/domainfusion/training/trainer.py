@@ -13,7 +13,7 @@ from tqdm import tqdm
 from domainfusion.algorithms.base import Algorithm, Batch, Context
 from domainfusion.data.batches import draw_rows
 from domainfusion.errors import TrainingError
-from domainfusion.files import append_json_line, read_json_lines, write_text
+from domainfusion.files import append_json_line, keep_json_lines
 from domainfusion.seeding import seed_hash
 from domainfusion.training.checkpoint import Progress, load_checkpoint, save_checkpoint, save_model
 from domainfusion.training.evaluation import Evaluation, evaluate
@@ -50,7 +50,7 @@ def train(algorithm: Algorithm) -> Progress:
     optimizer = torch.optim.Adam(algorithm.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
     progress, extra = load_checkpoint(context.folder, algorithm, optimizer)
     algorithm.restore(extra)
-    forget_after(context, progress.step)
+    keep_json_lines(context.folder / "metrics.jsonl", lambda record: record["step"] <= progress.step)
     due = evaluation_steps(config.steps, config.evaluations)
     sums: dict[str, float] = {}
     clock, before = time.monotonic(), progress.seconds
@@ -143,13 +143,3 @@ def describe_model(context: Context, step: int) -> dict[str, object]:
         "dropout": config.dropout, "algorithm": config.algorithm, "target": config.target, "trial": config.trial,
         "sources": list(context.split.sources), "dataset": context.dataset.name, "step": step,
     }  # fmt: skip
-
-
-def forget_after(context: Context, step: int) -> None:
-    """Drop the records of steps after the checkpoint, which a resumed run makes again."""
-    import json
-
-    path = context.folder / "metrics.jsonl"
-    kept = [record for record in read_json_lines(path) if record["step"] <= step]
-    if path.exists():
-        write_text(path, "".join(json.dumps(record, sort_keys=True) + "\n" for record in kept))

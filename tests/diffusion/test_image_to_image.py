@@ -1,0 +1,188 @@
+"""`image_to_image` against DDIM written out image by image, and against diffusers' own image-to-image pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
+
+from domainfusion.diffusion.image_to_image import denoising_timesteps, image_to_image
+from domainfusion.diffusion.ldm import LatentDiffusion
+
+# Steps for which 999/steps and 1000//steps are the same whole number, so that DDIMScheduler's own idea of the previous
+# timestep is ours.
+STEPS = 9
+PROMPTS = ["a cat, flat", "a dog, ink", "a house"]
+
+
+@pytest.fixture
+def ldm(tiny_pipeline: Path) -> LatentDiffusion:
+    return LatentDiffusion.load(str(tiny_pipeline), precision="float32")
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(3)) * 2 - 1
+
+
+def gaussian(count: int, seed: int = 5) -> torch.Tensor:
+    return torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def literal_candidate(
+    pipeline: StableDiffusionImg2ImgPipeline, image: torch.Tensor, prompt: str, noise: torch.Tensor, strength: float,
+    steps: int, guidance_scale: float,
+) -> torch.Tensor:  # fmt: skip
+    """One candidate (3, H, W) of one image, one U-Net call at a time, each step diffusers' own."""
+    scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    scheduler.set_timesteps(steps)
+    schedule = [round(999 * (steps - k) / steps) for k in range(steps)]
+    schedule = [t for t in schedule if t <= strength * 999 + 1e-3] or schedule[-1:]
+    prompted = pipeline.encode_prompt(prompt, "cpu", 1, False)[0]
+    empty = pipeline.encode_prompt("", "cpu", 1, False)[0]
+    latents = pipeline.vae.encode(image[None]).latent_dist.mode() * pipeline.vae.config.scaling_factor
+    z = scheduler.add_noise(latents, noise[None], torch.tensor(schedule[:1]))
+    for number, timestep in enumerate(schedule):
+        predicted = pipeline.unet(z, timestep, prompted).sample
+        if guidance_scale > 1:
+            without = pipeline.unet(z, timestep, empty).sample
+            predicted = without + guidance_scale * (predicted - without)
+        stepped = scheduler.step(predicted, timestep, z)
+        z = stepped.prev_sample if number + 1 < len(schedule) else stepped.pred_original_sample
+    return pipeline.vae.decode(z / pipeline.vae.config.scaling_factor).sample[0].clamp(-1, 1)
+
+
+@pytest.fixture
+def pipeline(tiny_pipeline: Path) -> StableDiffusionImg2ImgPipeline:
+    pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(tiny_pipeline)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.5])
+def test_equals_ddim_written_out_for_each_candidate(
+    ldm: LatentDiffusion, pipeline: StableDiffusionImg2ImgPipeline, images: torch.Tensor, guidance_scale: float
+) -> None:
+    noise = gaussian(6)
+    prompts = ["a cat", "a dog", "a house, ink", "", "a cat, flat", "a dog"]
+    strengths = torch.tensor([[0.3, 0.9], [0.62, 0.2], [1.0, 0.05]])
+    made = image_to_image(
+        ldm, images, prompts, strengths, noise=noise, candidates=2, steps=STEPS, guidance_scale=guidance_scale
+    )
+    assert made.shape == (3, 2, 3, 16, 16)
+    assert made.abs().max() <= 1
+    for i in range(3):
+        for j in range(2):
+            expected = literal_candidate(
+                pipeline, images[i], prompts[2 * i + j], noise[2 * i + j], float(strengths[i, j]), STEPS, guidance_scale
+            )
+            torch.testing.assert_close(made[i, j], expected, rtol=0, atol=1e-4)
+
+
+class OurSchedule(DDIMScheduler):
+    """DDIM at our timesteps."""
+
+    def set_timesteps(self, num_inference_steps: int, device: object = None) -> None:
+        super().set_timesteps(num_inference_steps, device)
+        self.timesteps = denoising_timesteps(1000, num_inference_steps)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_equals_diffusers_image_to_image_pipeline(
+    tiny_pipeline: Path, images: torch.Tensor, strength: float, guidance_scale: float
+) -> None:
+    # A schedule whose timestep 0 holds no noise: diffusers' last step then ends at the clean latents, as ours does.
+    betas = [0.0, *(torch.linspace(0.00085**0.5, 0.012**0.5, 999) ** 2).tolist()]
+    scheduler = OurSchedule(trained_betas=betas, clip_sample=False, steps_offset=1)
+    pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(tiny_pipeline, scheduler=scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    ldm = LatentDiffusion(pipeline.vae, pipeline.unet, pipeline.text_encoder, pipeline.tokenizer, scheduler)
+    expected = pipeline(
+        prompt=PROMPTS, image=ldm.encode(images), strength=strength, num_inference_steps=STEPS,
+        guidance_scale=guidance_scale, generator=torch.Generator().manual_seed(8), output_type="pt",
+    ).images  # fmt: skip
+    made = image_to_image(
+        ldm, images, PROMPTS, torch.full((3, 1), strength), generator=torch.Generator().manual_seed(8), steps=STEPS,
+        guidance_scale=guidance_scale,
+    )  # fmt: skip
+    torch.testing.assert_close((made[:, 0] + 1) / 2, expected, rtol=0, atol=1e-4)
+    assert expected.std() > 0.05
+
+
+def test_guidance_and_prompts_matter(ldm: LatentDiffusion, images: torch.Tensor) -> None:
+    def run(prompts: list[str], guidance_scale: float) -> torch.Tensor:
+        strengths = torch.full((3, 1), 0.7)
+        return image_to_image(
+            ldm, images, prompts, strengths, noise=gaussian(3), steps=STEPS, guidance_scale=guidance_scale
+        )
+
+    plain = run(PROMPTS, 1.0)
+    assert (run(PROMPTS, 4.0) - plain).abs().mean() > 1e-3
+    assert (run(["", "", ""], 1.0) - plain).abs().mean() > 1e-3
+    # Guidance towards the empty prompt is no guidance; 0 is one conditional pass, as 1 is.
+    torch.testing.assert_close(run(["", "", ""], 4.0), run(["", "", ""], 1.0), rtol=0, atol=1e-4)
+    assert torch.equal(run(PROMPTS, 0.0), plain)
+
+
+def test_independent_of_batch_size_and_of_the_other_images(ldm: LatentDiffusion, images: torch.Tensor) -> None:
+    noise = gaussian(6)
+    prompts = PROMPTS + PROMPTS[::-1]
+    strengths = torch.tensor([[0.8, 0.3], [0.55, 1.0], [0.4, 0.65]])
+
+    def run(rows: list[int], batch_size: int) -> torch.Tensor:
+        flat = [2 * row + j for row in rows for j in range(2)]
+        return image_to_image(
+            ldm, images[rows], [prompts[i] for i in flat], strengths[rows], noise=noise[flat], candidates=2, steps=7,
+            batch_size=batch_size,
+        )  # fmt: skip
+
+    together = run([0, 1, 2], 64)
+    for batch_size in (1, 2, 5):
+        torch.testing.assert_close(run([0, 1, 2], batch_size), together, rtol=0, atol=1e-4)
+    torch.testing.assert_close(run([2, 0], 64), together[[2, 0]], rtol=0, atol=1e-4)
+    torch.testing.assert_close(run([1], 1), together[[1]], rtol=0, atol=1e-4)
+
+
+def test_higher_strength_moves_further(ldm: LatentDiffusion, images: torch.Tensor) -> None:
+    strengths = torch.tensor([0.1, 0.35, 0.6, 0.9]).repeat(3, 1)
+    noise = gaussian(3).repeat_interleave(4, dim=0)  # the same for all strengths of an image
+    made = image_to_image(ldm, images, [p for p in PROMPTS for _ in range(4)], strengths, noise=noise, candidates=4)
+    unchanged = ldm.decode(ldm.encode(images)).detach().clamp(-1, 1).unsqueeze(1)
+    moved = (made - unchanged).abs().mean((0, 2, 3, 4))
+    assert (moved.diff() > 0).all()
+
+
+def test_noise_comes_from_the_generator(ldm: LatentDiffusion, images: torch.Tensor) -> None:
+    def run(**options: object) -> torch.Tensor:
+        return image_to_image(ldm, images, PROMPTS, torch.full((3, 1), 0.5), steps=4, **options)  # type: ignore[arg-type]
+
+    drawn = run(generator=torch.Generator().manual_seed(5))
+    assert torch.equal(drawn, run(noise=gaussian(3, seed=5)))
+    assert not torch.equal(drawn, run(generator=torch.Generator().manual_seed(6)))
+
+
+def test_inputs_are_left_as_they_were(ldm: LatentDiffusion, images: torch.Tensor) -> None:
+    noise, kept = gaussian(3), images.clone()
+    image_to_image(ldm, images, PROMPTS, torch.full((3, 1), 0.6), noise=noise, steps=3)
+    assert torch.equal(images, kept)
+    assert torch.equal(noise, gaussian(3))
+
+
+def test_wrong_counts_are_refused(ldm: LatentDiffusion, images: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="3 images with 2 candidates need 6 prompts"):
+        image_to_image(ldm, images, PROMPTS, torch.full((3, 2), 0.5), candidates=2)
+    with pytest.raises(ValueError, match=r"strengths of shape \(3, 1\), not 3 and \(3,\)"):
+        image_to_image(ldm, images, PROMPTS, torch.full((3,), 0.5))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 12, 50])
+def test_denoising_timesteps_descend_evenly_from_the_noisiest(steps: int) -> None:
+    timesteps = denoising_timesteps(1000, steps)
+    assert len(timesteps) == steps
+    assert timesteps[0] == 999
+    gaps = torch.cat([timesteps, torch.zeros(1, dtype=torch.long)]).diff()
+    assert (gaps + 999 / steps).abs().max() <= 1

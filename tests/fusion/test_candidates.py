@@ -1,0 +1,181 @@
+"""Recipes, candidates and the cache that runs share."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from domainfusion.config import DataConfig, GenerateConfig
+from domainfusion.data.domains import MultiDomainDataset, load_folder
+from domainfusion.diffusion.image_to_image import image_to_image
+from domainfusion.diffusion.ldm import LatentDiffusion
+from domainfusion.fusion import candidates as module
+from domainfusion.fusion.candidates import CandidateCache, candidates_of, from_uint8, recipe, to_uint8
+
+CONFIG = GenerateConfig(candidates=2, steps=3, batch_size=4)
+STYLES = ("flat", "ink")
+
+
+@pytest.fixture
+def ldm(tiny_pipeline: Path) -> LatentDiffusion:
+    return LatentDiffusion.load(str(tiny_pipeline), precision="float32")
+
+
+@pytest.fixture
+def dataset(image_folder: Path) -> MultiDomainDataset:
+    return load_folder(image_folder, DataConfig(size=16))
+
+
+def run(
+    ldm: LatentDiffusion, dataset: MultiDomainDataset, rows: list[int], config: GenerateConfig = CONFIG,
+    *, number: int = 0, styles: tuple[str, ...] = STYLES, stored: bool = True,
+) -> np.ndarray:  # fmt: skip
+    found = candidates_of(
+        ldm, dataset, np.array(rows), np.ascontiguousarray(dataset.images[rows]), config, number=number, styles=styles,
+        stored=stored, progress=False,
+    )  # fmt: skip
+    return np.concatenate([made for _, _, made in found])
+
+
+def count_denoised(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list to which each call of `image_to_image` adds how many images it was given."""
+    calls: list[int] = []
+
+    def counting(ldm: LatentDiffusion, images: torch.Tensor, *args: object, **options: object) -> torch.Tensor:
+        calls.append(len(images))
+        return image_to_image(ldm, images, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "image_to_image", counting)
+    return calls
+
+
+def test_a_recipe_is_a_function_of_seed_generation_and_row(dataset: MultiDomainDataset) -> None:
+    config = GenerateConfig(candidates=40, strength=(0.3, 0.6))
+    first = recipe(dataset, 17, config, 1, STYLES)
+    again = recipe(dataset, 17, config, 1, STYLES)
+    assert first.prompts == again.prompts
+    assert torch.equal(first.strengths, again.strengths)
+    assert first.seed == again.seed
+    assert ((first.strengths >= 0.3) & (first.strengths <= 0.6)).all()
+    assert first.strengths.max() - first.strengths.min() > 0.2
+    word = dataset.words()[dataset.labels[17]]
+    assert set(first.prompts) == {f"{word}, flat", f"{word}, ink"}
+    for other in (
+        recipe(dataset, 18, config, 1, STYLES), recipe(dataset, 17, config, 2, STYLES),
+        recipe(dataset, 17, dataclasses.replace(config, seed=1), 1, STYLES),
+    ):  # fmt: skip
+        assert other.seed != first.seed
+        assert not torch.equal(other.strengths, first.strengths)
+
+
+def test_pixels_survive_the_round_trip() -> None:
+    images = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
+    floats = from_uint8(images)
+    assert floats.shape == (1, 3, 16, 16)
+    assert (floats.min(), floats.max()) == (-1, 1)
+    assert np.array_equal(to_uint8(floats), images)
+    assert np.array_equal(to_uint8(floats * 1.5), np.clip(np.round((images / 127.5 - 1) * 191.25 + 127.5), 0, 255))
+
+
+def test_candidates_are_image_to_image_from_their_recipes(ldm: LatentDiffusion, dataset: MultiDomainDataset) -> None:
+    rows = [3, 40, 90]
+    made = run(ldm, dataset, rows, stored=False)
+    assert made.shape == (3, 2, 16, 16, 3)
+    for i, row in enumerate(rows):
+        item = recipe(dataset, row, CONFIG, 0, STYLES)
+        noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(item.seed))
+        for j in range(2):
+            x = torch.from_numpy(dataset.images[[row]]).permute(0, 3, 1, 2) / 127.5 - 1
+            one = image_to_image(
+                ldm, x, [item.prompts[j]], item.strengths[j].view(1, 1), noise=noise[j : j + 1], steps=3,
+                guidance_scale=CONFIG.guidance,
+            )  # fmt: skip
+            expected = ((one[0, 0].permute(1, 2, 0) + 1) * 127.5).numpy()
+            assert np.abs(made[i, j] - expected).max() <= 0.51
+
+
+def test_other_sizes_are_resized_to_the_ldm_and_back(ldm: LatentDiffusion, image_folder: Path) -> None:
+    large = load_folder(image_folder, DataConfig(size=40))
+    assert run(ldm, large, [0, 50], stored=False).shape == (2, 2, 40, 40, 3)
+    larger = dataclasses.replace(CONFIG, image_size=24)
+    assert run(ldm, large, [0, 50], larger, stored=False).shape == (2, 2, 40, 40, 3)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_independent_of_batch_size_and_order(
+    ldm: LatentDiffusion, dataset: MultiDomainDataset, batch_size: int
+) -> None:
+    rows = [0, 1, 30, 60, 61, 62, 63, 64, 65, 100]
+    expected = run(ldm, dataset, rows, stored=False).astype(int)
+    found = run(ldm, dataset, rows[::-1], dataclasses.replace(CONFIG, batch_size=batch_size), stored=False)
+    # Sums in another order may turn a rounding: one level, in few pixels.
+    difference = np.abs(found[::-1].astype(int) - expected)
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 1e-3
+
+
+def test_runs_share_candidates_of_stored_images(
+    ldm: LatentDiffusion, dataset: MultiDomainDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = count_denoised(monkeypatch)
+    first = run(ldm, dataset, [5, 9, 70])
+    assert sum(calls) == 3
+    calls.clear()
+    assert np.array_equal(run(ldm, dataset, [70, 5]), first[[2, 0]])
+    assert calls == []
+    second = run(ldm, dataset, [9, 11, 70, 12])  # another split: only what is missing is made
+    assert sum(calls) == 2
+    assert np.array_equal(second[[0, 2]], first[[1, 2]])
+    calls.clear()
+    choosing = dataclasses.replace(CONFIG, content_weight=0.9, sampling=False, interval=2, batch_size=1)
+    run(ldm, dataset, [5, 9], choosing)  # options that do not shape candidates
+    assert calls == []
+
+
+def test_the_cache_tells_apart_what_makes_candidates_differ(
+    ldm: LatentDiffusion, dataset: MultiDomainDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = count_denoised(monkeypatch)
+
+    def made(**options: object) -> bool:
+        calls.clear()
+        run(options.pop("ldm", ldm), options.pop("dataset", dataset), [5], **options)  # type: ignore[arg-type]
+        return bool(calls)
+
+    assert made()
+    assert not made()
+    for name, value in {
+        "seed": 1, "candidates": 3, "strength": (0.5, 0.7), "steps": 2, "guidance": 2.0, "style_words": False,
+        "template": "{label} {style}", "plain_template": "a {label}", "image_size": 24,
+    }.items():  # fmt: skip
+        assert made(config=dataclasses.replace(CONFIG, **{name: value})), name
+    assert made(number=1)
+    assert made(styles=("ink",))
+    assert made(dataset=dataclasses.replace(dataset, fingerprint="other"))
+    assert made(dataset=dataclasses.replace(dataset, class_words=("a", "b", "c")))
+    next(ldm.unet.parameters()).mul_(1.01)
+    assert made()
+
+
+def test_candidates_of_synthetic_images_are_not_shared(
+    ldm: LatentDiffusion, dataset: MultiDomainDataset, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    calls = count_denoised(monkeypatch)
+    run(ldm, dataset, [5], stored=False)
+    run(ldm, dataset, [5], stored=False)
+    assert sum(calls) == 2
+    assert not (cache / "candidates").exists()
+
+
+def test_a_row_counts_only_when_it_was_stored(ldm: LatentDiffusion, dataset: MultiDomainDataset) -> None:
+    cache = CandidateCache(ldm, dataset, CONFIG, 0, STYLES)
+    assert not cache.done.any()
+    made = np.full((2, 2, 16, 16, 3), 7, dtype=np.uint8)
+    cache.store(np.array([4, 8]), made)
+    again = CandidateCache(ldm, dataset, CONFIG, 0, STYLES)
+    assert np.flatnonzero(again.done).tolist() == [4, 8]
+    assert (again.images[[4, 8]] == 7).all()

@@ -1,0 +1,93 @@
+"""Style and content: round trips, statistics after AdaIN, both divergences against scipy and numeric integration."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from scipy.integrate import quad
+from scipy.special import softmax
+from scipy.stats import entropy, norm
+
+from domainfusion.fusion.style import fuse, split_style, style_divergence
+
+PIXELS = arrays(
+    np.float64, array_shapes(min_dims=3, max_dims=5, min_side=1, max_side=4), elements=st.floats(-1, 1, width=32)
+)
+
+
+@given(PIXELS)
+def test_fuse_inverts_split(pixels: np.ndarray) -> None:
+    images = torch.from_numpy(pixels)
+    content, mean, std = split_style(images)
+    assert content.shape == images.shape
+    assert mean.shape == std.shape == images.shape[:-2]
+    torch.testing.assert_close(fuse(content, mean, std), images, rtol=0, atol=1e-12)
+    assert (std > 0).all()  # constant channels too
+
+
+def test_split_is_numpys_mean_and_standard_deviation() -> None:
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 4, 3, 7, 5))
+    content, mean, std = split_style(torch.from_numpy(images))
+    np.testing.assert_allclose(mean.numpy(), images.mean((-2, -1)))
+    np.testing.assert_allclose(std.numpy(), images.std((-2, -1)), rtol=1e-4)
+    expected = (images - images.mean((-2, -1), keepdims=True)) / images.std((-2, -1), keepdims=True)
+    np.testing.assert_allclose(content.numpy(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_fused_images_have_the_style_they_were_given() -> None:
+    rng = np.random.default_rng(1)
+    images = torch.from_numpy(rng.uniform(-1, 1, (3, 3, 16, 16)))
+    mean, std = torch.from_numpy(rng.uniform(-0.5, 0.5, (3, 3))), torch.from_numpy(rng.uniform(0.1, 0.6, (3, 3)))
+    fused = fuse(split_style(images)[0], mean, std).numpy()
+    np.testing.assert_allclose(fused.mean((-2, -1)), mean.numpy(), atol=1e-12)
+    np.testing.assert_allclose(fused.std((-2, -1)), std.numpy(), rtol=1e-4)
+    # The content stays: within a channel the pixels keep their order.
+    for before, after in zip(images.numpy().reshape(9, -1), fused.reshape(9, -1), strict=True):
+        assert np.array_equal(before.argsort(), after.argsort())
+
+
+def random_styles(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return (
+        rng.uniform(-1, 1, (2, 3)),
+        rng.uniform(0.2, 1, (2, 3)),
+        rng.uniform(-1, 1, (2, 4, 3)),
+        rng.uniform(0.2, 1, (2, 4, 3)),
+    )
+
+
+def test_softmax_divergence_is_scipys_relative_entropy() -> None:
+    mean0, std0, mean, std = random_styles(0)
+    found = style_divergence(*map(torch.from_numpy, (mean0, std0, mean, std)), "softmax")
+    assert found.shape == (2, 4)
+    for i in range(2):
+        for j in range(4):
+            expected = entropy(softmax(mean0[i]), softmax(mean[i, j])) + entropy(softmax(std0[i]), softmax(std[i, j]))
+            assert float(found[i, j]) == pytest.approx(expected, rel=1e-9)
+
+
+def test_gaussian_divergence_is_the_integral() -> None:
+    mean0, std0, mean, std = random_styles(1)
+    found = style_divergence(*map(torch.from_numpy, (mean0, std0, mean, std)), "gaussian")
+
+    def divergence(a: object, b: object) -> float:
+        return quad(lambda x: a.pdf(x) * (a.logpdf(x) - b.logpdf(x)), a.ppf(1e-14), a.ppf(1 - 1e-14))[0]  # type: ignore[attr-defined]
+
+    for i in range(2):
+        for j in range(4):
+            channels = [divergence(norm(mean0[i, c], std0[i, c]), norm(mean[i, j, c], std[i, j, c])) for c in range(3)]
+            assert float(found[i, j]) == pytest.approx(np.mean(channels), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "gaussian"])
+@given(seed=st.integers(0, 10_000))
+def test_divergence_is_zero_at_the_style_itself_and_nowhere_negative(kind: str, seed: int) -> None:
+    mean0, std0, mean, std = map(torch.from_numpy, random_styles(seed))
+    mean[:, 2], std[:, 2] = mean0, std0
+    found = style_divergence(mean0, std0, mean, std, kind)  # type: ignore[arg-type]
+    assert found[:, 2].abs().max() < 1e-12
+    assert (found[:, [0, 1, 3]] > 0).all()
