@@ -35,8 +35,8 @@ class PairedDifference:
 def estimate(values: Sequence[float]) -> Estimate:
     """Mean and standard error (sample deviation / √n) of independent figures.
 
-    >>> estimate([1.0, 2.0, 3.0])
-    Estimate(mean=2.0, error=0.5773502691896258, count=3)
+    >>> str(estimate([1.0, 2.0, 3.0]))
+    '2.0 ± 0.6'
     """
     count = len(values)
     if not count:
