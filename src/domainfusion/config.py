@@ -84,7 +84,7 @@ class DistillConfig:
     """How low confidence corrupts the image: contrast reduction (the paper's), blur, pepper noise or random mask."""
     samples: Count = 1
     """Draws of (timestep, noise) per image and step (T in Algorithm 2)."""
-    images_per_step: Annotated[int, Field(ge=0)] = 16
+    images_per_step: Annotated[int, Field(ge=0)] = 8
     """Images of the batch that the loss is estimated on each step (0: all of them)."""
     weighting: Literal["uniform", "sigma"] = "uniform"
     """w(t): 1, or 1 - alpha_bar (DreamFusion's)."""
@@ -116,7 +116,7 @@ class GenerateConfig:
     """Most generations in a run (0: no limit)."""
     strength: StrengthRange = (0.5, 0.8)
     """Range of image-to-image strengths; each candidate draws its own."""
-    steps: Count = 12
+    steps: Count = 10
     """Denoising steps of a full-strength image; strength s runs about s x steps of them."""
     guidance: Weight = 3.0
     """Classifier-free guidance scale (1 or less: no unconditional pass)."""
@@ -152,7 +152,7 @@ class TrainConfig:
     """Which split of the data (strict: fold 0 to 4)."""
     seed: Seed = 0
     """Seed of initial weights, batches, augmentation and generation."""
-    steps: Count = 600
+    steps: Count = 400
     """Optimizer steps."""
     batch_size: Count = 16
     """Images of every source domain in a step."""
@@ -168,7 +168,7 @@ class TrainConfig:
     """Dropout before the head."""
     freeze_bn: bool = False
     """Keep BatchNorm in evaluation mode while training (DomainBed's habit with pretrained backbones)."""
-    evaluations: Count = 10
+    evaluations: Count = 8
     """How often in a run source validation is measured; the best checkpoint is kept."""
     raw_weight: Weight = 1.0
     """Lambda_1: cross-entropy on raw images."""

@@ -1,0 +1,48 @@
+"""Writes the tables of `docs/results/*.json` into the documentation, between their markers.
+
+    python scripts/update_results.py          # rewrite the tables
+    python scripts/update_results.py --check  # fail where a table does not fit its JSON
+
+A marker is `<!-- results: NAME -->`, the table's end `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+from domainfusion.results.tables import accuracy_rows, markdown_table
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "docs/results/README.md")
+BLOCK = re.compile(r"(<!-- results: (\S+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
+
+
+def table(name: str) -> str:
+    """The table of one results file."""
+    summary = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    return markdown_table(accuracy_rows(summary["accuracy"], summary.get("baseline", "erm")))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    stale = []
+    for page in PAGES:
+        path = ROOT / page
+        old = path.read_text(encoding="utf-8")
+        new = BLOCK.sub(lambda match: match[1] + table(match[2]) + match[3], old)
+        if new != old:
+            stale.append(page)
+            if not check:
+                path.write_text(new, encoding="utf-8")
+    if check and stale:
+        sys.exit(f"tables do not fit docs/results/*.json: {', '.join(stale)}; run scripts/update_results.py")
+
+
+if __name__ == "__main__":
+    main()
