@@ -159,7 +159,7 @@ def test_data_splits_differ_by_trial_and_print_counts(ten_images: Path, capsys: 
     assert cli.run(["data", "splits", str(ten_images), "--trial", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["a"]["out"] != [2, 3]
     assert cli.run(["data", "splits", str(ten_images)]) == 0
-    assert capsys.readouterr().out == "a: in 8, out 2\nb: in 4, out 1\n"
+    assert capsys.readouterr().out == "domainbed splits, trial 0\na: in 8, out 2\nb: in 4, out 1\n"
 
 
 def test_help_of_data_is_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -116,6 +116,8 @@ class EvaluateCommand:
     """Folder of a finished run."""
     data: tyro.conf.Positional[str | None] = None
     """Data set to evaluate on instead: every domain of it, by class name."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
     json: bool = False
     """Print the result as JSON."""
 
@@ -205,6 +207,15 @@ def _show(value: dict[str, Any], text: str, as_json: bool) -> None:
     print(json.dumps(value, indent=2, sort_keys=True) if as_json else text)
 
 
+def _refuse(words: list[str], flags: dict[str, str], command: str) -> None:
+    """Raise `UsageError` for options of a single run that `command` sets itself, naming what it has instead."""
+    for word in words:
+        flag = word.split("=")[0]
+        if flag in flags:
+            instead = f"; use {flags[flag]}" if flags[flag] else ""
+            raise UsageError(f"{flag} does nothing in `domainfusion {command}`, which chooses it itself{instead}")
+
+
 def train(words: list[str]) -> None:
     """`domainfusion train`."""
     command = parse(TrainCommand, words, "domainfusion train", _base_options(TrainConfig, words))
@@ -221,6 +232,7 @@ def train(words: list[str]) -> None:
 
 def benchmark(words: list[str]) -> None:
     """`domainfusion benchmark`."""
+    _refuse(words, {"--target": "--targets", "--trial": "--trials", "--algorithm": "--algorithms"}, "benchmark")
     command = parse(BenchmarkCommand, words, "domainfusion benchmark", _base_options(TrainConfig, words))
     for name in command.algorithms:
         ALGORITHMS.get(name)
@@ -242,7 +254,10 @@ def demo(words: list[str]) -> None:
     """`domainfusion demo`."""
     from domainfusion.experiments.demo import demo_options, run_demo
 
+    _refuse(words, {"--algorithm": ""}, "demo")
     command = parse(DemoCommand, words, "domainfusion demo", demo_options())
+    if command.options.target is None:
+        raise UsageError("the demo tests on a style held out: give --target pixel, or another of the five styles")
     result, text = run_demo(command.options, command.output)
     _show(result, text, command.json)
 
@@ -261,7 +276,7 @@ def evaluate(words: list[str]) -> None:
     from domainfusion.experiments.evaluation import evaluate_run
     from domainfusion.results.tables import text_table
 
-    found = evaluate_run(command.run, command.data)
+    found = evaluate_run(command.run, command.data, command.device)
     rows = [["domain", "images", "accuracy"]]
     rows += [[name, str(entry["images"]), f"{100 * entry['accuracy']:.1f} %"] for name, entry in found.items()]
     _show(found, text_table(rows), command.json)
@@ -307,7 +322,8 @@ def data(words: list[str]) -> None:
         domain: {part: (rows - dataset.rows(dataset.index_of(domain))[0]).tolist() for part, rows in parts.items()}
         for domain, parts in found.items()
     }
-    text = "\n".join(f"{d}: " + ", ".join(f"{part} {len(rows)}" for part, rows in p.items()) for d, p in plain.items())
+    text = f"{command.protocol} splits, trial {command.trial}\n"
+    text += "\n".join(f"{d}: " + ", ".join(f"{part} {len(rows)}" for part, rows in p.items()) for d, p in plain.items())
     _show(plain, text, command.json)
     for note in dataset.notes:
         print(f"note: {note}", file=sys.stderr)

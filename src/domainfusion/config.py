@@ -151,7 +151,7 @@ class TrainConfig:
     trial: Annotated[int, Field(ge=0)] = 0
     """Which split of the data (strict: fold 0 to 4)."""
     seed: Seed = 0
-    """Seed of initial weights, batches, augmentation and generation."""
+    """Seed of initial weights, batches and augmentation (candidates have their own: generate.seed)."""
     steps: Count = 400
     """Optimizer steps."""
     batch_size: Count = 16
@@ -183,7 +183,7 @@ class TrainConfig:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     precision: Precision = "auto"
-    """Autocast type: auto takes bfloat16 where the hardware has it."""
+    """Autocast type: auto takes bfloat16 where the hardware has it; float16 is for the LDM alone."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     distill: DistillConfig = dataclasses.field(default_factory=DistillConfig)
     generate: GenerateConfig = dataclasses.field(default_factory=GenerateConfig)

@@ -29,7 +29,10 @@ def make_folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise FileError(f"cannot make the folder {path}: {error.strerror}; choose another with --output") from error
+        raise FileError(
+            f"cannot make the folder {path}: {error.strerror}; choose another with --output "
+            "(for caches: $DOMAINFUSION_CACHE)"
+        ) from error
     return path
 
 

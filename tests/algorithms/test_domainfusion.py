@@ -222,13 +222,26 @@ def test_generations_are_due_where_algorithm_1_makes_them(
     few_images: Path, make_config: MakeConfig, tmp_path: Path, interval: int, generations: int
 ) -> None:
     generate = GenerateConfig(interval=interval, generations=generations)
-    algorithm = build(few_images, make_config(generate=generate), tmp_path)
+    algorithm = build(few_images, make_config(generate=generate, steps=100_000), tmp_path)
+    epoch = algorithm.context.steps_per_epoch
     made = 0
     for i in range(1, 121):  # lines 2 and 4: for i ← 1 to N_e, if i % Itv == 0
         if i % interval == 0 and (made < generations or not generations):
             made += 1
-        assert algorithm.generations_due(i - 1) == made
+        for step in ((i - 1) * epoch, i * epoch - 1):  # the first and the last step of epoch i
+            assert algorithm.generations_due(step) == made
     assert made == (generations or 120 // interval)
+
+
+@pytest.mark.parametrize("steps", [15, 40, 400])
+def test_short_runs_have_generations_too_and_none_at_their_very_end(
+    few_images: Path, make_config: MakeConfig, tmp_path: Path, steps: int
+) -> None:
+    algorithm = build(few_images, make_config(generate=GenerateConfig(interval=5), steps=steps), tmp_path)
+    due = [algorithm.generations_due(step) for step in range(steps)]
+    assert due == sorted(due)
+    assert due[-1] >= 1
+    assert due[int(0.9 * steps)] == due[-1]
 
 
 def test_before_the_first_generation_the_synthetic_images_are_the_stored_ones(
@@ -328,7 +341,7 @@ def records(folder: Path) -> list[dict[str, object]]:
 
 
 def test_train_run_on_a_folder(image_folder: Path, make_config: MakeConfig, tmp_path: Path) -> None:
-    config = make_config(generate=GenerateConfig(candidates=2, steps=2, interval=1))
+    config = make_config(generate=GenerateConfig(candidates=2, steps=2, interval=1, generations=1))
     result = train_run(str(image_folder), config, tmp_path / "run", progress=False)
     assert result["steps"] == 4
     assert 0 <= result["target_accuracy"] <= 1

@@ -40,7 +40,7 @@ def literal_candidate(
     scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
     scheduler.set_timesteps(steps)
     schedule = [round(999 * (steps - k) / steps) for k in range(steps)]
-    schedule = [t for t in schedule if t <= strength * 999 + 1e-3] or schedule[-1:]
+    schedule = [t for t in schedule if t <= strength * 999 + 0.5] or schedule[-1:]
     prompted = pipeline.encode_prompt(prompt, "cpu", 1, False)[0]
     empty = pipeline.encode_prompt("", "cpu", 1, False)[0]
     latents = pipeline.vae.encode(image[None]).latent_dist.mode() * pipeline.vae.config.scaling_factor
@@ -186,3 +186,11 @@ def test_denoising_timesteps_descend_evenly_from_the_noisiest(steps: int) -> Non
     assert timesteps[0] == 999
     gaps = torch.cat([timesteps, torch.zeros(1, dtype=torch.long)]).diff()
     assert (gaps + 999 / steps).abs().max() <= 1
+
+
+@pytest.mark.parametrize("strength", [i / 10 for i in range(1, 11)])
+def test_a_strength_on_the_grid_starts_from_its_own_timestep(strength: float) -> None:
+    schedule = denoising_timesteps(1000, 10)
+    started = schedule[int((schedule > strength * 999 + 0.5).sum()) :]
+    assert len(started) == round(10 * strength)  # strength s of a 10-step run takes 10·s steps
+    assert abs(int(started[0]) - strength * 999) <= 0.5

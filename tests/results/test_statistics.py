@@ -70,7 +70,7 @@ def test_the_difference_turns_its_sign_with_the_order(tables: tuple[list[list[fl
     there = paired_difference(by_target(tables[0]), by_target(tables[1]))
     back = paired_difference(by_target(tables[1]), by_target(tables[0]))
     assert back.mean == pytest.approx(-there.mean)
-    assert back.p_value == pytest.approx(there.p_value, rel=1e-6)
+    assert back.p_value == pytest.approx(there.p_value, rel=1e-6, nan_ok=True)
 
 
 def test_the_trial_is_the_unit_not_the_cell() -> None:
@@ -94,10 +94,11 @@ def test_targets_and_trials_that_one_lacks_are_left_out() -> None:
 
 def test_equal_and_constant_differences() -> None:
     same = {"a": [50.0, 60.0, 70.0]}
-    assert paired_difference(same, same).p_value == 1.0
+    assert math.isnan(paired_difference(same, same).p_value)
     higher = {"a": [51.0, 61.0, 71.0]}
     found = paired_difference(higher, same)
-    assert (found.mean, found.error, found.p_value) == (1.0, 0.0, 0.0)
+    assert (found.mean, found.error) == (1.0, 0.0)
+    assert math.isnan(found.p_value)  # equal pairs of a few trials prove nothing
 
 
 @pytest.mark.parametrize(

@@ -55,19 +55,25 @@ class DomainFusion(Algorithm):
         """Size of images at the LDM, in pixels."""
         return self.config.generate.image_size or self.ldm.image_size
 
-    def generations_due(self, epoch: int) -> int:
-        """How many generations there are to be in `epoch` (counted from 0): Algorithm 1 makes one at the beginning of
-        every `interval`-th epoch, counted from 1, when the classifier has learnt enough to choose among candidates.
+    def generations_due(self, step: int) -> int:
+        """How many generations there are to be before `step` (counted from 0).
+
+        Algorithm 1 makes one at the beginning of every `interval`-th epoch, counted from 1, when the classifier has
+        learnt enough to choose among candidates. In a run of fewer than 3·`interval` epochs an "epoch" is
+        steps/(3·`interval`) steps, so that short runs have generations too; none falls into the last tenth of the
+        steps, which would hardly use it.
         """
-        due = (epoch + 1) // self.config.generate.interval
-        limit = self.config.generate.generations
-        return min(due, limit) if limit else due
+        config = self.config.generate
+        epoch = max(1, min(self.context.steps_per_epoch, self.config.steps // (3 * config.interval)))
+        last_useful = int(0.9 * self.config.steps)
+        due = (min(step, last_useful) // epoch + 1) // config.interval
+        return min(due, config.generations) if config.generations else due
 
     def before_step(self, step: int, epoch: int) -> None:
         """Refresh the synthetic dataset when a generation is due (lines 4 to 13)."""
         if self.config.synthetic_weight == 0:
             return
-        while self.synthetic.count < self.generations_due(epoch):
+        while self.synthetic.count < self.generations_due(step):
             started = time.monotonic()
             if not self.synthetic.advance():  # what an interrupted run made after its checkpoint is there already
                 self.synthetic.add(self.next_generation(), self.context.dataset)

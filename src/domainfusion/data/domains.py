@@ -208,8 +208,6 @@ def list_folder(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str]
         if empty:
             notes.append(f"domain {domain.name}: no images in {', '.join(empty[:8])}")
         listing[domain.name] = {name: paths for name, paths in found.items() if paths}
-    if len(listing) < 2:
-        raise DataError(f"{root} holds one domain ({visible[0].name}); at least two are needed to generalize")
     return listing, notes
 
 

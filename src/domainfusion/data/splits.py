@@ -8,7 +8,7 @@ import numpy as np
 
 from domainfusion.config import DataConfig
 from domainfusion.data.domains import MultiDomainDataset
-from domainfusion.errors import UsageError
+from domainfusion.errors import DataError, UsageError
 from domainfusion.seeding import seed_hash
 
 STRICT_TRIALS = 5
@@ -76,6 +76,10 @@ def build_split(dataset: MultiDomainDataset, config: DataConfig, target: str | N
         dataset.index_of(target)
     parts = strict_split(dataset, trial) if strict else domainbed_split(dataset, trial, config.holdout_fraction)
     sources = tuple(domain for domain in dataset.domains if domain != target)
+    if len(dataset.domains) < 2:
+        raise DataError(
+            f"{dataset.name} holds one domain ({dataset.domains[0]}); at least two are needed to generalize"
+        )
     # DomainBed reports the accuracy on the target's `in` part; strict splits test on fold t alone.
     test = parts[target]["test" if strict else "in"] if target is not None else np.empty(0, dtype=np.int64)
     for domain in sources:

@@ -54,7 +54,7 @@ def image_to_image(
     schedule = denoising_timesteps(ldm.num_train_timesteps, steps)
     # The step at which each candidate joins: the first whose timestep is not above strength·T.
     wanted = strengths.reshape(-1) * (ldm.num_train_timesteps - 1)
-    joins = torch.tensor([int((schedule > w + 1e-3).sum()) for w in wanted]).clamp(max=steps - 1)
+    joins = torch.tensor([int((schedule > w + 0.5).sum()) for w in wanted]).clamp(max=steps - 1)
     embeds = ldm.prompt_embeds(prompts)
     empty = ldm.prompt_embeds([""])
     # Candidates of like strength are denoised together, so that few wait for the others.

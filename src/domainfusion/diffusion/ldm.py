@@ -101,6 +101,15 @@ class LatentDiffusion:
         if self.prediction_type not in ("epsilon", "v_prediction", "sample"):
             raise LDMError(f"{name}: prediction_type {self.prediction_type!r} is not epsilon, v_prediction or sample")
         self.latent_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        if getattr(unet.config, "addition_embed_type", None):
+            raise LDMError(
+                f"{name}: its U-Net asks for more than a prompt ({unet.config.addition_embed_type}, as SDXL's)"
+            )
+        if unet.config.in_channels != vae.config.latent_channels:
+            raise LDMError(
+                f"{name}: its U-Net takes {unet.config.in_channels} channels and its latents have "
+                f"{vae.config.latent_channels} (an inpainting model?)"
+            )
         self._embeddings: dict[str, torch.Tensor] = {}
 
     @classmethod
@@ -154,8 +163,9 @@ class LatentDiffusion:
         return len(self.alphas_cumprod)
 
     def fingerprint(self) -> str:
-        """A hash of all weights, for caches."""
-        digest = hashlib.sha256(str(self.dtype).encode())
+        """A hash of all weights and of the settings that decide what the LDM draws, for caches."""
+        settings = [dict(self.scheduler.config), self.scaling_factor, self.shift, self.tokenizer.get_vocab()]
+        digest = hashlib.sha256(json.dumps([str(self.dtype), settings], sort_keys=True, default=str).encode())
         for module in (self.unet, self.vae, self.text_encoder):
             for name, value in sorted(module.state_dict().items()):
                 digest.update(name.encode())
@@ -178,7 +188,7 @@ class LatentDiffusion:
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Scaled latents (B, C, h, w), the posterior's mean, of images (B, 3, H, W) in [-1, 1]; differentiable."""
-        images = images.to(self.vae.dtype).contiguous(memory_format=torch.channels_last)
+        images = images.to(self.device, self.vae.dtype).contiguous(memory_format=torch.channels_last)
         mean = self.vae.encode(images).latent_dist.mean
         return (mean - self.shift) * self.scaling_factor
 

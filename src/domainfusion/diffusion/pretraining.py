@@ -6,6 +6,7 @@ safetensors that `StableDiffusionImg2ImgPipeline.from_pretrained` loads with no 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -14,12 +15,13 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPTokenizer
 
-from domainfusion.config import PretrainConfig, to_toml
+from domainfusion.config import PretrainConfig, build_config, load_toml, plain_values, to_toml
 from domainfusion.diffusion.autoencoder_training import train_autoencoder
 from domainfusion.diffusion.corpus import Corpus, load_corpus
 from domainfusion.diffusion.denoiser_training import Denoiser, build_pipeline, train_denoiser
 from domainfusion.diffusion.text_encoder import fit_tokenizer
-from domainfusion.files import make_folder, write_json, write_text
+from domainfusion.errors import UsageError
+from domainfusion.files import hash_of, make_folder, read_json, write_json, write_text
 
 
 def pretrain(corpus_path: Path, config: PretrainConfig, folder: Path) -> Path:
@@ -30,11 +32,34 @@ def pretrain(corpus_path: Path, config: PretrainConfig, folder: Path) -> Path:
     """
     corpus = load_corpus(corpus_path, config.size)
     make_folder(folder)
+    refuse_other_options(corpus, config, folder)
     write_text(folder / "pretrain.toml", to_toml(config))
     vae = load_or_train_autoencoder(corpus, config, folder)
     tokenizer = load_or_fit_tokenizer(corpus, config, folder)
     denoiser = train_denoiser(corpus, vae, tokenizer, config, folder, sample_prompts(corpus))
     return save_pipeline(vae, tokenizer, denoiser, corpus.styles, folder / "pipeline")
+
+
+# What may change when a training is resumed: how long and how fast, not what.
+MAY_CHANGE = ("vae_steps", "unet_steps", "vae_lr", "unet_lr", "unet_batch_size", "vae_batch_size", "decay", "log_every",
+              "save_every")  # fmt: skip
+
+
+def refuse_other_options(corpus: Corpus, config: PretrainConfig, folder: Path) -> None:
+    """Raise `UsageError` where `folder` holds a training of another corpus, or one with other options."""
+    columns = [corpus.text, corpus.category, corpus.style, corpus.weight.tolist()]
+    now = hash_of([hashlib.sha256(corpus.images.tobytes()).hexdigest(), columns])
+    if (folder / "corpus.json").exists() and read_json(folder / "corpus.json")["hash"] != now:
+        raise UsageError(f"{folder} holds a training on another corpus; choose another --output")
+    if (folder / "pretrain.toml").exists():
+        kept = plain_values(build_config(PretrainConfig, load_toml(folder / "pretrain.toml"), "pretrain.toml"))
+        for name, value in plain_values(config).items():
+            if name not in MAY_CHANGE and kept.get(name) != value:
+                held = kept.get(name)
+                raise UsageError(
+                    f"{folder} holds a training with {name} = {held!r}, not {value!r}; choose another --output"
+                )
+    write_json(folder / "corpus.json", {"hash": now, "images": len(corpus)})
 
 
 def load_or_train_autoencoder(corpus: Corpus, config: PretrainConfig, folder: Path) -> AutoencoderKL:

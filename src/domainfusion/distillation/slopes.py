@@ -67,6 +67,7 @@ class SlopeEstimator:
             prompts: B prompts, of the given labels.
             confidence: (B,) in [0, 1].
         """
+        images, confidence = images.to(self.ldm.device), confidence.to(self.ldm.device)
         degraded = degrade(images, self.config.corruption, torch.Generator().manual_seed(draws.seed))
         embeds = self.ldm.prompt_embeds(prompts)
         if self.config.estimator == "autograd":
@@ -75,6 +76,7 @@ class SlopeEstimator:
 
     def losses(self, images: torch.Tensor, prompts: list[str], confidence: torch.Tensor, draws: Draws) -> torch.Tensor:
         """(B,) losses L(p), the mean over the draws; differentiable in `confidence`."""
+        images, confidence = images.to(self.ldm.device), confidence.to(self.ldm.device)
         degraded = degrade(images, self.config.corruption, torch.Generator().manual_seed(draws.seed))
         return self._losses(images, degraded, self.ldm.prompt_embeds(prompts), confidence, draws)
 

@@ -26,12 +26,13 @@ def run_benchmark(
     """
     if not algorithms or not trials:
         raise UsageError("a benchmark needs one of --algorithms and one of --trials at least")
+    algorithms = list(dict.fromkeys(algorithms))
     for algorithm in algorithms:
         ALGORITHMS.get(algorithm)
     dataset = load_dataset(data, config.data)
     for trial in trials:  # a trial that the protocol does not have is refused before anything is trained
         build_split(dataset, config.data, None, trial)
-    chosen = targets or list(dataset.domains)
+    chosen = list(dict.fromkeys(targets or dataset.domains))
     for target in chosen:
         dataset.index_of(target)
     accuracy: dict[str, dict[str, list[float]]] = {name: {target: [] for target in chosen} for name in algorithms}

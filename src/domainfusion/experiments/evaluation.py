@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from domainfusion.training.checkpoint import load_model
 from domainfusion.training.evaluation import evaluate
 
 
-def evaluate_run(folder: Path, data: str | None = None) -> dict[str, dict[str, Any]]:
+def evaluate_run(folder: Path, data: str | None = None, device_name: str = "auto") -> dict[str, dict[str, Any]]:
     """{domain: {"images", "accuracy", "class_accuracy"}} of the run's model.
 
     Without `data`: the run's own target test images, or where it has none its source validation images. With `data`:
@@ -29,11 +30,18 @@ def evaluate_run(folder: Path, data: str | None = None) -> dict[str, dict[str, A
         raise FileError(f"{folder} is no run folder (config.toml is missing)")
     config: TrainConfig = build_config(TrainConfig, load_toml(folder / "config.toml"), str(folder / "config.toml"))
     described = read_json(folder / "model.json")
-    classifier = build_classifier(config, len(described["classes"]))
+    # The weights are about to be loaded: the published ones need not be fetched for a pretrained backbone.
+    classifier = build_classifier(dataclasses.replace(config, pretrained=False), len(described["classes"]))
     load_model(folder, classifier)
-    device = choose_device(config.device)
+    device = choose_device(device_name)
     classifier.to(device).eval()
-    dataset = load_dataset(data or read_json(folder / "data.json")["data"], config.data)
+    recorded = read_json(folder / "data.json")
+    dataset = load_dataset(data or recorded["data"], config.data)
+    if data is None and dataset.fingerprint != recorded["fingerprint"]:
+        raise DataError(
+            f"the images of {recorded['data']} have changed since the run in {folder}, and its split with them; give "
+            "the data set to evaluate on as a second argument"
+        )
     strangers = sorted(set(dataset.classes) - set(described["classes"]))
     if strangers:
         raise DataError(f"the model knows no class {strangers[0]!r}; it knows {', '.join(described['classes'])}")

@@ -46,7 +46,7 @@ def judge_ldm(
     context = build_context(data, oracle_config, oracle_folder)
     oracle = build_algorithm(context)
     load_model(oracle_folder, oracle.classifier)
-    oracle.eval()
+    oracle.to(context.device).eval()
     dataset = context.dataset
     held = np.concatenate(list(context.split.validation.values()))
     rows = np.sort(derive_numpy_rng("judge", 0).choice(held, min(count, len(held)), replace=False))
@@ -114,7 +114,8 @@ def slope_ranking(
             draws = draw(ldm, len(part), images.shape[-1], config, generator)
             p = torch.full((len(part),), 0.5)
             for given, found in ((labels, true), (wrong, other)):
-                found.append(estimator.slopes(images[part], [words[given[i]] for i in part], p, draws))
+                prompts = [words[given[i]] for i in part]
+                found.append(estimator.slopes(images[part], prompts, p, draws).cpu())
         first, second = torch.cat(true), torch.cat(other)
         share = float((first < second).float().mean())
         result[residual] = {

@@ -45,8 +45,11 @@ def build_context(data: str, config: TrainConfig, folder: Path, progress: bool =
     dataset = load_dataset(data, config.data)
     split = build_split(dataset, config.data, config.target, config.trial)
     device = choose_device(config.device)
+    dtype = choose_dtype(config.precision, device)
+    if dtype == torch.float16:  # without loss scaling small gradients vanish; the LDM may still use it
+        dtype = torch.float32
     return Context(
-        dataset=dataset, split=split, config=config, device=device, dtype=choose_dtype(config.precision, device),
+        dataset=dataset, split=split, config=config, device=device, dtype=dtype,
         folder=folder, steps_per_epoch=steps_per_epoch(split, config.batch_size), progress=progress,
     )  # fmt: skip
 
@@ -65,12 +68,12 @@ def train_run(data: str, config: TrainConfig, folder: Path, *, progress: bool = 
     ALGORITHMS.get(config.algorithm)
     make_folder(folder)
     _refuse_other_options(folder, data, config)
-    if (folder / "result.json").exists():
-        return read_json(folder / "result.json")
     context = build_context(data, config, folder, progress)
     described = describe_data(data, context)
     if (folder / "data.json").exists() and read_json(folder / "data.json")["fingerprint"] != described["fingerprint"]:
         raise UsageError(f"the images of {data} have changed since the run in {folder} began; choose another --output")
+    if (folder / "result.json").exists():
+        return read_json(folder / "result.json")
     for note in context.dataset.notes:
         print(f"note: {note}", file=sys.stderr)
     write_text(folder / "config.toml", f"# domainfusion train {data!r}\n{to_toml(config)}")

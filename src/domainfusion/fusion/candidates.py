@@ -26,6 +26,8 @@ from domainfusion.diffusion.prompts import compose_prompts
 from domainfusion.files import cache_folder, hash_of, make_folder
 from domainfusion.seeding import derive_numpy_rng, seed_hash
 
+# Raised when the sampler itself changes, so that candidates of an older one are not taken for its own.
+CACHE_FORMAT = 2
 # Options that decide what candidates look like; the others decide what is done with them.
 SHAPING = ("seed", "candidates", "strength", "steps", "guidance", "style_words", "template", "plain_template",
            "image_size")  # fmt: skip
@@ -126,13 +128,23 @@ class CandidateCache:
     ) -> None:  # fmt: skip
         values = plain_values(config)
         key = hash_of(
-            [dataset.fingerprint, dataset.words(), ldm.fingerprint(), {k: values[k] for k in SHAPING}, number, styles]
+            [
+                CACHE_FORMAT,
+                dataset.fingerprint,
+                dataset.words(),
+                ldm.fingerprint(),
+                {k: values[k] for k in SHAPING},
+                number,
+                styles,
+            ]
         )
         folder = make_folder(cache_folder() / "candidates")
         self.path = folder / f"{key}.npy"
         shape = (len(dataset), config.candidates, dataset.size, dataset.size, 3)
         with open(folder / f".{key}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # one process makes the two files, the others open them
+            if not self.path.exists():  # deleted to free space: what was done is done no more
+                self.path.with_suffix(".done.npy").unlink(missing_ok=True)
             self.images = _open(self.path, np.dtype(np.uint8), shape)
             self.done = _open(self.path.with_suffix(".done.npy"), np.dtype(np.bool_), shape[:1])
 

@@ -57,7 +57,8 @@ def trial_means(by_target: Mapping[str, Sequence[float]]) -> list[float]:
 def paired_difference(first: Mapping[str, Sequence[float]], second: Mapping[str, Sequence[float]]) -> PairedDifference:
     """first - second, each trial's mean over the common targets being one pair (Student's t, n - 1 degrees).
 
-    Targets of a trial share training images, so the trial, not the cell, is the independent unit.
+    Targets of a trial share training images, so the trial, not the cell, is the unit. Trials are not independent
+    either: their training parts overlap, and runs share the LDM's candidates of a raw image. Read p as a lower bound.
     """
     targets = [target for target in first if target in second]
     counts = [min(len(first[target]), len(second[target])) for target in targets]
@@ -67,7 +68,7 @@ def paired_difference(first: Mapping[str, Sequence[float]], second: Mapping[str,
     if found.count < 2 or math.isnan(found.error):
         return PairedDifference(found.mean, found.error, math.nan, found.count)
     if found.error == 0:
-        return PairedDifference(found.mean, 0.0, 1.0 if found.mean == 0 else 0.0, found.count)
+        return PairedDifference(found.mean, 0.0, math.nan, found.count)  # equal pairs say nothing about chance
     from scipy import stats
 
     p_value = 2 * float(stats.t.sf(abs(found.mean / found.error), found.count - 1))

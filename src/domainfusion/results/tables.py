@@ -33,6 +33,8 @@ def format_difference(found: PairedDifference) -> str:
         return ""
     if math.isnan(found.error):
         return f"{found.mean:+.1f}"
+    if math.isnan(found.p_value):
+        return f"{found.mean:+.1f} ± {found.error:.1f}"
     p_value = f"p = {found.p_value:.3f}" if found.p_value >= 0.001 else "p < 0.001"
     return f"{found.mean:+.1f} ± {found.error:.1f} ({p_value})"
 
