@@ -50,6 +50,11 @@ all the same:** `pixelarticons` and `streamline pixel` are drawn on a coarse gri
 glyph sets (`noto mono`, `emojione bw`, `game icons`, ...) resemble `ink`. Prompts never use style words that name the
 target, but the model has seen such drawings; read results on `pixel` and `ink` with that in mind.
 
+It has also seen, in Noto's and the other families' hands, the same *kinds of thing* as the benchmark shows, down to the
+same Unicode characters, with captions that name their kind. Its candidates can carry that knowledge to a classifier, as
+Stable Diffusion's would; what strict splits guarantee is that no drawing *of the benchmark* is known, not that no
+elephant is.
+
 | set | licence |
 |---|---|
 | Noto Emoji, and its classic version (Google) | Apache-2.0 |
@@ -83,7 +88,8 @@ between channel statistics (Gaussian) of image and candidate.
 
 {candidates}
 
-How often the slope of the true label lies below that of a random wrong one (chance 50 %), at p = 0.5, 8 draws:
+How often the slope of the true label lies below that of a random wrong one (chance 50 %), at p = 0.5, 8 draws. On
+shared draws the three residuals rank labels alike, because what they subtract does not depend on the label:
 
 {slopes}
 

@@ -114,7 +114,7 @@ class GenerateConfig:
     """Epochs from one generation to the next."""
     generations: Annotated[int, Field(ge=0)] = 0
     """Most generations in a run (0: no limit)."""
-    strength: StrengthRange = (0.5, 0.8)
+    strength: StrengthRange = (0.4, 0.7)
     """Range of image-to-image strengths; each candidate draws its own."""
     steps: Count = 10
     """Denoising steps of a full-strength image; strength s runs about s x steps of them."""

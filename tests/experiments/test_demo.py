@@ -12,7 +12,10 @@ def tiny_options(ldm, **changes):
     return TrainConfig(
         target="pixel", steps=2, batch_size=2, evaluations=1, ldm=str(ldm), precision="float32",
         data=DataConfig(size=32), distill=DistillConfig(images_per_step=2),
-        generate=GenerateConfig(candidates=2, steps=2, guidance=1.0, strength=(0.5, 0.5), interval=1, generations=1), **changes,
+        generate=GenerateConfig(
+            candidates=2, steps=2, guidance=1.0, strength=(0.5, 0.5), interval=1, generations=1
+        ),
+        **changes,
     )  # fmt: skip
 
 
