@@ -173,7 +173,8 @@ def train_denoiser(
     held_images = torch.from_numpy(validation.images[:512].astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2)
     with torch.no_grad():
         held_latents = vae.encode(held_images).latent_dist.mean
-    captions = [f"{t}, {c}, {s}" for t, c, s in zip(validation.text, validation.category, validation.style)][:512]  # noqa: B905
+    parts = zip(validation.text, validation.category, validation.style, strict=True)
+    captions = [", ".join(part) for part in parts][:512]
     held_tokens = _tokens(tokenizer, captions)
     pool: dict = {}
     clock, loaded = time.monotonic(), -1
