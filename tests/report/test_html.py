@@ -16,6 +16,7 @@ from domainfusion.config import DataConfig, TrainConfig, to_toml
 from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.data.splits import build_split
 from domainfusion.errors import UsageError
+from domainfusion.fusion.generation import sheet_positions
 from domainfusion.fusion.synthetic import Generation, SyntheticDataset
 from domainfusion.report.html import write_report
 
@@ -93,8 +94,9 @@ def add_generations(folder: Path, root: Path, count: int = 2, sheet: bool = True
     for number in range(count):
         images = np.random.default_rng(number).integers(0, 256, (len(rows), SIZE, SIZE, 3), dtype=np.uint8)
         lineage = [lineage_record(dataset, int(row), number) for row in rows]
-        step = len(rows) // 12
-        strips = [np.concatenate([dataset.images[rows[k * step]]] * 4 + [images[k * step]], axis=1) for k in range(12)]
+        strips = [
+            np.concatenate([dataset.images[rows[i]]] * 4 + [images[i]], axis=1) for i in sheet_positions(len(rows))
+        ]
         columns = [np.concatenate(strips[i : i + 6], axis=0) for i in (0, 6)]
         store.add(
             Generation(number, rows, images, lineage, np.concatenate(columns, axis=1) if sheet else None), dataset

@@ -46,7 +46,7 @@ def make_generation(
     fused = np.empty_like(current)
     lineage: list[dict[str, Any]] = []
     strips: list[np.ndarray] = []
-    shown = set(np.linspace(0, len(rows) - 1, SHEET_ROWS * SHEET_COLUMNS).round().astype(int).tolist())
+    shown = set(sheet_positions(len(rows)))
     parts = candidates_of(
         ldm, dataset, rows, current, config, number=number, styles=styles, stored=stored, progress=progress
     )
@@ -63,6 +63,11 @@ def make_generation(
             if part.start + i in shown:
                 strips.append(np.concatenate([current[part][i], *made[i], fused[part][i]], axis=1))
     return Generation(number, rows, fused, lineage, _sheet(strips))
+
+
+def sheet_positions(count: int) -> list[int]:
+    """Which of `count` images the sheet shows, in its order: evenly spread, six below each other in two columns."""
+    return sorted(set(np.linspace(0, count - 1, SHEET_ROWS * SHEET_COLUMNS).round().astype(int).tolist()))
 
 
 def _sheet(strips: list[np.ndarray]) -> np.ndarray | None:

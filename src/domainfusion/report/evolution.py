@@ -13,11 +13,11 @@ from PIL import Image
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.errors import FileError
 from domainfusion.files import read_json
+from domainfusion.fusion.generation import SHEET_ROWS, sheet_positions
 from domainfusion.report.pictures import TILE, png_uri
 from domainfusion.report.study import Run, Study
 
 MOST_GENERATIONS = 6  # columns behind the raw image
-SHEET_ROWS = 6  # strips that fusion.generation lays below each other in sheet.png
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -123,8 +123,8 @@ def _strength(text: str | None) -> str:
 def candidate_strips(generation: StoredGeneration, run: Run, count: int) -> list[dict[str, Any]]:
     """Rows of `sheet.png` cut into tiles: raw, candidates, fused, with what was chosen.
 
-    Strip k of the sheet belongs to image k·(n // 12); where its last tile is not that image, the sheet is of another
-    make and nothing is cut (empty list).
+    Strip k of the sheet belongs to image `sheet_positions(n)[k]`; where its last tile is not that image, the sheet
+    is of another make and nothing is cut (empty list).
     """
     sheet = _open_sheet(generation)
     candidates = run.options.get("generate.candidates")
@@ -135,12 +135,11 @@ def candidate_strips(generation: StoredGeneration, run: Run, count: int) -> list
     if rest or not columns or sheet.shape[0] != SHEET_ROWS * side:
         return []
     strips = []
-    for k in range(columns * SHEET_ROWS):
-        place = k * max(1, len(generation.images) // 12)
+    for k, place in enumerate(sheet_positions(len(generation.images))[: columns * SHEET_ROWS]):
         column, row = divmod(k, SHEET_ROWS)
         strip = sheet[row * side : (row + 1) * side, column * tiles * side : (column + 1) * tiles * side]
         parts = np.split(strip, tiles, axis=1)
-        if place >= len(generation.images) or not np.array_equal(parts[-1], generation.images[place]):
+        if not np.array_equal(parts[-1], generation.images[place]):
             return []
         strips.append(_strip(parts, generation.lineage[place]))
     return _of_different_classes(strips, count)
