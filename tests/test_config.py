@@ -105,7 +105,7 @@ def test_tuples_of_pretraining_come_back() -> None:
 def test_plain_values_hold_no_tuple_and_no_none() -> None:
     values = plain_values(TrainConfig(target=None))
     assert "target" not in values
-    assert values["generate"]["strength"] == [0.5, 0.8]
+    assert values["generate"]["strength"] == list(GenerateConfig().strength)
     assert isinstance(values["data"], dict)
 
 
