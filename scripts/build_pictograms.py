@@ -235,7 +235,10 @@ def encode(picture: Picture) -> bytes:
 
 def write_parquet(path: Path, pictures: list[Picture], rows: list[dict[str, Any]]) -> None:
     """Write pictures and rows (both N) to one file."""
-    column = lambda name: [row[name] for row in rows]  # noqa: E731
+
+    def column(name: str) -> list[Any]:
+        return [row[name] for row in rows]
+
     table = pa.table(
         {
             "image": pa.array([encode(picture) for picture in pictures], pa.binary()),

@@ -163,7 +163,7 @@ def write_card(records: list[dict[str, Any]], figures: dict[str, Any], corpus_im
         total = 0
         for path in (WEIGHTS / part).glob("*.safetensors"):
             with safe_open(str(path), "pt") as file:
-                for key in file.keys():  # noqa: SIM118
+                for key in sorted(file.keys()):
                     size = 1
                     for length in file.get_slice(key).get_shape():
                         size *= length

@@ -167,9 +167,10 @@ def parse(kind: type[T], words: list[str], prog: str, options: Any = None) -> T:
         raise UsageError(f"--{'.'.join(where).replace('_', '-')} {first['input']}: {first['msg']}") from None
 
 
-def _with_options(kind: type[T], options: Any) -> T:
+def _with_options(kind: Any, options: Any) -> Any:
+    """A command whose flat config is `options`, its other required fields still to be given."""
     values: dict[str, Any] = {"options": options}
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+    for field in dataclasses.fields(kind):
         if field.name not in values and field.default is dataclasses.MISSING:
             values[field.name] = tyro.MISSING
     return kind(**values)

@@ -65,7 +65,7 @@ def load_state(path: Path) -> Any:
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
     except (SafetensorError, OSError) as error:
         raise FileError(f"{path} is truncated or not a safetensors file: {error}") from error
     if "tree" not in metadata or _checksum(tensors, metadata["tree"]) != metadata.get("sha256"):

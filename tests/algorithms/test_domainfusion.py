@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,12 +36,12 @@ def make_config(tiny_pipeline: Path) -> MakeConfig:
     """A very small run; one epoch is one step, so that generations come in every step."""
 
     def make(**options: object) -> TrainConfig:
-        values: dict[str, object] = {
+        values: dict[str, Any] = {
             "target": "sketch", "steps": 4, "batch_size": 4, "backbone": "resnet10t", "ldm": str(tiny_pipeline),
             "precision": "float32", "device": "cpu", "evaluations": 2, "data": DataConfig(size=32),
             "generate": GenerateConfig(candidates=2, steps=2, interval=1),
         }  # fmt: skip
-        return TrainConfig(**(values | options))  # type: ignore[arg-type]
+        return TrainConfig(**(values | options))
 
     return make
 
@@ -82,9 +83,9 @@ def test_without_distillation_and_synthesis_it_is_erm_and_loads_no_ldm(
         compute = algorithm.losses
 
         def recording(
-            batch: object, compute: object = compute, losses: list[float] = losses
+            batch: object, compute: Callable[..., Any] = compute, losses: list[float] = losses
         ) -> dict[str, torch.Tensor]:
-            terms = compute(batch)  # type: ignore[operator]
+            terms = compute(batch)
             assert list(terms) == ["raw_loss"]
             losses.append(terms["raw_loss"].item())
             return terms

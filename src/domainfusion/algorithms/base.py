@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class Context:
     progress: bool = True
 
 
-class Algorithm(nn.Module):
+class Algorithm(nn.Module, abc.ABC):
     """Base of all algorithms. A subclass gives `losses`; everything else has a default."""
 
     def __init__(self, context: Context) -> None:
@@ -51,9 +52,9 @@ class Algorithm(nn.Module):
         self.config = context.config
         self.classifier = build_classifier(context.config, len(context.dataset.classes))
 
+    @abc.abstractmethod
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Named terms of the loss, already weighted; the trainer sums them and descends."""
-        raise NotImplementedError
 
     def before_step(self, step: int, epoch: int) -> None:
         """Called before each step, outside the gradient: refresh a data set, say."""

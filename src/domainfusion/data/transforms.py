@@ -74,7 +74,11 @@ def crop_and_flip(images: torch.Tensor, smallest: float, flip: bool, generator: 
 def jitter_colours(images: torch.Tensor, strength: float, generator: torch.Generator) -> torch.Tensor:
     """Brightness, contrast, saturation and hue jitter of `strength` (hue as a rotation about the grey axis)."""
     count, shape = len(images), (-1, 1, 1, 1)
-    factor = lambda: _uniform(count, 1 - strength, 1 + strength, generator).view(shape).to(images.device)  # noqa: E731
+    device = images.device
+
+    def factor() -> torch.Tensor:
+        return _uniform(count, 1 - strength, 1 + strength, generator).view(shape).to(device)
+
     images = (images * factor()).clamp(0, 1)
     mean = _luma(images).mean((1, 2, 3), keepdim=True)
     images = (mean + (images - mean) * factor()).clamp(0, 1)

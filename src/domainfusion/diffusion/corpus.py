@@ -63,7 +63,10 @@ class Corpus:
     def select(self, mask: np.ndarray) -> Corpus:
         """The images where `mask` (N,) is true."""
         keep = np.flatnonzero(mask)
-        pick = lambda values: [values[i] for i in keep]  # noqa: E731
+
+        def pick(values: list[str]) -> list[str]:
+            return [values[i] for i in keep]
+
         return Corpus(self.images[keep], pick(self.text), pick(self.category), pick(self.style), self.weight[keep])
 
 
@@ -87,7 +90,10 @@ def load_corpus(path: Path, size: int) -> Corpus:
     if images.shape[1:] != (size, size, 3):
         images = np.stack([np.asarray(Image.fromarray(image).convert("RGB").resize((size, size))) for image in images])
     count = len(images)
-    column = lambda name: [str(value) for value in columns.get(name, np.full(count, ""))]  # noqa: E731
+
+    def column(name: str) -> list[str]:
+        return [str(value) for value in columns.get(name, np.full(count, ""))]
+
     try:
         weight = np.asarray(columns.get("weight", np.ones(count)), dtype=np.float64)
     except ValueError as error:

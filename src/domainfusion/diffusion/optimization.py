@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -64,14 +65,14 @@ class Averaged:
                 for name, value in module.named_parameters():
                     value.copy_(kept[name])
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` takes back."""
         return {"updates": self.updates, "values": self.values}
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved average."""
-        self.updates = int(state["updates"])  # type: ignore[call-overload]
-        self.values = dict(state["values"])  # type: ignore[call-overload]
+        self.updates = int(state["updates"])
+        self.values = dict(state["values"])
 
 
 def save_training(
