@@ -83,14 +83,17 @@ def main() -> None:
                 row = meta[str(key)]
                 if row["flag"] == "1" and row["group"] == "flags":
                     continue
-                scale = 0.15 if row["skin_tone"] == "1" else 1.0
+                # One drawing in many skin tones, and signs and symbols, which are no things, would crowd out the rest.
+                scale = (0.15 if row["skin_tone"] == "1" else 1.0) * (
+                    1.0 if row["subgroup"].startswith(OBJECTS) else 0.2
+                )
                 label, group = row["name"].lower(), category_of(row["subgroup"])
             else:
                 label = str(key).lower()
                 tokens = label.split()
                 spans = [" ".join(tokens[i:j]) for i in range(len(tokens)) for j in range(len(tokens), i, -1)]
                 found = next((lexicon[s] for s in sorted(spans, key=len, reverse=True) if s in lexicon), "")
-                group, scale = category_of(found) if found else "", 1.5 if found else 0.6
+                group, scale = category_of(found) if found else "", 1.5 if found else 0.3
             images.append(picture)
             text.append(label)
             category.append(group)

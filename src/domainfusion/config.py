@@ -201,6 +201,8 @@ class PretrainConfig:
 
     size: Annotated[int, Field(ge=8)] = 64
     """Image size in pixels."""
+    init: str = ""
+    """LDM to go on from (embedded, a folder, a hub id): its autoencoder and tokenizer stay, its denoiser trains."""
     seed: Seed = 0
     """Seed of weights, batches and noise."""
     latent_channels: Count = 16

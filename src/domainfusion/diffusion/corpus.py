@@ -123,7 +123,7 @@ def compose_caption(
     if rng.random() < unconditional:
         return ""
     kept = [
-        corpus.text[index] if rng.random() < 0.7 else "",
+        corpus.text[index] if rng.random() < 0.5 else "",
         corpus.category[index] if rng.random() < 0.85 else "",
         corpus.style[index] if rng.random() < 0.85 else "",
         colours if rng.random() < 0.7 else "",

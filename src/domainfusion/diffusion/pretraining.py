@@ -18,8 +18,9 @@ from transformers import CLIPTokenizer
 from domainfusion.config import PretrainConfig, build_config, load_toml, plain_values, to_toml
 from domainfusion.diffusion.autoencoder_training import train_autoencoder
 from domainfusion.diffusion.corpus import Corpus, load_corpus
-from domainfusion.diffusion.denoiser_training import Denoiser, build_pipeline, train_denoiser
-from domainfusion.diffusion.text_encoder import fit_tokenizer
+from domainfusion.diffusion.denoiser_training import Denoiser, build_pipeline, build_unet, train_denoiser
+from domainfusion.diffusion.ldm import LatentDiffusion
+from domainfusion.diffusion.text_encoder import build_text_encoder, fit_tokenizer
 from domainfusion.errors import UsageError
 from domainfusion.files import hash_of, make_folder, read_json, write_json, write_text
 
@@ -34,9 +35,12 @@ def pretrain(corpus_path: Path, config: PretrainConfig, folder: Path) -> Path:
     make_folder(folder)
     refuse_other_options(corpus, config, folder)
     write_text(folder / "pretrain.toml", to_toml(config))
+    if config.init:
+        take_over(config, folder)
     vae = load_or_train_autoencoder(corpus, config, folder)
     tokenizer = load_or_fit_tokenizer(corpus, config, folder)
-    denoiser = train_denoiser(corpus, vae, tokenizer, config, folder, sample_prompts(corpus))
+    denoiser = build_denoiser(tokenizer, config)
+    denoiser = train_denoiser(corpus, vae, tokenizer, denoiser, config, folder, sample_prompts(corpus))
     return save_pipeline(vae, tokenizer, denoiser, corpus.styles, folder / "pipeline")
 
 
@@ -60,6 +64,32 @@ def refuse_other_options(corpus: Corpus, config: PretrainConfig, folder: Path) -
                     f"{folder} holds a training with {name} = {held!r}, not {value!r}; choose another --output"
                 )
     write_json(folder / "corpus.json", {"hash": now, "images": len(corpus)})
+
+
+def take_over(config: PretrainConfig, folder: Path) -> None:
+    """Copy autoencoder and tokenizer of the LDM `config.init` to `folder`, where that has none yet.
+
+    Raises `UsageError` where the LDM does not predict noise, which is what the denoiser is trained to do.
+    """
+    if (folder / "vae" / "config.json").exists():
+        return
+    ldm = LatentDiffusion.load(config.init, precision="float32")
+    if ldm.prediction_type != "epsilon":
+        raise UsageError(f"--init {config.init}: it predicts {ldm.prediction_type}; only noise prediction is trained")
+    ldm.tokenizer.save_pretrained(folder / "tokenizer")
+    work = folder / ".vae.tmp"
+    ldm.vae.save_pretrained(work)
+    work.rename(folder / "vae")
+
+
+def build_denoiser(tokenizer: CLIPTokenizer, config: PretrainConfig) -> Denoiser:
+    """The denoiser that training starts from: an untrained one, or that of the LDM `config.init`."""
+    torch.manual_seed(config.seed)
+    if not config.init:
+        return Denoiser(build_unet(config), build_text_encoder(tokenizer, config))
+    ldm = LatentDiffusion.load(config.init, precision="float32")
+    ldm.unet.register_to_config(sample_size=config.size // ldm.latent_factor)
+    return Denoiser(ldm.unet, ldm.text_encoder).requires_grad_(True).train()
 
 
 def load_or_train_autoencoder(corpus: Corpus, config: PretrainConfig, folder: Path) -> AutoencoderKL:
