@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": "accuracy of a finished run, by class",
     "report": "one HTML file from finished runs",
     "pretrain": "train a small latent diffusion model from captioned images",
+    "distill": "tabulate the slopes of latent distillation for a data set",
     "judge": "measure what an LDM is worth for DomainFusion on a data set",
     "data": "data splits DATA: which images train and which are held out",
     "list": "list algorithms, datasets, backbones or ldms",

@@ -88,6 +88,24 @@ class JudgeCommand:
 
 
 @dataclasses.dataclass(frozen=True)
+class DistillCommand:
+    """Tabulate the slopes of latent distillation for every image of DATA; the same command again goes on.
+
+    Training with --distill.estimator curve and the same --ldm, --distill and --generate options reads the table.
+    """
+
+    data: tyro.conf.Positional[str]
+    """An embedded benchmark (pictograms) or a folder DOMAIN/CLASS/IMAGE."""
+    options: Annotated[TrainConfig, Flat]
+    export: Path | None = None
+    """Also write the table as one file."""
+    config: Path | None = None
+    """TOML file with options; the command line has the last word."""
+    json: bool = False
+    """Print what the table came to as JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
 class DemoCommand:
     """Train ERM and DomainFusion on the embedded benchmark without one drawing style, and test on that style."""
 
@@ -289,6 +307,15 @@ def pretrain(words: list[str]) -> None:
     from domainfusion.diffusion.pretraining import pretrain as run_pretraining
 
     print(run_pretraining(command.corpus, command.options, command.output))
+
+
+def distill(words: list[str]) -> None:
+    """`domainfusion distill`."""
+    command = parse(DistillCommand, words, "domainfusion distill", _base_options(TrainConfig, words))
+    from domainfusion.experiments.tabulating import tabulate_curves, tabulation_text
+
+    found = tabulate_curves(command.data, command.options, command.export)
+    _show(found, tabulation_text(found), command.json)
 
 
 def judge(words: list[str]) -> None:

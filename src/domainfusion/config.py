@@ -74,8 +74,17 @@ class DataConfig:
 class DistillConfig:
     """Latent distillation (Algorithm 2)."""
 
-    estimator: Literal["score", "autograd"] = "score"
-    """score: U-Net Jacobian dropped, forward passes only; autograd: the literal Algorithm 2 (slow, much memory)."""
+    estimator: Literal["score", "autograd", "curve"] = "score"
+    """score: U-Net Jacobian dropped, forward passes only; autograd: the literal Algorithm 2 (slow, much memory);
+    curve: slopes tabulated once for every image and label (domainfusion distill), read while training."""
+    curve_of: Literal["score", "autograd"] = "score"
+    """What curve tabulates."""
+    curve_samples: Count = 16
+    """Draws of (timestep, noise) in a round of the table, shared by all confidences of an image."""
+    curve_rounds: Annotated[int, Field(ge=2)] = 4
+    """Most rounds an image gets."""
+    curve_tolerance: Weight = 0.1
+    """An image needs no further round when its curve's standard error is below this share of the curve's size."""
     residual: Residual = "plain"
     """plain: e(c) - noise, the paper's; guided: with classifier-free guidance; contrast: e(c) - e(empty prompt)."""
     guidance: Weight = 4.0
@@ -94,6 +103,11 @@ class DistillConfig:
     """Largest timestep drawn, as a share of the schedule."""
     confidence_floor: Share = 0.02
     """Smallest confidence at which the slope is taken: below it nothing of the image is left."""
+
+    @property
+    def method(self) -> Literal["score", "autograd"]:
+        """How a slope is computed, in training or for a table."""
+        return self.curve_of if self.estimator == "curve" else self.estimator
 
     @model_validator(mode="after")
     def _timesteps_ascend(self) -> DistillConfig:

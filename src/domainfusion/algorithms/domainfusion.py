@@ -17,12 +17,13 @@ import torch.nn.functional as F
 from PIL import Image
 
 from domainfusion.algorithms.base import Algorithm, Batch, Context
-from domainfusion.diffusion.ldm import LatentDiffusion
+from domainfusion.data.transforms import from_uint8, resize
+from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
 from domainfusion.diffusion.prompts import allowed_styles
+from domainfusion.distillation.curves import Curves, CurveStore
 from domainfusion.distillation.noise_pictures import noise_maps, noise_sheet
 from domainfusion.distillation.slopes import SlopeEstimator, distillation_loss, draw
 from domainfusion.files import write_text
-from domainfusion.fusion.candidates import from_uint8, resize
 from domainfusion.fusion.generation import make_generation
 from domainfusion.fusion.synthetic import Generation, SyntheticDataset
 from domainfusion.seeding import derive_numpy_rng, seed_hash
@@ -39,16 +40,40 @@ class DomainFusion(Algorithm):
         self.synthetic = SyntheticDataset(context.folder / "synthetic")
         self.spent = {"generations": 0, "generated_images": 0, "generation_seconds": 0.0, "distillation_seconds": 0.0}
         self._ldm: LatentDiffusion | None = None
-        if config.distill_weight > 0 or config.synthetic_weight > 0:
-            self._ldm = LatentDiffusion.load(config.ldm, device=context.device, precision=config.precision)
-            self.styles = allowed_styles(self._ldm.styles, context.split.target)
+        self.curves: Curves | None = None
+        if config.distill_weight > 0 and config.distill.estimator == "curve":
+            self.curves = self.load_curves()
+        elif config.distill_weight > 0:
+            self.load_ldm()
+        if config.synthetic_weight > 0:
+            self.load_ldm()
+
+    def load_ldm(self) -> LatentDiffusion:
+        """The frozen LDM (not part of the module's state), loaded when it is first asked for."""
+        if self._ldm is None:
+            config = self.config
+            self._ldm = LatentDiffusion.load(config.ldm, device=self.context.device, precision=config.precision)
+            self.styles = allowed_styles(self._ldm.styles, self.context.split.target)
             self.estimator = SlopeEstimator(self._ldm, config.distill)
+        return self._ldm
 
     @property
     def ldm(self) -> LatentDiffusion:
-        """The frozen LDM (not part of the module's state)."""
-        assert self._ldm is not None
-        return self._ldm
+        """The frozen LDM."""
+        return self.load_ldm()
+
+    def load_curves(self) -> Curves:
+        """The training images' curves, on the run's device; what has not been tabulated yet is now."""
+        started = time.monotonic()
+        config = self.config
+        store = CurveStore(
+            self.context.dataset, source_fingerprint(config.ldm), config.distill, config.generate.plain_template,
+            config.generate.image_size,
+        )  # fmt: skip
+        if len(store.missing(self.rows)):
+            store.tabulate(self.ldm, self.rows, progress=self.context.progress)
+        self.spent["distillation_seconds"] += time.monotonic() - started
+        return store.load().to(self.context.device)
 
     @property
     def ldm_size(self) -> int:
@@ -136,10 +161,13 @@ class DomainFusion(Algorithm):
         return latest.images[[self.position[int(row)] for row in rows]]
 
     def distill(self, batch: Batch, logits: torch.Tensor) -> torch.Tensor:
-        """Algorithm 2 on the batch, or on the unbiased sample of it that `images_per_step` allows.
+        """Algorithm 2 on the batch: all of it by curves, else the unbiased sample of it that `images_per_step` allows.
 
         The slope is that of the stored image; the confidence comes from its augmented view.
         """
+        if self.curves is not None:
+            p = logits.softmax(-1).gather(1, batch.labels.view(-1, 1)).flatten()  # (B,)
+            return distillation_loss(self.curves.slopes_at(batch.rows, p), p)
         started = time.monotonic()
         config = self.config.distill
         dataset = self.context.dataset

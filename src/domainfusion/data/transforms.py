@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -20,6 +21,23 @@ STD = (0.229, 0.224, 0.225)
 def to_float(images: torch.Tensor) -> torch.Tensor:
     """uint8 (B, H, W, 3) as float (B, 3, H, W) in [0, 1]."""
     return images.permute(0, 3, 1, 2).float().div_(255)
+
+
+def resize(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Images (B, 3, S, S) in [-1, 1] at `size` pixels (bicubic, antialiased)."""
+    if images.shape[-1] == size:
+        return images
+    return F.interpolate(images, size=(size, size), mode="bicubic", antialias=True).clamp(-1, 1)
+
+
+def to_uint8(images: torch.Tensor) -> np.ndarray:
+    """(..., 3, S, S) in [-1, 1] as (..., S, S, 3) uint8."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().byte().movedim(-3, -1).cpu().numpy()
+
+
+def from_uint8(images: np.ndarray) -> torch.Tensor:
+    """(..., S, S, 3) uint8 as (..., 3, S, S) in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(images)).movedim(-1, -3).float() / 127.5 - 1
 
 
 def normalize(images: torch.Tensor) -> torch.Tensor:

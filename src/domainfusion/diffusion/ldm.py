@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 
 from domainfusion.config import Precision
 from domainfusion.errors import LDMError
+from domainfusion.files import hash_of_file
 
 PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 WEIGHT_FILES = ("diffusion_pytorch_model", "model")
@@ -222,6 +223,20 @@ class LatentDiffusion:
         if self.prediction_type == "v_prediction":
             return signal * output + sigma * noisy_latents
         return (noisy_latents - signal * output) / sigma
+
+
+def source_fingerprint(source: str) -> str:
+    """A hash of the LDM at `source`, in whatever precision it will run; a local one is not loaded for it."""
+    folder = embedded_folder() if source == "embedded" else Path(source)
+    if not folder.is_dir():
+        return LatentDiffusion.load(source, precision="float32").fingerprint()
+    check_folder(folder)
+    digest = hashlib.sha256()
+    for part in PARTS:
+        for path in sorted((folder / part).rglob("*")):
+            if path.suffix in (".safetensors", ".json", ".txt"):
+                digest.update(f"{path.relative_to(folder)} {hash_of_file(path)}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def quiet_libraries() -> None:

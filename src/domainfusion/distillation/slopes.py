@@ -59,18 +59,23 @@ class SlopeEstimator:
         self.ldm = ldm
         self.config = config
 
-    def slopes(self, images: torch.Tensor, prompts: list[str], confidence: torch.Tensor, draws: Draws) -> torch.Tensor:
+    def slopes(
+        self, images: torch.Tensor, prompts: list[str], confidence: torch.Tensor, draws: Draws,
+        *, degraded: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
         """(B,) slopes, the mean over the draws.
 
         Args:
             images: (B, 3, H, W) in [-1, 1].
             prompts: B prompts, of the given labels.
             confidence: (B,) in [0, 1].
+            degraded: (B, 3, H, W), D(x); made here from the draws' seed where not given.
         """
         images, confidence = images.to(self.ldm.device), confidence.to(self.ldm.device)
-        degraded = degrade(images, self.config.corruption, torch.Generator().manual_seed(draws.seed))
+        if degraded is None:
+            degraded = degrade(images, self.config.corruption, torch.Generator().manual_seed(draws.seed))
         embeds = self.ldm.prompt_embeds(prompts)
-        if self.config.estimator == "autograd":
+        if self.config.method == "autograd":
             return self._autograd(images, degraded, embeds, confidence, draws)
         return self._score(images, degraded, embeds, confidence, draws)
 
@@ -124,12 +129,23 @@ class SlopeEstimator:
         self, images: torch.Tensor, degraded: torch.Tensor, embeds: torch.Tensor, confidence: torch.Tensor, draws: Draws
     ) -> torch.Tensor:
         """E w(t)·√ᾱ_t·⟨r, dz/dp⟩/dim, the U-Net's Jacobian dropped (DreamFusion, arXiv 2209.14988, eq. 3)."""
+        latents, tangent = self.path(images, degraded, confidence)
+        return self.project(latents, tangent, embeds, draws)
+
+    @torch.no_grad()
+    def path(
+        self, images: torch.Tensor, degraded: torch.Tensor, confidence: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """z(p) = E(C_p(x)) and dz/dp = J_E(C_p x)·(x - D(x)), each (B, C, h, w), by a central difference."""
         p = confidence.detach()
         ahead = self.ldm.encode(corrupt(images, degraded, p + self.step))
         behind = self.ldm.encode(corrupt(images, degraded, p - self.step))
-        tangent = (ahead - behind) / (2 * self.step)  # (B, C, h, w), J_E(C_p x)·(x - D(x))
-        latents = (ahead + behind) / 2  # E(C_p(x)) up to step², one encoding saved
-        total = torch.zeros(len(images), device=latents.device, dtype=latents.dtype)
+        return (ahead + behind) / 2, (ahead - behind) / (2 * self.step)  # the mean is z(p) up to step²
+
+    @torch.no_grad()
+    def project(self, latents: torch.Tensor, tangent: torch.Tensor, embeds: torch.Tensor, draws: Draws) -> torch.Tensor:
+        """(B,) mean over the draws of w(t)·√ᾱ_t·⟨r, dz/dp⟩/dim at z(p) and dz/dp of `path`."""
+        total = torch.zeros(len(latents), device=latents.device, dtype=latents.dtype)
         for timesteps, noise in zip(draws.timesteps, draws.noise, strict=True):
             residual = self.noise_residual(latents, embeds, timesteps, noise)
             signal, _ = self.ldm.signal_and_noise(timesteps)

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 from domainfusion.config import GenerateConfig, plain_values
 from domainfusion.data.domains import MultiDomainDataset
+from domainfusion.data.transforms import from_uint8, resize, to_uint8
 from domainfusion.diffusion.image_to_image import image_to_image
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.prompts import compose_prompts
@@ -69,23 +69,6 @@ def make_candidates(
         steps=config.steps, guidance_scale=config.guidance, batch_size=config.batch_size,
     )  # fmt: skip
     return resize(made.flatten(0, 1), pixels.shape[-1]).view(len(pixels), wanted, *pixels.shape[1:])
-
-
-def resize(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Images (B, 3, S, S) in [-1, 1] at `size` pixels (bicubic, antialiased)."""
-    if images.shape[-1] == size:
-        return images
-    return F.interpolate(images, size=(size, size), mode="bicubic", antialias=True).clamp(-1, 1)
-
-
-def to_uint8(images: torch.Tensor) -> np.ndarray:
-    """(..., 3, S, S) in [-1, 1] as (..., S, S, 3) uint8."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().byte().movedim(-3, -1).cpu().numpy()
-
-
-def from_uint8(images: np.ndarray) -> torch.Tensor:
-    """(..., S, S, 3) uint8 as (..., 3, S, S) in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images)).movedim(-1, -3).float() / 127.5 - 1
 
 
 def candidates_of(

@@ -11,8 +11,9 @@ import torch
 
 from domainfusion.config import GenerateConfig
 from domainfusion.data.domains import MultiDomainDataset
+from domainfusion.data.transforms import from_uint8, to_uint8
 from domainfusion.diffusion.ldm import LatentDiffusion
-from domainfusion.fusion.candidates import Recipe, candidates_of, from_uint8, to_uint8
+from domainfusion.fusion.candidates import Recipe, candidates_of
 from domainfusion.fusion.selection import Selection, select
 from domainfusion.fusion.synthetic import Generation
 

@@ -1,0 +1,267 @@
+"""Curves: the slope dL/dp of every (image, label), tabulated once over p, so that training reads it from memory.
+
+For a fixed image and label the loss L is a function of one number, the confidence p, and nothing in it changes while a
+classifier trains. Its slope is therefore computed ahead, on a grid of p, as the mean over draws of (t, ε) that all
+confidences of an image share (common random numbers: neighbouring points err alike, so the curve stays smooth). Draws
+come in *rounds* of stratified timesteps; each round is an independent unbiased estimate, so their spread gives the
+standard error, and an image whose curve is known well enough gets no further round.
+
+A table is a fact about a data set, an LDM and the settings: all epochs, seeds, backbones, targets and trials share it.
+It is kept under the hash of these in shards of rows; a shard is written atomically, holds a checksum, and is made again
+where it is damaged, so a killed computation loses one shard at most.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from domainfusion.config import DistillConfig, plain_values
+from domainfusion.data.domains import MultiDomainDataset
+from domainfusion.data.transforms import from_uint8, resize
+from domainfusion.diffusion.ldm import LatentDiffusion
+from domainfusion.distillation.corruption import degrade
+from domainfusion.distillation.slopes import Draws, SlopeEstimator, draw
+from domainfusion.errors import FileError
+from domainfusion.files import cache_folder, hash_of, make_folder
+from domainfusion.seeding import seed_hash
+from domainfusion.tensors import load_state, save_state
+
+# Dense where slopes bend: near p = 0 little of the image is left, and the slope changes fastest.
+GRID = (0.02, 0.05, 0.1, 0.16, 0.24, 0.35, 0.5, 0.65, 0.8, 1.0)
+SHARD = 64  # rows in a file
+FORMAT = 1  # raised when the computation changes, so that an older table is not taken for a new one
+# Options that decide what a slope is; the others decide how it is used.
+SHAPING = ("curve_of", "curve_samples", "curve_rounds", "curve_tolerance", "residual", "guidance", "corruption",
+           "weighting", "min_timestep", "max_timestep")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Curves:
+    """Slopes of N images at G confidences; a row that was not tabulated has `rounds` 0 and slope 0."""
+
+    grid: torch.Tensor  # (G,) ascending
+    slopes: torch.Tensor  # (N, G) float32
+    errors: torch.Tensor  # (N, G) standard errors over the rounds
+    rounds: torch.Tensor  # (N,) int64
+
+    def slopes_at(self, rows: np.ndarray, confidence: torch.Tensor) -> torch.Tensor:
+        """(B,) slopes of rows (B,) at confidences (B,), linear between grid points, constant beyond the ends."""
+        p = confidence.detach().float().contiguous()
+        right = torch.searchsorted(self.grid, p).clamp(1, len(self.grid) - 1)
+        low, high = self.grid[right - 1], self.grid[right]
+        share = ((p - low) / (high - low)).clamp(0, 1)
+        index = torch.from_numpy(rows).to(p.device)
+        return torch.lerp(self.slopes[index, right - 1], self.slopes[index, right], share)
+
+    def to(self, device: torch.device) -> Curves:
+        """The same curves on `device`."""
+        return Curves(*(getattr(self, field.name).to(device) for field in dataclasses.fields(self)))
+
+    def size(self) -> float:
+        """Root mean square slope over what was tabulated."""
+        known = self.slopes[self.rounds > 0]
+        return float(known.square().mean().sqrt()) if len(known) else 0.0
+
+    def error(self) -> float:
+        """Root mean square standard error over what was tabulated, as a share of `size`."""
+        known = self.errors[self.rounds > 0]
+        return float(known.square().mean().sqrt()) / max(self.size(), 1e-12) if len(known) else 0.0
+
+
+class CurveStore:
+    """The curves of a data set under its labels, on disk; `tabulate` computes what is missing.
+
+    Args:
+        dataset: images, and labels in words for the prompts.
+        ldm_fingerprint: which LDM (`domainfusion.diffusion.ldm.source_fingerprint`).
+        config: the distillation's options.
+        template: prompt of a label, with {label}.
+        image_size: pixels at the LDM (0: the size it was trained at).
+    """
+
+    def __init__(
+        self, dataset: MultiDomainDataset, ldm_fingerprint: str, config: DistillConfig, template: str, image_size: int
+    ) -> None:
+        self.dataset, self.config, self.image_size = dataset, config, image_size
+        self.prompts = [template.format(label=word) for word in dataset.words()]
+        options = {name: plain_values(config)[name] for name in SHAPING}
+        key = hash_of([FORMAT, SHARD, GRID, dataset.fingerprint, dataset.labels.tolist(), self.prompts,
+                       ldm_fingerprint, options, image_size])  # fmt: skip
+        self.key = key
+        self.folder = cache_folder() / "curves" / key
+        self.shipped = Path(__file__).parent / "tables" / f"{key}.safetensors"
+
+    def shard_path(self, number: int) -> Path:
+        """The file of rows `number`·SHARD and following."""
+        return self.folder / f"shard-{number:05d}.safetensors"
+
+    def load(self) -> Curves:
+        """What has been tabulated so far: a table that came with the package, and the shards on disk."""
+        count, points = len(self.dataset), len(GRID)
+        state: dict[str, torch.Tensor] = {
+            "slopes": torch.zeros(count, points), "errors": torch.zeros(count, points),
+            "rounds": torch.zeros(count, dtype=torch.int64),
+        }  # fmt: skip
+        if self.shipped.exists():
+            state = {name: value.clone() for name, value in load_state(self.shipped).items()}
+            state = {name: value.float() if name != "rounds" else value.long() for name, value in state.items()}
+        for path in sorted(self.folder.glob("shard-*.safetensors")):
+            rows, found = self.read_shard(path)
+            for name in state:
+                state[name][rows] = found[name]
+        return Curves(torch.tensor(GRID), state["slopes"], state["errors"], state["rounds"])
+
+    def read_shard(self, path: Path) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Rows (n,) and their slopes, errors and rounds; a damaged file is set aside, said so, and counts as empty."""
+        if path.exists():
+            try:
+                found = load_state(path)
+                return found.pop("row"), found
+            except FileError as error:
+                path.replace(path.with_suffix(".damaged"))
+                print(f"note: {error}; its curves are computed again", file=sys.stderr)
+        points = len(GRID)
+        none = {"slopes": torch.zeros(0, points), "errors": torch.zeros(0, points),
+                "rounds": torch.zeros(0, dtype=torch.int64)}  # fmt: skip
+        return torch.zeros(0, dtype=torch.int64), none
+
+    def missing(self, rows: np.ndarray) -> np.ndarray:
+        """Those of `rows` that have not been tabulated."""
+        return rows[self.load().rounds[torch.from_numpy(rows)].numpy() == 0]
+
+    def tabulate(self, ldm: LatentDiffusion, rows: np.ndarray, *, batch: int = 128, progress: bool = True) -> Curves:
+        """Compute the curves of `rows` that are missing, shard by shard, and return all there are.
+
+        Args:
+            batch: latents in a pass of the U-Net.
+        """
+        missing = np.unique(self.missing(rows))
+        estimator = SlopeEstimator(ldm, self.config)
+        size = self.image_size or ldm.image_size
+        if len(missing):
+            make_folder(self.folder)
+        bar = tqdm(total=len(missing), desc="curves", unit="image", disable=not progress or not len(missing))
+        for number in np.unique(missing // SHARD):
+            mine = missing[missing // SHARD == number]
+            parts = [
+                curves_of(estimator, self.dataset, part, self.prompts, size)
+                for part in np.array_split(mine, max(1, round(len(mine) * len(GRID) / batch)))
+            ]
+            self.write_shard(int(number), mine, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+            bar.update(len(mine))
+        bar.close()
+        return self.load()
+
+    def write_shard(self, number: int, rows: np.ndarray, found: dict[str, torch.Tensor]) -> None:
+        """Add rows (n,) to a shard; processes that write the same shard wait for each other, and none is lost."""
+        with open(self.folder / f".{number:05d}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            old_rows, old = self.read_shard(self.shard_path(number))
+            keep = ~torch.isin(old_rows, torch.from_numpy(rows))
+            merged: dict[str, Any] = {name: torch.cat([old[name][keep], found[name]]) for name in found}
+            merged["row"] = torch.cat([old_rows[keep], torch.from_numpy(rows)])
+            save_state(self.shard_path(number), merged)
+
+    def export(self, path: Path) -> None:
+        """Write the whole table as one file (half precision), as it is shipped with the package."""
+        found = self.load()
+        save_state(path, {"slopes": found.slopes.half(), "errors": found.errors.half(), "rounds": found.rounds.int()})
+
+
+@torch.no_grad()
+def curves_of(
+    estimator: SlopeEstimator, dataset: MultiDomainDataset, rows: np.ndarray, prompts: list[str], size: int
+) -> dict[str, torch.Tensor]:
+    """{"slopes": (n, G), "errors": (n, G), "rounds": (n,)} of rows (n,) of a data set.
+
+    A row's draws depend on the row alone, so its curve is the same (but for rounding) however rows are batched.
+
+    Args:
+        prompts: the prompt of each class.
+    """
+    config, ldm = estimator.config, estimator.ldm
+    count, grid = len(rows), torch.tensor(GRID)
+    points = len(grid)
+    images = resize(from_uint8(dataset.images[rows]), size).to(ldm.device)  # (n, 3, S, S)
+    given = [prompts[dataset.labels[row]] for row in rows]
+    total, squares = torch.zeros(count, points), torch.zeros(count, points)
+    rounds = torch.zeros(count, dtype=torch.int64)
+    active = torch.arange(count)
+    path = None
+    if config.method == "score" and config.corruption in ("contrast", "blur"):  # D(x) is the same in every round
+        many = images.repeat_interleave(points, 0)
+        degraded = degrade(images, config.corruption).repeat_interleave(points, 0)
+        path = tuple(
+            part.view(count, points, *part.shape[1:])
+            for part in estimator.path(many, degraded, grid.to(ldm.device).repeat(count))
+        )
+    for number in range(config.curve_rounds):
+        chosen = None if path is None else (path[0][active], path[1][active])
+        found = _round(
+            estimator, images[active], [given[i] for i in active], rows[active.numpy()], grid, number, chosen
+        )
+        total[active] += found
+        squares[active] += found.square()
+        rounds[active] += 1
+        if number + 1 < config.curve_rounds:
+            active = active[~_known(total[active], squares[active], number + 1, config.curve_tolerance)]
+        if not len(active):
+            break
+    n = rounds.unsqueeze(1)
+    mean = total / n
+    return {"slopes": mean, "errors": _standard_error(mean, squares, n), "rounds": rounds}
+
+
+def _standard_error(mean: torch.Tensor, squares: torch.Tensor, n: torch.Tensor | int) -> torch.Tensor:
+    variance = (squares / n - mean.square()).clamp_min(0) * n / (n - 1 if isinstance(n, int) else (n - 1).clamp_min(1))
+    return (variance / n).sqrt()
+
+
+def _known(total: torch.Tensor, squares: torch.Tensor, rounds: int, tolerance: float) -> torch.Tensor:
+    """(n,) whether a curve's standard error is below `tolerance` of its size (both as root mean squares over p)."""
+    if rounds < 2:
+        return torch.zeros(len(total), dtype=torch.bool)
+    mean = total / rounds
+    error = _standard_error(mean, squares, rounds)
+    return error.square().mean(1).sqrt() <= tolerance * mean.square().mean(1).sqrt()
+
+
+def _round(
+    estimator: SlopeEstimator, images: torch.Tensor, prompts: list[str], rows: np.ndarray, grid: torch.Tensor,
+    number: int, path: tuple[torch.Tensor, torch.Tensor] | None,
+) -> torch.Tensor:  # fmt: skip
+    """(n, G): one round's estimate, M stratified draws for each image, shared by all its confidences.
+
+    Args:
+        path: z(p) and dz/dp (n, G, C, h, w) where they are the same in every round.
+    """
+    config = dataclasses.replace(estimator.config, samples=estimator.config.curve_samples)
+    count, points, size = len(images), len(grid), images.shape[-1]
+    draws, degraded = [], []
+    for row, image in zip(rows, images, strict=True):
+        generator = torch.Generator().manual_seed(seed_hash("curve", int(row), number))
+        draws.append(draw(estimator.ldm, 1, size, config, generator))
+        if path is None:
+            degraded.append(degrade(image[None].cpu(), config.corruption, generator))
+    shared = Draws(
+        torch.cat([item.timesteps for item in draws], 1).repeat_interleave(points, 1),
+        torch.cat([item.noise for item in draws], 1).repeat_interleave(points, 1),
+        seed=0,
+    )
+    if path is not None:
+        embeds = estimator.ldm.prompt_embeds(prompts).repeat_interleave(points, 0)
+        slopes = estimator.project(path[0].flatten(0, 1), path[1].flatten(0, 1), embeds, shared)
+        return slopes.view(count, points).float().cpu()
+    slopes = estimator.slopes(
+        images.repeat_interleave(points, 0), [prompt for prompt in prompts for _ in range(points)], grid.repeat(count),
+        shared, degraded=torch.cat(degraded).to(images.device).repeat_interleave(points, 0),
+    )  # fmt: skip
+    return slopes.view(count, points).float().cpu()

@@ -1,0 +1,59 @@
+"""`domainfusion distill`: the curves of a whole data set, and what they came to."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from domainfusion.config import TrainConfig
+from domainfusion.data.domains import load_dataset
+from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
+from domainfusion.distillation.curves import CurveStore
+from domainfusion.experiments.runs import choose_device
+from domainfusion.results.tables import text_table
+
+
+def tabulate_curves(data: str, config: TrainConfig, export: Path | None = None) -> dict[str, Any]:
+    """Compute what is missing of a data set's curves; a summary of the table. `export` also writes it as one file."""
+    dataset = load_dataset(data, config.data)
+    options = dataclasses.replace(config.distill, estimator="curve")
+    store = CurveStore(
+        dataset, source_fingerprint(config.ldm), options, config.generate.plain_template, config.generate.image_size
+    )
+    rows = np.arange(len(dataset))
+    before = len(store.missing(rows))
+    started = time.monotonic()
+    if before:
+        ldm = LatentDiffusion.load(config.ldm, device=choose_device(config.device), precision=config.precision)
+        curves = store.tabulate(ldm, rows)
+    else:
+        curves = store.load()
+    seconds = time.monotonic() - started
+    if export is not None:
+        store.export(export)
+    return {
+        "data": data, "ldm": config.ldm, "key": store.key, "folder": str(store.folder), "images": len(dataset),
+        "computed": before, "seconds": round(seconds, 1), "size": curves.size(), "relative_error": curves.error(),
+        "draws_per_image": float(curves.rounds.float().mean()) * options.curve_samples,
+        "grid": [round(float(p), 4) for p in curves.grid],
+        "mean_slope": [float(value) for value in curves.slopes.mean(0)],
+        "negative_share": [float(value) for value in (curves.slopes < 0).float().mean(0)],
+    }  # fmt: skip
+
+
+def tabulation_text(found: dict[str, Any]) -> str:
+    """The summary as text."""
+    rows = [["confidence p", "mean slope dL/dp", "images with a negative slope"]]
+    for p, slope, share in zip(found["grid"], found["mean_slope"], found["negative_share"], strict=True):
+        rows.append([f"{p:g}", f"{slope:+.5f}", f"{100 * share:.0f} %"])
+    return (
+        f"{text_table(rows)}\n\n"
+        f"{found['images']} images, {found['computed']} of them computed now in {found['seconds']:.0f} s, "
+        f"{found['draws_per_image']:.0f} draws an image\n"
+        f"size of a slope {found['size']:.4f} (root mean square), standard error {100 * found['relative_error']:.0f} % "
+        f"of it\nkept in {found['folder']}"
+    )
