@@ -79,8 +79,8 @@ class DistillConfig:
     curve: slopes tabulated once for every image and label (domainfusion distill), read while training."""
     curve_of: Literal["score", "autograd"] = "score"
     """What curve tabulates."""
-    curve_samples: Count = 16
-    """Draws of (timestep, noise) in a round of the table, shared by all confidences of an image."""
+    curve_samples: Annotated[int, Field(ge=2, multiple_of=2)] = 8
+    """Draws of (timestep, noise) in a round of the table, in antithetic pairs, shared by all its confidences."""
     curve_rounds: Annotated[int, Field(ge=2)] = 4
     """Most rounds an image gets."""
     curve_tolerance: Weight = 0.1

@@ -49,7 +49,7 @@ def rounds_one_by_one(
     ldm: LatentDiffusion, dataset: MultiDomainDataset, row: int, p: float, config: DistillConfig
 ) -> np.ndarray:
     """(rounds,) estimates of one image's slope at one confidence, straight from the estimator."""
-    single = dataclasses.replace(config, estimator=config.curve_of, samples=config.curve_samples)
+    single = dataclasses.replace(config, estimator=config.curve_of, samples=config.curve_samples // 2)
     image = resize(from_uint8(dataset.images[[row]]), 16)
     prompt = dataset.words()[dataset.labels[row]]
     values = []
@@ -57,8 +57,10 @@ def rounds_one_by_one(
         generator = torch.Generator().manual_seed(seed_hash("curve", row, number))
         draws = draw(ldm, 1, 16, single, generator)
         degraded = degrade(image, config.corruption, generator)
-        estimator = SlopeEstimator(ldm, single)
-        values.append(estimator.slopes(image, [prompt], torch.tensor([p]), draws, degraded=degraded).item())
+        estimator, at = SlopeEstimator(ldm, single), torch.tensor([p])
+        mirrored = dataclasses.replace(draws, noise=-draws.noise)
+        pair = [estimator.slopes(image, [prompt], at, one, degraded=degraded).item() for one in (draws, mirrored)]
+        values.append(sum(pair) / 2)
     return np.array(values)
 
 
@@ -164,7 +166,7 @@ def test_other_settings_have_another_table(dataset: MultiDomainDataset, tiny_pip
     assert make_store(dataset, tiny_pipeline).key == key
     assert make_store(dataset, tiny_pipeline, samples=7, images_per_step=1, confidence_floor=0.1).key == key
     others: list[dict[str, object]] = [
-        {"residual": "contrast"}, {"corruption": "blur"}, {"curve_samples": 3}, {"curve_of": "autograd"},
+        {"residual": "contrast"}, {"corruption": "blur"}, {"curve_samples": 4}, {"curve_of": "autograd"},
         {"max_timestep": 0.9}, {"weighting": "sigma"},
     ]  # fmt: skip
     assert len({key, *(make_store(dataset, tiny_pipeline, **options).key for options in others)}) == 7
@@ -218,7 +220,9 @@ def test_training_reads_the_table_and_loads_no_ldm(
     p = logits.softmax(-1)[torch.arange(len(batch.labels)), batch.labels]
     table = algorithm.curves
     assert table is not None
-    slopes = [np.interp(float(q), GRID, table.slopes[row].numpy()) for q, row in zip(p.detach(), batch.rows, strict=True)]
+    slopes = [
+        np.interp(float(q), GRID, table.slopes[row].numpy()) for q, row in zip(p.detach(), batch.rows, strict=True)
+    ]
     expected = (torch.tensor(slopes, dtype=torch.float32) * p).mean()
     loss = algorithm.distill(batch, logits)
     torch.testing.assert_close(loss, expected)

@@ -3,7 +3,8 @@
 For a fixed image and label the loss L is a function of one number, the confidence p, and nothing in it changes while a
 classifier trains. Its slope is therefore computed ahead, on a grid of p, as the mean over draws of (t, ε) that all
 confidences of an image share (common random numbers: neighbouring points err alike, so the curve stays smooth). Draws
-come in *rounds* of stratified timesteps; each round is an independent unbiased estimate, so their spread gives the
+come in *rounds* of stratified timesteps, each with a noise and its negative: what is odd in ε, most of the residual's
+variance, cancels within the pair. A round is an independent unbiased estimate, so the spread over rounds gives the
 standard error, and an image whose curve is known well enough gets no further round.
 
 A table is a fact about a data set, an LDM and the settings: all epochs, seeds, backbones, targets and trials share it.
@@ -238,12 +239,12 @@ def _round(
     estimator: SlopeEstimator, images: torch.Tensor, prompts: list[str], rows: np.ndarray, grid: torch.Tensor,
     number: int, path: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> torch.Tensor:  # fmt: skip
-    """(n, G): one round's estimate, M stratified draws for each image, shared by all its confidences.
+    """(n, G): one round's estimate from M/2 antithetic pairs for each image, shared by all its confidences.
 
     Args:
         path: z(p) and dz/dp (n, G, C, h, w) where they are the same in every round.
     """
-    config = dataclasses.replace(estimator.config, samples=estimator.config.curve_samples)
+    config = dataclasses.replace(estimator.config, samples=estimator.config.curve_samples // 2)
     count, points, size = len(images), len(grid), images.shape[-1]
     draws, degraded = [], []
     for row, image in zip(rows, images, strict=True):
@@ -251,9 +252,10 @@ def _round(
         draws.append(draw(estimator.ldm, 1, size, config, generator))
         if path is None:
             degraded.append(degrade(image[None].cpu(), config.corruption, generator))
+    timesteps, noise = torch.cat([item.timesteps for item in draws], 1), torch.cat([item.noise for item in draws], 1)
     shared = Draws(
-        torch.cat([item.timesteps for item in draws], 1).repeat_interleave(points, 1),
-        torch.cat([item.noise for item in draws], 1).repeat_interleave(points, 1),
+        torch.cat([timesteps, timesteps]).repeat_interleave(points, 1),
+        torch.cat([noise, -noise]).repeat_interleave(points, 1),
         seed=0,
     )
     if path is not None:
