@@ -229,3 +229,19 @@ def test_no_trial_is_wrong_usage(image_folder: Path, tmp_path: Path, capsys: pyt
     words = ["benchmark", str(image_folder), "--algorithms", "erm", "--trials", "0", "--output", str(tmp_path / "b")]
     assert cli.run(words) == 2
     assert "--trials" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line_and_exit_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import errno
+    import os
+
+    def full(_: list[str]) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/run/metrics.jsonl")
+
+    monkeypatch.setattr(cli, "list_names", full)
+    assert cli.run(["list", "algorithms"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("domainfusion: /data/run/metrics.jsonl: No space left on device")
+    assert error.count("\n") == 1

@@ -17,9 +17,11 @@ from domainfusion.files import (
     cache_folder,
     hash_of,
     hash_of_file,
+    locked,
     make_folder,
     read_json,
     read_json_lines,
+    reserve,
     write_json,
     write_text,
 )
@@ -153,3 +155,53 @@ def test_hash_of_file_is_sha256_of_a_file_longer_than_one_chunk(tmp_path: Path) 
     content = bytes(range(256)) * 5000  # more than the 1 MiB read at once
     (tmp_path / "file").write_bytes(content)
     assert hash_of_file(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_reserve_keeps_content_and_takes_the_space(tmp_path: Path) -> None:
+    path = tmp_path / "array"
+    path.write_bytes(b"begun")
+    reserve(path, 200_000)
+    assert path.stat().st_size == 200_000
+    assert path.read_bytes()[:5] == b"begun"
+    assert path.stat().st_blocks * 512 >= 200_000  # not a hole that a full disk could not fill
+
+
+def test_reserve_on_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(FileError, match=r"cannot write .*array \(3 MB\): No space left.*DOMAINFUSION_CACHE"):
+        reserve(tmp_path / "array", 3_000_000)
+    assert not (tmp_path / "array").exists()
+
+
+def test_reserve_does_without_where_the_file_system_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "posix_fallocate", unsupported)
+    reserve(tmp_path / "array", 3_000_000)
+    assert (tmp_path / "array").exists()
+
+
+def test_a_lock_is_waited_for(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from pathlib import Path; from domainfusion.files import locked\n"
+        "with locked(Path(sys.argv[1])): print('held')"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "lock")]
+    with locked(tmp_path / "lock"):
+        other = subprocess.Popen(command, stdout=subprocess.PIPE)
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.wait(1.5)
+    assert other.communicate(timeout=60)[0] == b"held\n"
+
+
+def test_a_lock_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(FileError, match=r"cannot lock .*lock: Is a directory"), locked(tmp_path / "lock"):
+        pass

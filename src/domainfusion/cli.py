@@ -79,6 +79,16 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(error, 2, debug)
     except DomainFusionError as error:
         return _fail(error, 1, debug)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:  # a disk that is full or read-only, a file that is in the way
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(
+            OSError(f"{where}{error.strerror or error}; nothing written before is lost, the same command goes on"),
+            1,
+            debug,
+        )
     except KeyboardInterrupt:
         print("domainfusion: interrupted; the same command again goes on from the last checkpoint", file=sys.stderr)
         return 130

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -54,6 +55,40 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise FileError(f"cannot write {path}: {error.strerror}; {remedy} and run the same command again") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path` against other processes for the length of the block, waiting while one has it."""
+    make_folder(path.parent)
+    try:
+        file = open(path, "w")  # noqa: SIM115 (the block's own errors are not the lock's)
+    except OSError as error:
+        raise FileError(
+            f"cannot lock {path}: {error.strerror}; check the folder's permissions (for caches: $DOMAINFUSION_CACHE)"
+        ) from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def reserve(path: Path, size: int) -> None:
+    """Reserve `size` bytes of disk for the file `path`, made if missing.
+
+    A memory-mapped file without its blocks reserved ends the process with a bus error where the disk fills up; here a
+    full disk is a `FileError`, and the file is gone again.
+    """
+    try:
+        with open(path, "ab") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system without reservations
+            return
+        path.unlink(missing_ok=True)
+        raise FileError(
+            f"cannot write {path} ({size / 1e6:.0f} MB): {error.strerror}; free some space, or put the cache elsewhere "
+            "with $DOMAINFUSION_CACHE, and run the same command again"
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:

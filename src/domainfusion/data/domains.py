@@ -6,14 +6,11 @@ sizes, modification times) and the working size; training reads that array and n
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,7 @@ from tqdm import tqdm
 
 from domainfusion.config import DataConfig
 from domainfusion.errors import DataError, FileError, UsageError, unknown_name
-from domainfusion.files import cache_folder, hash_of, make_folder, read_json, write_json
+from domainfusion.files import cache_folder, hash_of, locked, read_json, reserve, write_json
 from domainfusion.registry import DATASETS
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
@@ -148,6 +145,7 @@ def load_folder(root: Path, config: DataConfig) -> MultiDomainDataset:
         array = np.lib.format.open_memmap(
             target / "images.npy", "w+", np.uint8, (len(files), config.size, config.size, 3)
         )
+        reserve(target / "images.npy", array.offset + array.nbytes)
         for domain, name, path in tqdm(files, desc="decoding images", unit="image", disable=len(files) < 500):
             try:
                 array[len(kept)] = read_image(path, config.size)
@@ -256,27 +254,26 @@ def _dataset(
 def _cached(folder: Path, build: Any) -> tuple[dict[str, Any], np.ndarray]:
     """Index and memory-mapped images of `folder`, built first where missing (one process builds, others wait)."""
     if not (folder / "index.json").exists():
-        with _lock(folder):
+        with locked(folder.parent / f".{folder.name}.lock"):
             if not (folder / "index.json").exists():
-                work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+                work = None
                 try:
+                    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
                     build(work)
                     shutil.rmtree(folder, ignore_errors=True)
                     work.rename(folder)
+                except OSError as error:
+                    raise FileError(
+                        f"cannot write the decoded images to {folder.parent}: {error.strerror or error}; free some "
+                        "space, or put the cache elsewhere with $DOMAINFUSION_CACHE"
+                    ) from error
                 finally:
-                    shutil.rmtree(work, ignore_errors=True)
+                    if work is not None:
+                        shutil.rmtree(work, ignore_errors=True)
     try:
         return read_json(folder / "index.json"), np.load(folder / "images.npy", mmap_mode="r")
     except (ValueError, OSError) as error:
         raise FileError(f"the decoded images in {folder} are damaged ({error}); delete that folder") from error
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    make_folder(folder.parent)
-    with open(folder.parent / f".{folder.name}.lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def hash_of_pixels(image: np.ndarray) -> str:

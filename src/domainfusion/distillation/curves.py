@@ -15,7 +15,6 @@ where it is damaged, so a killed computation loses one shard at most.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.distillation.corruption import degrade
 from domainfusion.distillation.slopes import Draws, SlopeEstimator, draw
 from domainfusion.errors import FileError
-from domainfusion.files import cache_folder, hash_of, make_folder
+from domainfusion.files import cache_folder, hash_of, locked, make_folder
 from domainfusion.seeding import seed_hash
 from domainfusion.tensors import load_state, save_state
 
@@ -163,8 +162,7 @@ class CurveStore:
 
     def write_shard(self, number: int, rows: np.ndarray, found: dict[str, torch.Tensor]) -> None:
         """Add rows (n,) to a shard; processes that write the same shard wait for each other, and none is lost."""
-        with open(self.folder / f".{number:05d}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(self.folder / f".{number:05d}.lock"):
             old_rows, old = self.read_shard(self.shard_path(number))
             keep = ~torch.isin(old_rows, torch.from_numpy(rows))
             merged: dict[str, Any] = {name: torch.cat([old[name][keep], found[name]]) for name in found}

@@ -9,7 +9,6 @@ for. Candidates of a synthetic image (`updating`, from the second generation on)
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from domainfusion.data.transforms import from_uint8, resize, to_uint8
 from domainfusion.diffusion.image_to_image import image_to_image
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.prompts import compose_prompts
-from domainfusion.files import cache_folder, hash_of, make_folder
+from domainfusion.files import cache_folder, hash_of, locked, make_folder, reserve
 from domainfusion.seeding import derive_numpy_rng, seed_hash
 
 # Raised when the sampler itself changes, so that candidates of an older one are not taken for its own.
@@ -124,8 +123,7 @@ class CandidateCache:
         folder = make_folder(cache_folder() / "candidates")
         self.path = folder / f"{key}.npy"
         shape = (len(dataset), config.candidates, dataset.size, dataset.size, 3)
-        with open(folder / f".{key}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # one process makes the two files, the others open them
+        with locked(folder / f".{key}.lock"):  # one process makes the two files, the others open them
             if not self.path.exists():  # deleted to free space: what was done is done no more
                 self.path.with_suffix(".done.npy").unlink(missing_ok=True)
             self.images = _open(self.path, np.dtype(np.uint8), shape)
@@ -144,4 +142,6 @@ def _open(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
         found = np.load(path, mmap_mode="r+")
         if found.shape == shape and found.dtype == dtype:
             return found
-    return np.lib.format.open_memmap(path, "w+", dtype, shape)
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    reserve(path, array.offset + array.nbytes)
+    return array
