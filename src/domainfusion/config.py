@@ -129,7 +129,7 @@ class GenerateConfig:
     generations: Annotated[int, Field(ge=0)] = 0
     """Most generations in a run (0: no limit)."""
     strength: StrengthRange = (0.4, 0.7)
-    """Range of image-to-image strengths; each candidate draws its own."""
+    """Range of image-to-image strengths; each image draws one, anew in each generation, for all its candidates."""
     steps: Count = 10
     """Denoising steps of a full-strength image; strength s runs about s x steps of them."""
     guidance: Weight = 3.0

@@ -241,6 +241,8 @@ def test_short_runs_have_generations_too_and_none_at_their_very_end(
     algorithm = build(few_images, make_config(generate=GenerateConfig(interval=5), steps=steps), tmp_path)
     due = [algorithm.generations_due(step) for step in range(steps)]
     assert due == sorted(due)
+    if steps < 20 * algorithm.context.steps_per_epoch:
+        assert [due.count(number) for number in range(4)] == [2, 4, 5, 4]  # due at 1.5, 6 and 10.5 of 15 steps
     assert due[-1] >= 1
     assert due[int(0.9 * steps)] == due[-1]
 

@@ -26,7 +26,7 @@ from domainfusion.files import cache_folder, hash_of, locked, make_folder, reser
 from domainfusion.seeding import derive_numpy_rng, seed_hash
 
 # Raised when the sampler itself changes, so that candidates of an older one are not taken for its own.
-CACHE_FORMAT = 2
+CACHE_FORMAT = 3
 # Options that decide what candidates look like; the others decide what is done with them.
 SHAPING = ("seed", "candidates", "strength", "steps", "guidance", "style_words", "template", "plain_template",
            "image_size")  # fmt: skip
@@ -44,11 +44,15 @@ class Recipe:
 def recipe(
     dataset: MultiDomainDataset, row: int, config: GenerateConfig, number: int, styles: tuple[str, ...]
 ) -> Recipe:
-    """The recipe of row `row` in generation `number`."""
+    """The recipe of row `row` in generation `number`.
+
+    All candidates of an image share one strength: with a strength each, the sampling strategy would compare near copies
+    with far ones, and take the copies.
+    """
     rng = derive_numpy_rng("prompts", config.seed, number, int(row))
     labels = np.repeat(dataset.labels[row], config.candidates)
     low, high = config.strength
-    strengths = torch.from_numpy(rng.uniform(low, high, config.candidates)).float()
+    strengths = torch.full((config.candidates,), rng.uniform(low, high))
     prompts = compose_prompts(dataset.words(), labels, config, styles, rng)
     return Recipe(prompts, strengths, seed_hash("candidates", config.seed, number, int(row)))
 
