@@ -9,7 +9,7 @@ import io
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 from pydantic import ValidationError
@@ -141,6 +141,20 @@ class EvaluateCommand:
 
 
 @dataclasses.dataclass(frozen=True)
+class CollectCommand:
+    """Tables of accuracies from folders of runs: ours, DomainBed's and SWAD's (every results.jsonl below them)."""
+
+    folders: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of runs."""
+    format: Literal["text", "markdown", "latex", "json"] = "text"
+    """Form of the tables."""
+    selection: tuple[Literal["training-domain", "leave-one-domain-out", "oracle"], ...] = ()
+    """Model selection methods (default: all three)."""
+    json: bool = False
+    """The same as --format json."""
+
+
+@dataclasses.dataclass(frozen=True)
 class SplitsCommand:
     """Which images train ("in") and which are held out ("out"), as row numbers of each domain in sorted order."""
 
@@ -222,7 +236,7 @@ def _base_options(kind: type, words: list[str]) -> Any:
     return kind()
 
 
-def _show(value: dict[str, Any], text: str, as_json: bool) -> None:
+def _show(value: Any, text: str, as_json: bool) -> None:
     print(json.dumps(value, indent=2, sort_keys=True) if as_json else text)
 
 
@@ -299,6 +313,24 @@ def evaluate(words: list[str]) -> None:
     rows = [["domain", "images", "accuracy"]]
     rows += [[name, str(entry["images"]), f"{100 * entry['accuracy']:.1f} %"] for name, entry in found.items()]
     _show(found, text_table(rows), command.json)
+
+
+def collect(words: list[str]) -> None:
+    """`domainfusion collect`."""
+    command = parse(CollectCommand, words, "domainfusion collect")
+    from domainfusion.results.collect import collect as collect_tables
+    from domainfusion.results.collect import tables_json, tables_text
+
+    for folder in command.folders:
+        if not folder.exists():
+            raise UsageError(f"there is no folder {folder}")
+    tables, notes = collect_tables(list(command.folders), list(command.selection) or None)
+    if not tables:
+        raise UsageError(f"no records (results.jsonl) at or below {', '.join(map(str, command.folders))}")
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    form = "json" if command.json else command.format
+    _show(tables_json(tables), tables_text(tables, form), form == "json")
 
 
 def pretrain(words: list[str]) -> None:

@@ -184,6 +184,8 @@ class TrainConfig:
     """Keep BatchNorm in evaluation mode while training (DomainBed's habit with pretrained backbones)."""
     evaluations: Count = 8
     """How often in a run source validation is measured; the best checkpoint is kept."""
+    evaluate_training: bool = False
+    """Measure accuracy on the images trained on too, so that results.jsonl has every field of DomainBed's."""
     raw_weight: Weight = 1.0
     """Lambda_1: cross-entropy on raw images."""
     distill_weight: Weight = 0.5

@@ -16,7 +16,7 @@ def build(counts: dict[str, int]) -> Split:
         train[domain] = np.arange(start, start + count)
         start += count
     none = np.empty(0, dtype=np.int64)
-    return Split("domainbed", 0, "t", tuple(counts), train, dict.fromkeys(counts, none), none)
+    return Split("domainbed", 0, "t", tuple(counts), train, dict.fromkeys(counts, none), none, none)
 
 
 SPLIT = build({"a": 30, "b": 7, "c": 100})

@@ -25,6 +25,9 @@ class Split:
     train: dict[str, np.ndarray]
     validation: dict[str, np.ndarray]
     test: np.ndarray  # (n,) rows of the target; empty without a target
+    oracle: (
+        np.ndarray
+    )  # (n,) the target's held-out rows, for records that compare with oracle selection; never used here
 
 
 def domainbed_order(count: int, trial: int, domain: int) -> np.ndarray:
@@ -75,6 +78,7 @@ def build_split(dataset: MultiDomainDataset, config: DataConfig, target: str | N
     if target is not None:
         dataset.index_of(target)
     parts = strict_split(dataset, trial) if strict else domainbed_split(dataset, trial, config.holdout_fraction)
+    held = parts[target]["out"] if target is not None else np.empty(0, dtype=np.int64)
     sources = tuple(domain for domain in dataset.domains if domain != target)
     if len(dataset.domains) < 2:
         raise DataError(
@@ -98,4 +102,5 @@ def build_split(dataset: MultiDomainDataset, config: DataConfig, target: str | N
         train={domain: parts[domain]["in"] for domain in sources},
         validation={domain: parts[domain]["out"] for domain in sources},
         test=test,
+        oracle=held,
     )

@@ -88,6 +88,7 @@ def train_run(data: str, config: TrainConfig, folder: Path, *, progress: bool = 
     algorithm.finish()
     result["wall_seconds"] = time.monotonic() - started
     write_json(folder / "result.json", result)
+    write_text(folder / "done", "done")  # DomainBed's mark of a run that ended
     return result
 
 

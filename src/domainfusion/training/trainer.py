@@ -17,6 +17,7 @@ from domainfusion.files import append_json_line, keep_json_lines
 from domainfusion.seeding import seed_hash
 from domainfusion.training.checkpoint import Progress, load_checkpoint, save_checkpoint, save_model
 from domainfusion.training.evaluation import Evaluation, evaluate
+from domainfusion.training.records import build_record
 
 
 def learning_rate(step: int, steps: int, lr: float) -> float:
@@ -50,7 +51,8 @@ def train(algorithm: Algorithm) -> Progress:
     optimizer = torch.optim.Adam(algorithm.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
     progress, extra = load_checkpoint(context.folder, algorithm, optimizer)
     algorithm.restore(extra)
-    keep_json_lines(context.folder / "metrics.jsonl", lambda record: record["step"] <= progress.step)
+    for name in ("metrics.jsonl", "results.jsonl"):
+        keep_json_lines(context.folder / name, lambda record: record["step"] <= progress.step)
     due = evaluation_steps(config.steps, config.evaluations)
     sums: dict[str, float] = {}
     clock, before = time.monotonic(), progress.seconds
@@ -83,9 +85,10 @@ def train(algorithm: Algorithm) -> Progress:
         done = step + 1
         if done in due:
             seconds = before + time.monotonic() - clock
+            step_time = (seconds - progress.seconds) / (done - progress.step)
             means = {name: total / (done - progress.step) for name, total in sums.items()}
             progress = _evaluate_and_save(
-                algorithm, optimizer, dataclasses.replace(progress, seconds=seconds), done, means
+                algorithm, optimizer, dataclasses.replace(progress, seconds=seconds), done, means, step_time
             )
             bar.set_postfix(validation=f"{progress.best_validation:.1%}")
             sums = {}
@@ -103,9 +106,16 @@ def validate(algorithm: Algorithm) -> dict[str, Evaluation]:
     }
 
 
+def accuracy_on(algorithm: Algorithm, rows: np.ndarray) -> float:
+    """The share of rows (n,) that the present weights get right."""
+    context = algorithm.context
+    return evaluate(algorithm.predict, context.dataset, rows, device=context.device, dtype=context.dtype).accuracy
+
+
 def _evaluate_and_save(
-    algorithm: Algorithm, optimizer: torch.optim.Optimizer, progress: Progress, done: int, means: dict[str, float]
-) -> Progress:
+    algorithm: Algorithm, optimizer: torch.optim.Optimizer, progress: Progress, done: int, means: dict[str, float],
+    step_time: float,
+) -> Progress:  # fmt: skip
     """Training-domain validation: the checkpoint with the best mean accuracy over the source domains is the model."""
     context, config = algorithm.context, algorithm.config
     found = validate(algorithm)
@@ -121,12 +131,24 @@ def _evaluate_and_save(
         "validation_loss": float(np.mean([value.loss for value in found.values()])),
         "validation": {domain: value.accuracy for domain, value in found.items()},
     }  # fmt: skip
-    if len(context.split.test):  # written down for the curves; never used to choose anything
-        test = evaluate(
-            algorithm.predict, context.dataset, context.split.test, device=context.device, dtype=context.dtype
-        )
-        record["target_accuracy"] = test.accuracy
+    shares = {domain: {"out": value.accuracy} for domain, value in found.items()}
+    if config.target is not None:  # written down for curves and records; never used to choose anything
+        shares[config.target] = {
+            "in": accuracy_on(algorithm, context.split.test), "out": accuracy_on(algorithm, context.split.oracle)
+        }  # fmt: skip
+        record["target_accuracy"] = shares[config.target]["in"]
+    if config.evaluate_training:
+        for domain, rows in context.split.train.items():
+            shares[domain]["in"] = accuracy_on(algorithm, rows)
     append_json_line(context.folder / "metrics.jsonl", record)
+    append_json_line(
+        context.folder / "results.jsonl",
+        build_record(
+            config, context.dataset.name, context.dataset.domains, shares, output=context.folder, step=done,
+            epoch=done / context.steps_per_epoch, loss=sum(means.values()), step_time=step_time,
+            frequency=max(1, config.steps // config.evaluations),
+        ),
+    )  # fmt: skip
     progress = dataclasses.replace(progress, step=done)
     if accuracy >= progress.best_validation:
         progress = dataclasses.replace(progress, best_validation=accuracy, best_step=done)

@@ -1,0 +1,61 @@
+"""Reading records (`results.jsonl`, one JSON object a line) of DomainBed's form: its own, SWAD's and ours."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """Records below some folders, and what was odd about their files."""
+
+    records: list[dict[str, Any]]
+    notes: list[str]
+
+
+def read_records(roots: list[Path]) -> Found:
+    """All records in files `results.jsonl` at or below `roots`: DomainBed's, SWAD's and ours.
+
+    A last line that a killed run cut short is left out and noted, and so is any other line that is no record.
+    """
+    records: list[dict[str, Any]] = []
+    notes: list[str] = []
+    paths = sorted({path for root in roots for path in root.rglob("results.jsonl")})
+    for path in paths:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = normalize_record(json.loads(line))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                cut = number == len(lines)
+                notes.append(f"{path}, line {number}: {'cut short' if cut else f'no record ({error})'}; left out")
+                continue
+            record["folder"] = str(path.parent)
+            records.append(record)
+    return Found(records, notes)
+
+
+def normalize_record(record: dict[str, Any]) -> dict[str, Any]:
+    """A record in DomainBed's form; SWAD's differ: `env0_in` for `env0_in_acc`, `real_test_envs` for the run's own.
+
+    Raises KeyError, TypeError or AttributeError where it is neither.
+    """
+    args = dict(record["args"])
+    values = dict(record)
+    if "env0_out_acc" not in record and "env0_out" in record:
+        for name in list(values):
+            if name.startswith("env") and name.endswith(("_in", "_out")):
+                values[f"{name}_acc"] = values.pop(name)
+        args["test_envs"] = args.get("real_test_envs", args["test_envs"])
+    # Without hyperparameter seeds, runs with other hyperparameters are other draws.
+    if "hparams_seed" not in args:
+        args["hparams_seed"] = json.dumps(record.get("hparams"), sort_keys=True, default=str)
+    values["args"] = {
+        **args, "dataset": str(args["dataset"]), "algorithm": str(args["algorithm"]),
+        "test_envs": [int(number) for number in args["test_envs"]], "trial_seed": int(args["trial_seed"]),
+    }  # fmt: skip
+    values["step"] = int(values["step"])
+    return values

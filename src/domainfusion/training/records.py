@@ -1,0 +1,42 @@
+"""A run's evaluations as DomainBed's records, which its own `collect_results` reads (`results.jsonl`, file `done`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from domainfusion.config import TrainConfig
+from domainfusion.data.benchmarks import canonical_name
+
+ALGORITHM_NAMES = {"erm": "ERM", "domainfusion": "DomainFusion"}
+HYPERPARAMETERS = ("lr", "batch_size", "weight_decay", "dropout", "raw_weight", "distill_weight", "synthetic_weight")
+
+
+def build_record(
+    config: TrainConfig, data: str, domains: tuple[str, ...], accuracies: Mapping[str, Mapping[str, float]], *,
+    output: Path, step: int, epoch: float, loss: float, step_time: float, frequency: int,
+) -> dict[str, Any]:  # fmt: skip
+    """One record of a run, as DomainBed writes it.
+
+    Args:
+        data: name of the data set.
+        domains: all domains, in sorted order (their places are DomainBed's numbers).
+        accuracies: {domain: {"in": share, "out": share}}; a part that was not measured is left out.
+    """
+    hparams = {name: getattr(config, name) for name in HYPERPARAMETERS} | {"backbone": config.backbone}
+    record: dict[str, Any] = {
+        "args": {
+            "algorithm": ALGORITHM_NAMES.get(config.algorithm, config.algorithm), "checkpoint_freq": frequency,
+            "data_dir": data, "dataset": canonical_name(data), "hparams": None, "hparams_seed": 0,
+            "holdout_fraction": config.data.holdout_fraction, "output_dir": str(output),
+            "save_model_every_checkpoint": False, "seed": config.seed, "skip_model_save": False, "steps": config.steps,
+            "task": "domain_generalization", "trial_seed": config.trial, "uda_holdout_fraction": 0,
+            "test_envs": [] if config.target is None else [domains.index(config.target)], "env_names": list(domains),
+        },
+        "epoch": epoch, "hparams": hparams, "loss": loss, "step": step, "step_time": step_time,
+    }  # fmt: skip
+    for number, domain in enumerate(domains):
+        for part, value in accuracies.get(domain, {}).items():
+            record[f"env{number}_{part}_acc"] = value
+    return record

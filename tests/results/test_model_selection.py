@@ -1,0 +1,172 @@
+"""Selection over records against literal loops, and the tables of `collect` from files of three kinds."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from domainfusion.cli import run
+from domainfusion.results.collect import collect, format_mean, tables_json, tables_text
+from domainfusion.results.domainbed import read_records
+from domainfusion.results.model_selection import METHODS, group_records, select
+
+DOMAINS = 4
+
+
+def record(
+    rng: np.random.Generator, targets: list[int], trial: int = 0, draw: int = 0, step: int = 0, algorithm: str = "ERM"
+) -> dict[str, Any]:
+    values = {f"env{i}_{part}_acc": round(float(rng.random()), 3) for i in range(DOMAINS) for part in ("in", "out")}
+    args = {"algorithm": algorithm, "dataset": "PACS", "hparams_seed": draw, "test_envs": targets, "trial_seed": trial}
+    return {"args": args, "hparams": {"lr": 1e-4 * (draw + 1)}, "step": step, "loss": 1.0, **values}
+
+
+@pytest.fixture
+def sweep() -> list[dict[str, Any]]:
+    """Two trials of three draws on every target, with every pair of domains held out too, at three steps each."""
+    rng = np.random.default_rng(0)
+    pairs = [[i, j] for i in range(DOMAINS) for j in range(i + 1, DOMAINS)]
+    return [
+        record(rng, targets, trial, draw, step)
+        for trial in range(2) for draw in range(3) for targets in [*([i] for i in range(DOMAINS)), *pairs]
+        for step in (0, 300, 600)
+    ]  # fmt: skip
+
+
+def chosen(records: list[dict[str, Any]], method: str, target: int, trial: int) -> float:
+    """The reported accuracy by loops over draws and steps, straight from the definitions."""
+    best, reported = -1.0, math.nan
+    for draw in range(3):
+        run_records = {
+            (tuple(sorted(r["args"]["test_envs"])), r["step"]): r for r in records
+            if r["args"]["trial_seed"] == trial and r["args"]["hparams_seed"] == draw
+        }  # fmt: skip
+        for step in (0, 300, 600):
+            own = run_records[((target,), step)]
+            others = [i for i in range(DOMAINS) if i != target]
+            if method == "training-domain":
+                value = np.mean([own[f"env{i}_out_acc"] for i in others])
+            elif method == "oracle":
+                if step != 600:
+                    continue
+                value = own[f"env{target}_out_acc"]
+            else:
+                value = np.mean([run_records[(tuple(sorted((target, i))), step)][f"env{i}_in_acc"] for i in others])
+            if value > best:
+                best, reported = float(value), own[f"env{target}_in_acc"]
+    return reported
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_methods_are_their_definitions(sweep: list[dict[str, Any]], method: str) -> None:
+    groups = group_records(sweep)
+    assert len(groups) == 2 * DOMAINS
+    for (_, _, target, trial), records in groups.items():
+        found = select(records, method)
+        assert found is not None
+        assert found.test == chosen(sweep, method, target, trial)
+
+
+def test_leave_one_domain_out_needs_every_pair(sweep: list[dict[str, Any]]) -> None:
+    records = [r for r in sweep if sorted(r["args"]["test_envs"]) != [1, 2]]
+    groups = group_records(records)
+    assert select(groups["PACS", "ERM", 1, 0], "leave-one-domain-out") is None
+    assert select(groups["PACS", "ERM", 3, 0], "leave-one-domain-out") is not None
+
+
+def write(folder: Path, records: list[dict[str, Any]], tail: str = "") -> None:
+    folder.mkdir(parents=True)
+    (folder / "results.jsonl").write_text("".join(json.dumps(r, sort_keys=True) + "\n" for r in records) + tail)
+
+
+def write_runs(root: Path, records: list[dict[str, Any]]) -> None:
+    by_run: dict[str, list[dict[str, Any]]] = {}
+    for r in records:
+        args = r["args"]
+        by_run.setdefault(f"{args['trial_seed']}-{args['hparams_seed']}-{args['test_envs']}", []).append(r)
+    for name, found in by_run.items():
+        write(root / name, found)
+
+
+def test_tables_of_a_sweep(sweep: list[dict[str, Any]], tmp_path: Path) -> None:
+    write_runs(tmp_path, sweep)
+    tables, notes = collect([tmp_path])
+    assert notes == []
+    assert [table.method for table in tables] == list(METHODS)
+    for table in tables:
+        assert table.domains == ["art_painting", "cartoon", "photo", "sketch"]
+        assert table.missing == []
+        cells = [[chosen(sweep, table.method, target, trial) for trial in range(2)] for target in range(DOMAINS)]
+        expected = [f"{100 * np.mean(c):.1f} +/- {100 * np.std(c) / np.sqrt(2):.1f}" for c in cells]
+        assert table.rows()[1] == ["ERM", *expected, f"{100 * np.mean(cells):.1f}"]
+
+
+def test_what_is_missing_is_said_behind_the_x(sweep: list[dict[str, Any]], tmp_path: Path) -> None:
+    records = [r for r in sweep if r["args"]["test_envs"] != [2] and not (r["args"]["test_envs"] == [3] and
+               r["args"]["trial_seed"] == 1)]  # fmt: skip
+    write_runs(tmp_path, records)
+    table = collect([tmp_path], ["training-domain"])[0][0]
+    assert table.rows()[1][3] == "X"
+    assert table.rows()[1][-1] == "X"
+    assert table.missing == ["ERM, target photo: no run for trial 0, 1", "ERM, target sketch: no run for trial 1"]
+    pairs = [r for r in sweep if sorted(r["args"]["test_envs"]) not in ([0, 1], [0, 2])]
+    write_runs(tmp_path / "pairs", pairs)
+    table = collect([tmp_path / "pairs"], ["leave-one-domain-out"])[0][0]
+    assert "ERM, target art_painting with cartoon / photo held out too: no run for trial 0, 1" in table.missing
+
+
+def test_lines_cut_short_or_broken_are_noted(sweep: list[dict[str, Any]], tmp_path: Path) -> None:
+    write(tmp_path / "a", sweep[:3], tail='{"args": {"algo')
+    write(tmp_path / "b", sweep[3:6], tail='{"step": 3}\n[1, 2]\n')
+    found = read_records([tmp_path])
+    assert len(found.records) == 6
+    assert [note.split(": ", 1)[1].split("(")[0].strip() for note in found.notes] == [
+        "cut short; left out", "no record", "cut short; left out",
+    ]  # fmt: skip
+
+
+def test_records_of_swad_are_read(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    records = []
+    for step in (0, 100):
+        r = record(rng, [2], step=step)
+        for name in [name for name in r if name.endswith("_acc")]:
+            r[name.removesuffix("_acc")] = r.pop(name)
+        del r["args"]["hparams_seed"]
+        r["args"]["test_envs"], r["args"]["real_test_envs"] = [[0], [1], [2], [3]], [2]
+        r["train_out"] = 0.5
+        records.append(r)
+    write(tmp_path / "run", records)
+    table = collect([tmp_path], ["training-domain"])[0][0]
+    best = max(records, key=lambda r: np.mean([r[f"env{i}_out"] for i in (0, 1, 3)]))
+    assert table.accuracy == {"ERM": {**{name: [] for name in table.domains}, "photo": [best["env2_in"]]}}
+
+
+def test_format_is_domainbeds() -> None:
+    shares = [0.812, 0.799, 0.834]
+    assert format_mean(shares) == f"{100 * np.mean(shares):.1f} +/- {100 * np.std(np.array(shares) / np.sqrt(3)):.1f}"
+    assert format_mean([]) == "X"
+
+
+def test_forms(sweep: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_runs(tmp_path, sweep)
+    tables = collect([tmp_path], ["oracle"])[0]
+    latex = tables_text(tables, "latex")
+    assert "\\begin{tabular}{lccccc}" in latex
+    assert "art\\_painting" in latex
+    assert "$\\pm$" in latex
+    assert "| ERM |" in tables_text(tables, "markdown")
+    assert tables_json(tables)[0]["accuracy"]["ERM"]["photo"] == pytest.approx(
+        [100 * chosen(sweep, "oracle", 2, trial) for trial in range(2)]
+    )
+    assert run(["collect", str(tmp_path), "--selection", "oracle", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == tables_json(tables)
+    assert run(["collect", str(tmp_path / "nowhere")]) == 2
+    (tmp_path / "empty").mkdir()
+    assert run(["collect", str(tmp_path / "empty")]) == 2
+    assert "no records" in capsys.readouterr().err
