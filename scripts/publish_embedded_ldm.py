@@ -3,7 +3,8 @@
     python scripts/publish_embedded_ldm.py runs/ldm runs/judge
 
 The first folder is what `domainfusion pretrain` wrote, the second what `domainfusion judge pictograms --ldm
-runs/ldm/pipeline` measured. Writes `src/domainfusion/diffusion/weights/`.
+runs/ldm/pipeline` measured. Writes `src/domainfusion/diffusion/weights/`, and adds the training's losses to
+`training.json` there, which remembers all rounds of training (`pretrain --init embedded` goes on from the last).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from PIL import Image
+from safetensors import safe_open
 
 WEIGHTS = Path(__file__).parents[1] / "src" / "domainfusion" / "diffusion" / "weights"
 
@@ -71,9 +74,10 @@ The drawings are their makers'; only weights are distributed here.
 
 ## Training
 
-Autoencoder: {vae_steps:,} steps of {vae_batch}. Denoiser: {unet_steps:,} steps of {unet_batch}, min-SNR weights (γ =
-5), captions dropped at p = {dropout}, exponential moving average {ema}, bf16 autocast, on two CPU cores. Every option
-is in `pretrain.toml`; `domainfusion pretrain` is the command.
+Autoencoder: {vae}. Denoiser: {unet} (a round that follows another starts from its
+averaged weights). Min-SNR weights (γ = 5), captions dropped at p = {dropout}, exponential moving average {ema}, bf16
+autocast, on two CPU cores. The options of the last round are in `pretrain.toml`, the losses of all in `training.json`;
+`domainfusion pretrain` is the command.
 
 ![losses](training.png)
 
@@ -120,45 +124,73 @@ def main() -> None:
 
 def publish(pretrained: Path, judged: Path, corpus_images: int) -> None:
     """Copy the pipeline and write its card."""
+    known = WEIGHTS / "training.json"
+    rounds = json.loads(known.read_text()) if known.exists() else []
+    rounds += read_rounds(pretrained)
     shutil.rmtree(WEIGHTS, ignore_errors=True)
     shutil.copytree(pretrained / "pipeline", WEIGHTS)
     shutil.copy(pretrained / "pretrain.toml", WEIGHTS)
-    records = [json.loads(line) for line in (pretrained / "metrics.jsonl").read_text().splitlines()]
+    known.write_text(json.dumps(rounds), encoding="utf-8")
     figures = json.loads((judged / "judge.json").read_text())
-    draw_curves(records, WEIGHTS / "training.png")
+    draw_curves(rounds, WEIGHTS / "training.png")
     for source, name in ((judged / "candidates.png", "candidates.png"), (newest_samples(pretrained), "samples.png")):
         with Image.open(source) as image:
             image.convert("RGB").save(WEIGHTS / name, optimize=True)
-    (WEIGHTS / "README.md").write_text(write_card(records, figures, corpus_images), encoding="utf-8")
+    (WEIGHTS / "README.md").write_text(write_card(rounds, figures, corpus_images), encoding="utf-8")
+
+
+def read_rounds(pretrained: Path) -> list[dict[str, Any]]:
+    """One round for each stage that was trained: {"stage", "steps", "batch", "training", "held_out"}.
+
+    The last two are [[step, value], …]: mean squared errors, every fifth record; PSNR (autoencoder) or mean squared
+    error (denoiser) on held-out images.
+    """
+    options = tomllib.loads((pretrained / "pretrain.toml").read_text())
+    records = [json.loads(line) for line in (pretrained / "metrics.jsonl").read_text().splitlines()]
+    rounds = []
+    for stage, batch, held in (
+        ("autoencoder", "vae_batch_size", "held_out_psnr"), ("denoiser", "unet_batch_size", "held_out_mse"),
+    ):  # fmt: skip
+        mine = [record for record in records if record["stage"] == stage]
+        if mine:
+            training = [[r["step"], round(r["mse"], 5)] for r in mine if "mse" in r][::5]
+            marks = [[r["step"], round(r[held], 5)] for r in mine if held in r]
+            rounds.append({"stage": stage, "steps": mine[-1]["step"], "batch": options[batch],
+                           "training": training, "held_out": marks})  # fmt: skip
+    return rounds
 
 
 def newest_samples(pretrained: Path) -> Path:
     return sorted(pretrained.glob("samples-*.png"))[-1]
 
 
-def draw_curves(records: list[dict[str, Any]], path: Path) -> None:
-    """Training and held-out curves of both stages."""
+def draw_curves(rounds: list[dict[str, Any]], path: Path) -> None:
+    """Training and held-out curves of both stages, over the images seen in all rounds."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3), dpi=110, layout="constrained")
-    for axis, stage, held, label in (
-        (axes[0], "autoencoder", "held_out_psnr", "held-out PSNR, dB"),
-        (axes[1], "denoiser", "held_out_mse", "held-out noise MSE"),
-    ):
-        steps = [(r["step"], r["mse"]) for r in records if r["stage"] == stage and "mse" in r]
-        marks = [(r["step"], r[held]) for r in records if r["stage"] == stage and held in r]
-        axis.plot(*zip(*steps, strict=True), color="0.7", linewidth=0.8, label="training MSE")
-        axis.set(xlabel="step", title=stage, yscale="log")
+    for axis, stage, label in ((axes[0], "autoencoder", "held-out PSNR, dB"), (axes[1], "denoiser", "held-out MSE")):
         other = axis.twinx() if stage == "autoencoder" else axis
-        other.plot(*zip(*marks, strict=True), color="tab:blue", marker="o", markersize=3, label=label)
-        other.set_ylabel(label if stage == "autoencoder" else "MSE")
-        axis.legend(loc="upper right", frameon=False)
+        before = 0
+        for item in rounds:
+            if item["stage"] != stage:
+                continue
+            for points, shown, style in (
+                (item["training"], axis, {"color": "0.7", "linewidth": 0.8, "label": "training MSE"}),
+                (item["held_out"], other, {"color": "tab:blue", "marker": "o", "markersize": 3, "label": label}),
+            ):
+                if points:
+                    images = [(before + step * item["batch"]) / 1000 for step, _ in points]
+                    shown.plot(images, [value for _, value in points], **style)
+            before += item["steps"] * item["batch"]
+        axis.set(xlabel="thousand images", title=stage, yscale="log", ylabel="MSE")
+        if stage == "autoencoder":
+            other.set_ylabel(label)
+        lines = {line.get_label(): line for drawn in {axis, other} for line in drawn.get_lines()}
+        axis.legend(lines.values(), lines.keys(), loc="upper right", frameon=False)
     figure.savefig(path)
+    plt.close(figure)
 
 
-def write_card(records: list[dict[str, Any]], figures: dict[str, Any], corpus_images: int) -> str:
-    import tomllib
-
-    from safetensors import safe_open
-
+def write_card(rounds: list[dict[str, Any]], figures: dict[str, Any], corpus_images: int) -> str:
     def parameters(part: str) -> str:
         total = 0
         for path in (WEIGHTS / part).glob("*.safetensors"):
@@ -190,16 +222,19 @@ def write_card(records: list[dict[str, Any]], figures: dict[str, Any], corpus_im
         f"| {name} | {s['true_below_wrong']:.1f} ± {s['standard_error']:.1f} | {s['mean']:.4f} | {s['mean_size']:.4f} |"
         for name, s in figures["slopes"].items()
     ]
-    last = {key: [r[key] for r in records if key in r][-1] for key in ("held_out_psnr", "held_out_mse")}
+    last, steps = {}, {}
+    for stage in ("autoencoder", "denoiser"):
+        mine = [item for item in rounds if item["stage"] == stage]
+        last[stage] = mine[-1]["held_out"][-1][1]
+        steps[stage] = " and ".join(f"{item['steps']:,} steps of {item['batch']}" for item in mine)
     size = sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file())
     return CARD.format(
         parts="\n".join("| " + " | ".join(part) + " |" for part in parts), megabytes=size / 1e6,
         channels=unet["in_channels"], side=unet["sample_size"], images=corpus_images,
         styles=len(json.loads((WEIGHTS / "styles.json").read_text())),
-        vae_steps=max(r["step"] for r in records if r["stage"] == "autoencoder"), vae_batch=options["vae_batch_size"],
-        unet_steps=max(r["step"] for r in records if r["stage"] == "denoiser"), unet_batch=options["unet_batch_size"],
+        vae=steps["autoencoder"], unet=steps["denoiser"],
         dropout=options["caption_dropout"], ema=options["ema"], judged=figures["images"],
-        held_psnr=last["held_out_psnr"], psnr=figures["psnr"], held_mse=last["held_out_mse"],
+        held_psnr=last["autoencoder"], psnr=figures["psnr"], held_mse=last["denoiser"],
         candidates="\n".join(candidates), slopes="\n".join(slopes),
     )  # fmt: skip
 

@@ -42,6 +42,7 @@ def _template(value: str) -> str:
 
 Strength = Annotated[float, Field(gt=0, le=1)]
 StrengthRange = Annotated[tuple[Strength, Strength], AfterValidator(_ascending)]
+Interval = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
 Template = Annotated[str, AfterValidator(_template)]
 Corruption = Literal["contrast", "blur", "pepper", "mask"]
 Residual = Literal["plain", "guided", "contrast"]
@@ -130,10 +131,16 @@ class GenerateConfig:
     """Most generations in a run (0: no limit)."""
     strength: StrengthRange = (0.4, 0.7)
     """Range of image-to-image strengths; each image draws one, anew in each generation, for all its candidates."""
-    steps: Count = 10
-    """Denoising steps of a full-strength image; strength s runs about s x steps of them."""
+    steps: Count = 4
+    """Denoising steps of every candidate, whatever its strength."""
     guidance: Weight = 3.0
     """Classifier-free guidance scale (1 or less: no unconditional pass)."""
+    guidance_interval: Interval = (0.0, 1.0)
+    """Shares of the noise schedule between which guidance is applied; steps outside cost one pass instead of two."""
+    solver: Literal["ddim", "dpm", "unipc"] = "unipc"
+    """ddim; dpm: DPM-Solver++ 2M; unipc: UniPC-2. The last two come nearer to the limit of many steps in few."""
+    spacing: Literal["karras", "uniform"] = "karras"
+    """How a candidate's steps lie: evenly in sigma^(1/3), down to 2 % of the noise schedule, or evenly in time."""
     style_words: bool = True
     """Name one of the LDM's own styles at random in the prompt, where the LDM tells its styles."""
     template: Template = "{label}, {style}"

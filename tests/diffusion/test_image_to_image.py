@@ -8,12 +8,10 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
 
-from domainfusion.diffusion.image_to_image import denoising_timesteps, image_to_image
+from domainfusion.diffusion.image_to_image import image_to_image
 from domainfusion.diffusion.ldm import LatentDiffusion
 
-# Steps for which 999/steps and 1000//steps are the same whole number, so that DDIMScheduler's own idea of the previous
-# timestep is ours.
-STEPS = 9
+STEPS = 5
 PROMPTS = ["a cat, flat", "a dog, ink", "a house"]
 
 
@@ -34,24 +32,23 @@ def gaussian(count: int, seed: int = 5) -> torch.Tensor:
 @torch.no_grad()
 def literal_candidate(
     pipeline: StableDiffusionImg2ImgPipeline, image: torch.Tensor, prompt: str, noise: torch.Tensor, strength: float,
-    steps: int, guidance_scale: float,
+    steps: int, guidance_scale: float, interval: tuple[float, float],
 ) -> torch.Tensor:  # fmt: skip
-    """One candidate (3, H, W) of one image, one U-Net call at a time, each step diffusers' own."""
-    scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
-    scheduler.set_timesteps(steps)
-    schedule = [round(999 * (steps - k) / steps) for k in range(steps)]
-    schedule = [t for t in schedule if t <= strength * 999 + 0.5] or schedule[-1:]
+    """One candidate (3, H, W) of one image by DDIM, one U-Net call at a time."""
+    alphas = pipeline.scheduler.alphas_cumprod
+    schedule = [round(strength * 999 * (steps - k) / steps) for k in range(steps)]
     prompted = pipeline.encode_prompt(prompt, "cpu", 1, False)[0]
     empty = pipeline.encode_prompt("", "cpu", 1, False)[0]
     latents = pipeline.vae.encode(image[None]).latent_dist.mode() * pipeline.vae.config.scaling_factor
-    z = scheduler.add_noise(latents, noise[None], torch.tensor(schedule[:1]))
-    for number, timestep in enumerate(schedule):
+    z = alphas[schedule[0]] ** 0.5 * latents + (1 - alphas[schedule[0]]) ** 0.5 * noise
+    for timestep, alpha_after in zip(schedule, [*alphas[schedule[1:]], torch.tensor(1.0)], strict=True):
         predicted = pipeline.unet(z, timestep, prompted).sample
-        if guidance_scale > 1:
+        if guidance_scale > 1 and interval[0] * 999 <= timestep <= interval[1] * 999:
             without = pipeline.unet(z, timestep, empty).sample
             predicted = without + guidance_scale * (predicted - without)
-        stepped = scheduler.step(predicted, timestep, z)
-        z = stepped.prev_sample if number + 1 < len(schedule) else stepped.pred_original_sample
+        alpha = alphas[timestep]
+        clean = (z - (1 - alpha) ** 0.5 * predicted) / alpha**0.5
+        z = alpha_after**0.5 * clean + (1 - alpha_after) ** 0.5 * predicted
     return pipeline.vae.decode(z / pipeline.vae.config.scaling_factor).sample[0].clamp(-1, 1)
 
 
@@ -62,52 +59,58 @@ def pipeline(tiny_pipeline: Path) -> StableDiffusionImg2ImgPipeline:
     return pipeline
 
 
-@pytest.mark.parametrize("guidance_scale", [1.0, 3.5])
+@pytest.mark.parametrize(
+    ("guidance_scale", "interval"), [(1.0, (0.0, 1.0)), (3.5, (0.0, 1.0)), (3.5, (0.1, 0.5)), (3.5, (0.98, 1.0))]
+)
 def test_equals_ddim_written_out_for_each_candidate(
-    ldm: LatentDiffusion, pipeline: StableDiffusionImg2ImgPipeline, images: torch.Tensor, guidance_scale: float
-) -> None:
+    ldm: LatentDiffusion, pipeline: StableDiffusionImg2ImgPipeline, images: torch.Tensor, guidance_scale: float,
+    interval: tuple[float, float],
+) -> None:  # fmt: skip
     noise = gaussian(6)
     prompts = ["a cat", "a dog", "a house, ink", "", "a cat, flat", "a dog"]
     strengths = torch.tensor([[0.3, 0.9], [0.62, 0.2], [1.0, 0.05]])
     made = image_to_image(
-        ldm, images, prompts, strengths, noise=noise, candidates=2, steps=STEPS, guidance_scale=guidance_scale
-    )
+        ldm, images, prompts, strengths, noise=noise, candidates=2, steps=STEPS, guidance_scale=guidance_scale,
+        guidance_interval=interval, solver="ddim", spacing="uniform",
+    )  # fmt: skip
     assert made.shape == (3, 2, 3, 16, 16)
     assert made.abs().max() <= 1
     for i in range(3):
         for j in range(2):
             expected = literal_candidate(
-                pipeline, images[i], prompts[2 * i + j], noise[2 * i + j], float(strengths[i, j]), STEPS, guidance_scale
-            )
+                pipeline, images[i], prompts[2 * i + j], noise[2 * i + j], float(strengths[i, j]), STEPS,
+                guidance_scale, interval,
+            )  # fmt: skip
             torch.testing.assert_close(made[i, j], expected, rtol=0, atol=1e-4)
 
 
-class OurSchedule(DDIMScheduler):
-    """DDIM at our timesteps."""
+class EvenSchedule(DDIMScheduler):
+    """DDIM at evenly spaced timesteps; of a strength s the pipeline takes the last s·steps of them."""
 
     def set_timesteps(self, num_inference_steps: int, device: object = None) -> None:
         super().set_timesteps(num_inference_steps, device)
-        self.timesteps = denoising_timesteps(1000, num_inference_steps)
+        self.timesteps = torch.linspace(999, 0, num_inference_steps + 1)[:-1].round().long()
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
-@pytest.mark.parametrize("strength", [0.5, 1.0])
+@pytest.mark.parametrize(("strength", "steps"), [(0.6667, 6), (1.0, 9)])
 def test_equals_diffusers_image_to_image_pipeline(
-    tiny_pipeline: Path, images: torch.Tensor, strength: float, guidance_scale: float
+    tiny_pipeline: Path, images: torch.Tensor, strength: float, steps: int, guidance_scale: float
 ) -> None:
-    # A schedule whose timestep 0 holds no noise: diffusers' last step then ends at the clean latents, as ours does.
+    # 9 steps: 999/9 = 1000//9, so that DDIMScheduler's own idea of the previous timestep is ours. A schedule whose
+    # timestep 0 holds no noise: diffusers' last step then ends at the clean latents, as ours does.
     betas = [0.0, *(torch.linspace(0.00085**0.5, 0.012**0.5, 999) ** 2).tolist()]
-    scheduler = OurSchedule(trained_betas=betas, clip_sample=False, steps_offset=1)
+    scheduler = EvenSchedule(trained_betas=betas, clip_sample=False, steps_offset=1)
     pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(tiny_pipeline, scheduler=scheduler)
     pipeline.set_progress_bar_config(disable=True)
     ldm = LatentDiffusion(pipeline.vae, pipeline.unet, pipeline.text_encoder, pipeline.tokenizer, scheduler)
     expected = pipeline(
-        prompt=PROMPTS, image=ldm.encode(images), strength=strength, num_inference_steps=STEPS,
+        prompt=PROMPTS, image=ldm.encode(images), strength=strength, num_inference_steps=9,
         guidance_scale=guidance_scale, generator=torch.Generator().manual_seed(8), output_type="pt",
     ).images  # fmt: skip
     made = image_to_image(
-        ldm, images, PROMPTS, torch.full((3, 1), strength), generator=torch.Generator().manual_seed(8), steps=STEPS,
-        guidance_scale=guidance_scale,
+        ldm, images, PROMPTS, torch.full((3, 1), strength), generator=torch.Generator().manual_seed(8), steps=steps,
+        guidance_scale=guidance_scale, solver="ddim", spacing="uniform",
     )  # fmt: skip
     torch.testing.assert_close((made[:, 0] + 1) / 2, expected, rtol=0, atol=1e-4)
     assert expected.std() > 0.05
@@ -177,20 +180,3 @@ def test_wrong_counts_are_refused(ldm: LatentDiffusion, images: torch.Tensor) ->
         image_to_image(ldm, images, PROMPTS, torch.full((3, 2), 0.5), candidates=2)
     with pytest.raises(ValueError, match=r"strengths of shape \(3, 1\), not 3 and \(3,\)"):
         image_to_image(ldm, images, PROMPTS, torch.full((3,), 0.5))
-
-
-@pytest.mark.parametrize("steps", [1, 2, 12, 50])
-def test_denoising_timesteps_descend_evenly_from_the_noisiest(steps: int) -> None:
-    timesteps = denoising_timesteps(1000, steps)
-    assert len(timesteps) == steps
-    assert timesteps[0] == 999
-    gaps = torch.cat([timesteps, torch.zeros(1, dtype=torch.long)]).diff()
-    assert (gaps + 999 / steps).abs().max() <= 1
-
-
-@pytest.mark.parametrize("strength", [i / 10 for i in range(1, 11)])
-def test_a_strength_on_the_grid_starts_from_its_own_timestep(strength: float) -> None:
-    schedule = denoising_timesteps(1000, 10)
-    started = schedule[int((schedule > strength * 999 + 0.5).sum()) :]
-    assert len(started) == round(10 * strength)  # strength s of a 10-step run takes 10·s steps
-    assert abs(int(started[0]) - strength * 999) <= 0.5

@@ -1,8 +1,8 @@
 """Candidates by image-to-image: noise the latents of an image to a strength, and denoise them under a prompt.
 
-SDEdit (Meng et al. 2022) with DDIM steps (Song et al. 2021, eta = 0), as `StableDiffusionImg2ImgPipeline` does it, but
-over images x candidates in one batch: every image is encoded once, prompts are embedded once, and candidates of
-different strengths share the passes (each joins when the others have come down to its level).
+SDEdit (Meng et al. 2022), as `StableDiffusionImg2ImgPipeline` does it, but over images x candidates in one batch: every
+image is encoded once, prompts are embedded once, the passes with and without prompt are one, and candidates of
+different strengths share the passes (each goes down its own timesteps, in as many steps as the others).
 """
 
 from __future__ import annotations
@@ -10,11 +10,7 @@ from __future__ import annotations
 import torch
 
 from domainfusion.diffusion.ldm import LatentDiffusion
-
-
-def denoising_timesteps(total: int, steps: int) -> torch.Tensor:
-    """The descending timesteps of a full-strength run: `steps` of them, evenly spaced, ending near 0."""
-    return torch.linspace(total - 1, 0, steps + 1)[:-1].round().long()
+from domainfusion.diffusion.solvers import Solver, SolverName, Spacing, denoising_timesteps
 
 
 @torch.no_grad()
@@ -27,8 +23,11 @@ def image_to_image(
     noise: torch.Tensor | None = None,
     generator: torch.Generator | None = None,
     candidates: int = 1,
-    steps: int = 12,
+    steps: int = 4,
     guidance_scale: float = 3.0,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
+    solver: SolverName = "unipc",
+    spacing: Spacing = "karras",
     batch_size: int = 64,
 ) -> torch.Tensor:
     """Candidates (B, N, 3, H, W) in [-1, 1] of images (B, 3, H, W) in [-1, 1].
@@ -38,8 +37,11 @@ def image_to_image(
         strengths: (B, N) in (0, 1]; strength s starts from timestep s·T.
         noise: (B·N, C, h, w) to start from; drawn from `generator` where not given.
         candidates: N.
-        steps: denoising steps of a full-strength candidate.
+        steps: denoising steps of every candidate, whatever its strength.
         guidance_scale: classifier-free guidance; at most 1 means one conditional pass only.
+        guidance_interval: shares of the schedule between which guidance is applied; outside, one conditional pass
+            (Kynkäänniemi et al. 2024, arXiv 2404.07724).
+        solver, spacing: see `domainfusion.diffusion.solvers`.
         batch_size: candidates denoised at once.
     """
     count = len(images)
@@ -51,47 +53,35 @@ def image_to_image(
     latents = ldm.encode(images.to(ldm.device)).repeat_interleave(candidates, dim=0)  # (B·N, C, h, w)
     if noise is None:
         noise = torch.randn(latents.shape, generator=generator).to(ldm.device)
-    schedule = denoising_timesteps(ldm.num_train_timesteps, steps)
-    # The step at which each candidate joins: the first whose timestep is not above strength·T.
-    wanted = strengths.reshape(-1) * (ldm.num_train_timesteps - 1)
-    joins = torch.tensor([int((schedule > w + 0.5).sum()) for w in wanted]).clamp(max=steps - 1)
-    embeds = ldm.prompt_embeds(prompts)
-    empty = ldm.prompt_embeds([""])
-    # Candidates of like strength are denoised together, so that few wait for the others.
-    order = torch.argsort(joins, stable=True)
+    timesteps = denoising_timesteps(ldm.alphas_cumprod, strengths.reshape(-1), steps, spacing).to(ldm.device)
+    embeds, empty = ldm.prompt_embeds(prompts), ldm.prompt_embeds([""])
     result = torch.empty(count * candidates, *images.shape[1:])
-    for part in order.split(batch_size):
-        z = _denoise(ldm, latents[part], noise[part], embeds[part], empty, schedule, joins[part], guidance_scale)
+    for start in range(0, count * candidates, batch_size):
+        part = slice(start, start + batch_size)
+        steps_of_part = Solver(solver, ldm.alphas_cumprod)
+        z = _denoise(
+            ldm, latents[part], noise[part], embeds[part], empty, timesteps[:, part], steps_of_part, guidance_scale,
+            guidance_interval,
+        )  # fmt: skip
         result[part] = ldm.decode(z).clamp(-1, 1).cpu()
     return result.view(count, candidates, *images.shape[1:])
 
 
 def _denoise(
     ldm: LatentDiffusion, latents: torch.Tensor, noise: torch.Tensor, embeds: torch.Tensor, empty: torch.Tensor,
-    schedule: torch.Tensor, joins: torch.Tensor, guidance_scale: float,
+    timesteps: torch.Tensor, solver: Solver, guidance_scale: float, guidance_interval: tuple[float, float],
 ) -> torch.Tensor:  # fmt: skip
-    """DDIM from each candidate's own start; `joins` (b,) ascends, so the active ones are always a prefix."""
-    z = latents.clone()
-    following = torch.cat([schedule[1:], torch.tensor([-1])])
-    for number, (timestep, after) in enumerate(zip(schedule.tolist(), following.tolist(), strict=True)):
-        active = int((joins <= number).sum())
-        if not active:
-            continue
-        fresh = joins[:active] == number
-        t = torch.full((active,), timestep, device=ldm.device)
-        if fresh.any():
-            z[:active][fresh] = ldm.add_noise(latents[:active], noise[:active], t)[fresh]
-        if guidance_scale > 1:
-            both = torch.cat([empty.expand(active, -1, -1), embeds[:active]])
-            without, prompted = ldm.predict_noise(torch.cat([z[:active]] * 2), torch.cat([t, t]), both).chunk(2)
-            predicted = without + guidance_scale * (prompted - without)
-        else:
-            predicted = ldm.predict_noise(z[:active], t, embeds[:active])
+    """Clean latents (b, C, h, w), from latents noised to the first of `timesteps` (steps, b) and down the others."""
+    low, high = (share * (ldm.num_train_timesteps - 1) for share in guidance_interval)
+    z = ldm.add_noise(latents, noise, timesteps[0])
+    for number, t in enumerate(timesteps):
+        guided = (t >= low) & (t <= high) if guidance_scale > 1 else torch.zeros_like(t, dtype=torch.bool)
+        some = guided.nonzero().flatten()
+        passes = torch.cat([z, z[some]])
+        prompts = torch.cat([embeds, empty.expand(len(some), -1, -1)])
+        predicted, without = ldm.predict_noise(passes, torch.cat([t, t[some]]), prompts).split([len(z), len(some)])
+        predicted = predicted.index_add(0, some, (guidance_scale - 1) * (predicted[some] - without))
         signal, sigma = ldm.signal_and_noise(t)
-        clean = (z[:active] - sigma * predicted) / signal
-        if after < 0:
-            z[:active] = clean
-        else:
-            signal, sigma = ldm.signal_and_noise(torch.full((active,), after, device=ldm.device))
-            z[:active] = signal * clean + sigma * predicted
+        after = timesteps[number + 1] if number + 1 < len(timesteps) else None
+        z = solver.step(z, (z - sigma * predicted) / signal, t, after)
     return z

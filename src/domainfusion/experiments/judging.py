@@ -76,7 +76,8 @@ def judge_ldm(
     for strength in tqdm(STRENGTHS, desc="candidates"):
         made = image_to_image(
             ldm, images, prompts, torch.full((len(rows), 1), strength), steps=generate.steps,
-            guidance_scale=generate.guidance, generator=torch.Generator().manual_seed(0),
+            guidance_scale=generate.guidance, guidance_interval=generate.guidance_interval, solver=generate.solver,
+            spacing=generate.spacing, generator=torch.Generator().manual_seed(0),
         )[:, 0]  # fmt: skip
         _, mean, std = split_style(made)
         moved = style_divergence(mean0, std0, mean[:, None], std[:, None], "gaussian")

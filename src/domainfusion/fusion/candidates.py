@@ -26,10 +26,10 @@ from domainfusion.files import cache_folder, hash_of, locked, make_folder, reser
 from domainfusion.seeding import derive_numpy_rng, seed_hash
 
 # Raised when the sampler itself changes, so that candidates of an older one are not taken for its own.
-CACHE_FORMAT = 3
+CACHE_FORMAT = 4
 # Options that decide what candidates look like; the others decide what is done with them.
-SHAPING = ("seed", "candidates", "strength", "steps", "guidance", "style_words", "template", "plain_template",
-           "image_size")  # fmt: skip
+SHAPING = ("seed", "candidates", "strength", "steps", "guidance", "guidance_interval", "solver", "spacing",
+           "style_words", "template", "plain_template", "image_size")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ def recipe(
     rng = derive_numpy_rng("prompts", config.seed, number, int(row))
     labels = np.repeat(dataset.labels[row], config.candidates)
     low, high = config.strength
-    strengths = torch.full((config.candidates,), rng.uniform(low, high))
+    strengths = torch.full((config.candidates,), round(rng.uniform(low, high), 4))  # as the lineage records it
     prompts = compose_prompts(dataset.words(), labels, config, styles, rng)
     return Recipe(prompts, strengths, seed_hash("candidates", config.seed, number, int(row)))
 
@@ -69,7 +69,8 @@ def make_candidates(
     made = image_to_image(
         ldm, resize(pixels, size), [prompt for item in recipes for prompt in item.prompts],
         torch.stack([item.strengths for item in recipes]), noise=noise.to(ldm.device), candidates=wanted,
-        steps=config.steps, guidance_scale=config.guidance, batch_size=config.batch_size,
+        steps=config.steps, guidance_scale=config.guidance, guidance_interval=config.guidance_interval,
+        solver=config.solver, spacing=config.spacing, batch_size=config.batch_size,
     )  # fmt: skip
     return resize(made.flatten(0, 1), pixels.shape[-1]).view(len(pixels), wanted, *pixels.shape[1:])
 
