@@ -141,6 +141,28 @@ class EvaluateCommand:
 
 
 @dataclasses.dataclass(frozen=True)
+class PredictCommand:
+    """Labels and calibrated confidences of images. A file that cannot be read is a row with an error."""
+
+    model: tyro.conf.Positional[Path]
+    """Folder of a run, or of an exported model."""
+    images: tyro.conf.Positional[tuple[str, ...]]
+    """Image files, folders (with their subfolders), patterns such as 'new/*.jpg'."""
+    output: Path | None = None
+    """File to write, its form by its ending: .csv, .json, .parquet (default: CSV to stdout)."""
+    format: Literal["csv", "json", "parquet"] | None = None
+    """Form of the table."""
+    top: int = 1
+    """Classes named for each image, the most probable first."""
+    batch_size: int = 64
+    """Images in a pass."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    json: bool = False
+    """The same as --format json."""
+
+
+@dataclasses.dataclass(frozen=True)
 class CollectCommand:
     """Tables of accuracies from folders of runs: ours, DomainBed's and SWAD's (every results.jsonl below them)."""
 
@@ -313,6 +335,23 @@ def evaluate(words: list[str]) -> None:
     rows = [["domain", "images", "accuracy"]]
     rows += [[name, str(entry["images"]), f"{100 * entry['accuracy']:.1f} %"] for name, entry in found.items()]
     _show(found, text_table(rows), command.json)
+
+
+def predict(words: list[str]) -> int:
+    """`domainfusion predict`; 1 where no image could be read."""
+    command = parse(PredictCommand, words, "domainfusion predict")
+    if command.top < 1 or command.batch_size < 1:
+        raise UsageError("--top and --batch-size are at least 1")
+    from domainfusion.model import load
+    from domainfusion.predict import choose_format, run_predictions
+
+    form = choose_format("json" if command.json else command.format, command.output)
+    model = load(command.model, device=command.device)
+    top = min(command.top, len(model.classes))
+    read = run_predictions(
+        model, command.images, top=top, batch_size=command.batch_size, form=form, output=command.output
+    )
+    return 0 if read else 1
 
 
 def collect(words: list[str]) -> None:

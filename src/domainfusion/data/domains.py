@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from domainfusion.config import DataConfig
@@ -220,11 +220,14 @@ def read_image(path: Path, size: int) -> np.ndarray:
             with Image.open(path) as image:
                 if image.format == "JPEG":  # decode at a fraction of the size: much faster for photographs
                     image.draft("RGB", (2 * size, 2 * size))
-                from PIL import ImageOps
-
-                return _resized(ImageOps.exif_transpose(image), size)
+                return prepare_image(image, size)
     except Exception as error:  # Pillow's plugins raise whatever their formats make them
         raise DataError(f"{path} cannot be read as an image ({type(error).__name__}: {error})") from error
+
+
+def prepare_image(image: Image.Image, size: int) -> np.ndarray:
+    """An opened image as training sees it: (size, size, 3) uint8, upright, transparency on white, RGB."""
+    return _resized(ImageOps.exif_transpose(image), size)
 
 
 def _resized(image: Image.Image, size: int) -> np.ndarray:
