@@ -20,6 +20,7 @@ COMMANDS = {
     "benchmark": "train algorithms on every target domain and trial; table of accuracies",
     "evaluate": "accuracy of a finished run, by class",
     "predict": "labels and confidences of new images, by a run's model or an exported one",
+    "export": "a model as a folder for timm and domainfusion.load, or as an ONNX file",
     "collect": "tables from folders of runs, DomainBed's and SWAD's too",
     "report": "one HTML file from finished runs",
     "pretrain": "train a small latent diffusion model from captioned images",

@@ -163,6 +163,24 @@ class PredictCommand:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExportCommand:
+    """Write a model to deploy: a self-contained folder, or an ONNX file checked against PyTorch."""
+
+    model: tyro.conf.Positional[Path]
+    """Folder of a run, or of an exported model."""
+    output: Path
+    """Folder to write to."""
+    format: Literal["folder", "onnx"] = "folder"
+    """folder: model.safetensors, config.json and model card; onnx: model.onnx and model card (extra: export)."""
+    input: Literal["uint8", "float"] = "uint8"
+    """What the ONNX graph takes: uint8 (batch, height, width, 3), or float (batch, 3, height, width) in [0, 1]."""
+    benchmark: Path | None = None
+    """benchmark.json whose leave-one-domain-out accuracies the card quotes (default: the one the run is part of)."""
+    json: bool = False
+    """Print the files written as JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
 class CollectCommand:
     """Tables of accuracies from folders of runs: ours, DomainBed's and SWAD's (every results.jsonl below them)."""
 
@@ -352,6 +370,23 @@ def predict(words: list[str]) -> int:
         model, command.images, top=top, batch_size=command.batch_size, form=form, output=command.output
     )
     return 0 if read else 1
+
+
+def export(words: list[str]) -> None:
+    """`domainfusion export`."""
+    command = parse(ExportCommand, words, "domainfusion export")
+    from domainfusion.export import export_folder, export_onnx
+    from domainfusion.model import load
+    from domainfusion.model_card import find_leave_one_out
+
+    model = load(command.model, device="cpu")
+    found = find_leave_one_out(model, command.benchmark)
+    if found is not None:
+        model.facts["leave_one_domain_out"] = found
+    onnx = command.format == "onnx"
+    files = export_onnx(model, command.output, command.input) if onnx else export_folder(model, command.output)
+    names = [str(path) for path in files]
+    _show({"format": command.format, "files": names}, "\n".join(names), command.json)
 
 
 def collect(words: list[str]) -> None:
