@@ -27,6 +27,7 @@ COMMANDS = {
     "distill": "tabulate the slopes of latent distillation for a data set",
     "judge": "measure what an LDM is worth for DomainFusion on a data set",
     "data": "data splits DATA: which images train and which are held out",
+    "doctor": "what this machine can do, and how long and how large a planned run would be",
     "list": "list algorithms, datasets, backbones or ldms",
 }
 

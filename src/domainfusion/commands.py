@@ -195,6 +195,24 @@ class CollectCommand:
 
 
 @dataclasses.dataclass(frozen=True)
+class DoctorCommand:
+    """What this machine can do and what will be slow; with DATA, what a run with these options would take.
+
+    Nothing is trained or kept: a few real steps are timed, the rest is counted.
+    """
+
+    options: Annotated[TrainConfig, Flat]
+    data: tyro.conf.Positional[str | None] = None
+    """Data set of a planned run: its time, disk and memory are estimated."""
+    online: bool = False
+    """Also ask whether the model hub can be reached."""
+    config: Path | None = None
+    """TOML file with the planned run's options; the command line has the last word."""
+    json: bool = False
+    """Print the findings as JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
 class SplitsCommand:
     """Which images train ("in") and which are held out ("out"), as row numbers of each domain in sorted order."""
 
@@ -431,6 +449,20 @@ def judge(words: list[str]) -> None:
 
     found = judge_ldm(command.data, command.ldm, command.images, command.output)
     _show(found, judgement_text(found), command.json)
+
+
+def doctor(words: list[str]) -> int:
+    """`domainfusion doctor`; 1 where something stops runs."""
+    command = parse(DoctorCommand, words, "domainfusion doctor", _base_options(TrainConfig, words))
+    from domainfusion.doctor import examine, machine_text, plan, plan_text
+
+    found = examine(online=command.online)
+    text = machine_text(found)
+    if command.data is not None:
+        found["plan"] = plan(command.data, command.options, found)
+        text += f"\n\n{plan_text(found['plan'])}"
+    _show(found, text, command.json)
+    return 1 if found["problems"] else 0
 
 
 def data(words: list[str]) -> None:

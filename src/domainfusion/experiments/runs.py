@@ -43,7 +43,11 @@ def choose_device(name: str) -> torch.device:
 
 def build_context(data: str, config: TrainConfig, folder: Path, progress: bool = True) -> Context:
     """Data, split and device of a run."""
-    dataset = load_dataset(data, config.data)
+    return context_of(load_dataset(data, config.data), config, folder, progress)
+
+
+def context_of(dataset: MultiDomainDataset, config: TrainConfig, folder: Path, progress: bool = True) -> Context:
+    """Split and device of a run on a data set."""
     split = build_split(dataset, config.data, config.target, config.trial)
     device = choose_device(config.device)
     dtype = choose_dtype(config.precision, device)
