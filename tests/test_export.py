@@ -48,6 +48,7 @@ class TestFolder:
         again = domainfusion.load(exported)
         assert (again.classes, again.size, again.temperature) == (model.classes, model.size, model.temperature)
         assert again.facts == model.facts
+        assert len({path.stat().st_mode for path in exported.iterdir()}) == 1  # readable to whom the card is
         assert (again.probabilities(pictures) == model.probabilities(pictures)).all()
 
     def test_needs_nothing_but_itself(self, exported: Path, tmp_path: Path, pictures: list[Path]) -> None:

@@ -171,7 +171,7 @@ def plan_text(planned: dict[str, Any]) -> str:
     notes = "".join(f"\nnote: {remark}" for remark in planned["notes"])
     return (
         f"{head}\n\n{tables}\n\nmemory: {size(planned['memory_bytes'])} held while a step was timed\n"
-        "Times are a few timed steps multiplied: expect them within a half, and longer while other programs compute."
+        "Times are a few timed steps multiplied; while other programs compute, a run takes longer."
         f"{notes}"
     )
 

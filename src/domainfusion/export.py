@@ -56,9 +56,11 @@ def export_folder(model: Model, output: Path) -> list[Path]:
     }  # fmt: skip
     refuse_run_folder(output)
     make_folder(output)
+    write_text(output / "README.md", build_card(model))
     with atomic_path(output / "model.safetensors") as temporary:
         save_file(tensors, str(temporary), metadata={"format": "pt"})
-    write_text(output / "README.md", build_card(model))
+        # safetensors writes for the owner alone; who may read the card may read the model.
+        temporary.chmod((output / "README.md").stat().st_mode)
     write_json(output / "config.json", config)  # last: with it the folder is a model
     return [output / name for name in ("model.safetensors", "config.json", "README.md")]
 
