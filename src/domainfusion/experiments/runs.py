@@ -21,8 +21,9 @@ from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.data.splits import build_split
 from domainfusion.diffusion.ldm import choose_dtype
 from domainfusion.errors import UsageError
-from domainfusion.files import make_folder, read_json, write_json, write_text
+from domainfusion.files import hash_of_file, make_folder, read_json, write_json, write_text
 from domainfusion.registry import ALGORITHMS
+from domainfusion.training.calibration import calibrate
 from domainfusion.training.checkpoint import load_model
 from domainfusion.training.evaluation import Evaluation, evaluate
 from domainfusion.training.trainer import train, validate
@@ -42,7 +43,11 @@ def choose_device(name: str) -> torch.device:
 
 def build_context(data: str, config: TrainConfig, folder: Path, progress: bool = True) -> Context:
     """Data, split and device of a run."""
-    dataset = load_dataset(data, config.data)
+    return context_of(load_dataset(data, config.data), config, folder, progress)
+
+
+def context_of(dataset: MultiDomainDataset, config: TrainConfig, folder: Path, progress: bool = True) -> Context:
+    """Split and device of a run on a data set."""
     split = build_split(dataset, config.data, config.target, config.trial)
     device = choose_device(config.device)
     dtype = choose_dtype(config.precision, device)
@@ -84,12 +89,24 @@ def train_run(data: str, config: TrainConfig, folder: Path, *, progress: bool = 
     done = train(algorithm)
     load_model(folder, algorithm.classifier)
     result = summarize(algorithm, folder / "predictions.csv")
+    save_calibration(folder, algorithm.classifier, context)
     result.update(selected_step=done.best_step, steps=done.step, seconds=done.seconds, costs=algorithm.costs())
     algorithm.finish()
     result["wall_seconds"] = time.monotonic() - started
     write_json(folder / "result.json", result)
     write_text(folder / "done", "done")  # DomainBed's mark of a run that ended
     return result
+
+
+def save_calibration(folder: Path, classifier: torch.nn.Module, context: Context) -> dict[str, Any]:
+    """Fit the temperature of a run's selected weights on source validation, and write `calibration.json`.
+
+    The file also says which weights it was fitted to: {..., "model": SHA-256 of model.safetensors}.
+    """
+    found = calibrate(classifier, context.dataset, context.split, device=context.device, dtype=context.dtype)
+    found["model"] = hash_of_file(folder / "model.safetensors")
+    write_json(folder / "calibration.json", found)
+    return found
 
 
 def summarize(algorithm: Algorithm, predictions: Path | None = None) -> dict[str, Any]:
