@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import json
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from domainfusion.experiments.benchmark import run_benchmark
 from domainfusion.experiments.evaluation import evaluate_run
 from domainfusion.experiments.runs import train_run
 from domainfusion.experiments.zero_shot import ScoreStore
-from domainfusion.files import append_whole_lines, read_json, read_json_lines
+from domainfusion.files import read_json, read_json_lines
 from domainfusion.report.html import write_report
 from domainfusion.results.collect import collect
 from domainfusion.results.tables import run_summary
@@ -175,23 +174,6 @@ def test_a_damaged_line_is_named(cache: Path) -> None:
         file.write('{"row": 1\n')
     with pytest.raises(FileError, match=r"images.jsonl is damaged at byte \d+ .*delete it"):
         ScoreStore("key")
-
-
-def test_writers_at_the_same_time_lose_no_line(tmp_path: Path) -> None:
-    path = tmp_path / "lines.jsonl"
-    path.write_text('{"a": 1}\n{"cut')
-
-    def write(writer: int) -> None:
-        for number in range(25):
-            append_whole_lines(path, [{"writer": writer, "number": number, "long": "x" * 5000}])
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(write, range(4)))
-    records = read_json_lines(path)
-    assert records[0] == {"a": 1}
-    assert {(r["writer"], r["number"]) for r in records[1:]} == {(w, n) for w in range(4) for n in range(25)}
-    assert len(records) == 101
-    assert path.read_text().endswith("\n")
 
 
 def test_with_validation_it_has_what_a_trained_run_has(images: Path, config: TrainConfig, tmp_path: Path) -> None:
