@@ -15,12 +15,14 @@ from typing import Any
 import torch
 
 from domainfusion.algorithms.base import Algorithm, Context
+from domainfusion.algorithms.zero_shot import ZeroShot
 from domainfusion.config import TrainConfig, build_config, load_toml, plain_values, to_toml
 from domainfusion.data.batches import steps_per_epoch
 from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.data.splits import build_split
 from domainfusion.diffusion.ldm import choose_dtype
 from domainfusion.errors import UsageError
+from domainfusion.experiments.zero_shot import classify_parts, describe_accuracy, write_record
 from domainfusion.files import hash_of_file, make_folder, read_json, write_json, write_text
 from domainfusion.registry import ALGORITHMS
 from domainfusion.training.calibration import calibrate
@@ -68,6 +70,8 @@ def build_algorithm(context: Context) -> Algorithm:
 def train_run(data: str, config: TrainConfig, folder: Path, *, progress: bool = True) -> dict[str, Any]:
     """Train as `config` says, in `folder`, and return `result.json`; the same call again resumes or just reads it.
 
+    A zero-shot algorithm is not trained, only evaluated on what a trained one is tested on.
+
     Raises `UsageError` where the folder holds a run with other options.
     """
     ALGORITHMS.get(config.algorithm)
@@ -84,14 +88,9 @@ def train_run(data: str, config: TrainConfig, folder: Path, *, progress: bool = 
     write_text(folder / "config.toml", f"# domainfusion train {data!r}\n{to_toml(config)}")
     write_json(folder / "environment.json", describe_environment())
     write_json(folder / "data.json", described)
-    algorithm = build_algorithm(context)
     started = time.monotonic()
-    done = train(algorithm)
-    load_model(folder, algorithm.classifier)
-    result = summarize(algorithm, folder / "predictions.csv")
-    save_calibration(folder, algorithm.classifier, context)
-    result.update(selected_step=done.best_step, steps=done.step, seconds=done.seconds, costs=algorithm.costs())
-    algorithm.finish()
+    kind = ALGORITHMS.load(config.algorithm)
+    result = _classify(kind, context) if issubclass(kind, ZeroShot) else _train(context)
     result["wall_seconds"] = time.monotonic() - started
     write_json(folder / "result.json", result)
     write_text(folder / "done", "done")  # DomainBed's mark of a run that ended
@@ -109,24 +108,59 @@ def save_calibration(folder: Path, classifier: torch.nn.Module, context: Context
     return found
 
 
+def _train(context: Context) -> dict[str, Any]:
+    """Train, and what the selected weights came to."""
+    algorithm = build_algorithm(context)
+    done = train(algorithm)
+    load_model(context.folder, algorithm.classifier)
+    result = summarize(algorithm, context.folder / "predictions.csv")
+    save_calibration(context.folder, algorithm.classifier, context)
+    result.update(selected_step=done.best_step, steps=done.step, seconds=done.seconds, costs=algorithm.costs())
+    algorithm.finish()
+    return result
+
+
+def _classify(kind: type[ZeroShot], context: Context) -> dict[str, Any]:
+    """What a zero-shot classifier came to, in the same form; `validation_accuracy` is None where none was asked for."""
+    found = classify_parts(kind, context)
+    result = describe_result(context, found.validation, found.test, context.folder / "predictions.csv")
+    parts = dict(found.validation) | ({str(context.config.target): found.test} if found.test is not None else {})
+    result.update(
+        selected_step=0, steps=0, seconds=found.costs["classification_seconds"], costs=found.costs,
+        domains={domain: describe_accuracy(value) for domain, value in parts.items()},
+    )  # fmt: skip
+    write_record(context, found)
+    return result
+
+
 def summarize(algorithm: Algorithm, predictions: Path | None = None) -> dict[str, Any]:
     """Accuracy of the present weights: source validation by domain, and the target by class, with its confusion.
 
     What was said of every test image goes to the CSV file `predictions`, so that runs can be compared image by image.
     """
     context = algorithm.context
-    found = validate(algorithm)
-    result: dict[str, Any] = {
-        "algorithm": context.config.algorithm, "target": context.config.target, "trial": context.config.trial,
-        "seed": context.config.seed, "protocol": context.split.protocol, "dataset": context.dataset.name,
-        "classes": list(context.dataset.classes),
-        "validation_accuracy": sum(value.accuracy for value in found.values()) / len(found),
-        "validation": {domain: value.accuracy for domain, value in found.items()},
-    }  # fmt: skip
+    found, test = validate(algorithm), None
     if len(context.split.test):
         test = evaluate(
             algorithm.predict, context.dataset, context.split.test, device=context.device, dtype=context.dtype
         )
+    return describe_result(context, found, test, predictions)
+
+
+def describe_result(
+    context: Context, validation: dict[str, Evaluation], test: Evaluation | None, predictions: Path | None = None
+) -> dict[str, Any]:
+    """The result of evaluations on source validation (by domain, or none) and on the target."""
+    result: dict[str, Any] = {
+        "algorithm": context.config.algorithm, "target": context.config.target, "trial": context.config.trial,
+        "seed": context.config.seed, "protocol": context.split.protocol, "dataset": context.dataset.name,
+        "classes": list(context.dataset.classes),
+        "validation_accuracy": (
+            sum(value.accuracy for value in validation.values()) / len(validation) if validation else None
+        ),
+        "validation": {domain: value.accuracy for domain, value in validation.items()},
+    }  # fmt: skip
+    if test is not None:
         confusion = test.confusion()
         if predictions is not None:
             write_predictions(predictions, test, context.dataset)

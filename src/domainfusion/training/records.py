@@ -9,7 +9,10 @@ from typing import Any
 from domainfusion.config import TrainConfig
 from domainfusion.data.benchmarks import canonical_name
 
-ALGORITHM_NAMES = {"erm": "ERM", "domainfusion": "DomainFusion"}
+ALGORITHM_NAMES = {
+    "erm": "ERM", "domainfusion": "DomainFusion", "diffusion_classifier": "DiffusionClassifier",
+    "diffusion_net": "DiffusionNet",
+}  # fmt: skip
 HYPERPARAMETERS = ("lr", "batch_size", "weight_decay", "dropout", "raw_weight", "distill_weight", "synthetic_weight")
 
 
