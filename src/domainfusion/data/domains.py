@@ -1,4 +1,4 @@
-"""Multi-domain data sets: any folder `root/domain/class/image`, or an embedded benchmark, decoded once.
+"""Multi-domain data sets: a folder `root/domain/class/image` or with metadata, or an embedded benchmark, decoded once.
 
 Images are decoded and resized once to a memory-mapped uint8 array in the cache, under a hash of the listing (paths,
 sizes, modification times) and the working size; training reads that array and never waits for a decoder.
@@ -19,6 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from domainfusion.config import DataConfig
+from domainfusion.data.imagefolder import HUB_PREFIX, find_metadata, list_metadata, materialise_hub
 from domainfusion.errors import DataError, FileError, UsageError, unknown_name
 from domainfusion.files import cache_folder, hash_of, locked, read_json, reserve, write_json
 from domainfusion.registry import DATASETS
@@ -67,7 +68,9 @@ class MultiDomainDataset:
 
 
 def load_dataset(data: str, config: DataConfig) -> MultiDomainDataset:
-    """The data set called `data`: an embedded benchmark's name, or a folder `root/domain/class/image`.
+    """The data set called `data`: an embedded benchmark's name, a folder, or `hf://OWNER/NAME` of the hub.
+
+    A folder is laid out as `root/domain/class/image`, or holds metadata that names each image's label and domain.
 
     Raises:
         UsageError: neither a known name nor a folder.
@@ -77,8 +80,13 @@ def load_dataset(data: str, config: DataConfig) -> MultiDomainDataset:
         return _load_pictograms(config)
     if Path(data).is_dir():
         return load_folder(Path(data), config)
+    if data.startswith(HUB_PREFIX):
+        return load_folder(materialise_hub(data), config)
     if "/" in data or data.startswith("."):
-        raise UsageError(f"there is no folder {data}; give root of domain/class/image, or one of: pictograms")
+        raise UsageError(
+            f"there is no folder {data}; give root of domain/class/image, or one of: pictograms; a data "
+            "set of the Hugging Face hub is hf://OWNER/NAME"
+        )
     raise unknown_name("data set", data, DATASETS.entries)
 
 
@@ -119,8 +127,8 @@ def _load_pictograms(config: DataConfig) -> MultiDomainDataset:
 
 
 def load_folder(root: Path, config: DataConfig) -> MultiDomainDataset:
-    """The folder `root/domain/class/image` as a data set; labels by class name over the union of the domains."""
-    listing, notes = list_folder(root)
+    """The image folder `root` as a data set; labels by class name over the union of the domains."""
+    listing, notes = list_images(root)
     domains = sorted(listing)
     classes = sorted({name for domain in listing.values() for name in domain})
     for domain in domains:
@@ -134,7 +142,9 @@ def load_folder(root: Path, config: DataConfig) -> MultiDomainDataset:
     stats = [path.stat() for _, _, path in files]
     signature = [
         [path.relative_to(root).as_posix(), s.st_size, s.st_mtime_ns]
-        for (_, _, path), s in zip(files, stats, strict=True)
+        # Where metadata gives domain and class, the path does not tell them.
+        + ([] if path.relative_to(root).parts[:2] == (domain, name) else [domain, name])
+        for (domain, name, path), s in zip(files, stats, strict=True)
     ]
     address = hash_of([signature, config.size, config.bad_images, CACHE_FORMAT])
     folder = cache_folder() / "images" / address
@@ -177,6 +187,12 @@ def load_folder(root: Path, config: DataConfig) -> MultiDomainDataset:
         if number not in present:
             raise DataError(f"domain {domain} of {root} has no readable image")
     return _dataset(root.resolve().name, address, index, images, (), tuple(notes))
+
+
+def list_images(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str]]:
+    """The image files of `root`, by its metadata where that tells domains, else by its folders; as `list_folder`."""
+    metadata = find_metadata(root)
+    return list_metadata(root, metadata) if metadata else list_folder(root)
 
 
 def list_folder(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str]]:
