@@ -161,21 +161,22 @@ def get_benchmark(name: str) -> Benchmark:
 
 
 def recognise(domains: Iterable[str], classes: Iterable[str]) -> Benchmark | None:
-    """The benchmark that folders of these names are, or None.
+    """The benchmark that folders of these names are, or None; names count in any spelling.
 
-    At least half of the benchmark's domains must be there (in any spelling), or all that are there must be its, and
-    at least half of the class folders must be its classes.
+    At least one of its domains must be there, and half of its classes; at least half of the domains that are there,
+    and 80 % of the classes, must be its. So an incomplete or mistaken copy is recognised, and a data set that merely
+    shares a few common names is not.
     """
     domains, classes = set(domains), set(classes)
     best, best_score = None, 0.0
     for entry in BENCHMARKS.values():
-        known = {entry.domain_of(name) for name in domains} - {None}
-        shared = {name for name in classes if entry.class_of(name)}
-        if not known or not classes or 2 * len(shared) < len(classes):
-            continue
-        if 2 * len(known) < len(entry.domains) and len(known) < len(domains):
-            continue
+        known = [name for name in domains if entry.domain_of(name)]
+        shared = [name for name in classes if entry.class_of(name)]
         named = {entry.class_of(name) for name in shared}
+        if not known or 2 * len(known) < len(domains) or 2 * len(named) < entry.classes:
+            continue
+        if len(shared) < 0.8 * len(classes):
+            continue
         score = len(known) / len(entry.domains) + len(shared) / len(classes) + len(named) / entry.classes
         if score > best_score:
             best, best_score = entry, score

@@ -48,7 +48,7 @@ def decode_all(
     unreadable = []
     with warnings.catch_warnings():  # the filters are the process's own, which threads share
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        bar = tqdm(total=len(files), desc="decoding images", unit="image", disable=not progress)
+        bar = tqdm(total=len(files), desc="decoding images", unit="image", disable=not progress or len(files) < 500)
         for (domain, name, path), found in zip(files, _hashes((path for *_, path in files), workers), strict=True):
             bar.update()
             relative = path.relative_to(root).as_posix()
@@ -65,13 +65,14 @@ def decode_all(
             )
         )  # fmt: skip
     problems += _equal_images(places)
-    repeats = sum(len(same) - 1 for same in places.values() if len({place[:2] for place in same}) == 1)
-    if repeats:
+    repeated = [same for same in places.values() if len(same) > 1 and len({place[:2] for place in same}) == 1]
+    if repeated:
+        count = sum(len(same) - 1 for same in repeated)
         notes.append(
             Finding(
-                "repeated", f"{repeats} images repeat another one of the same domain and class",
+                "repeated", f"{count} images repeat another one of the same domain and class",
                 effect="the held-out part of a domain may hold images that train: validation accuracy is flattered",
-                where=tuple(" = ".join(p for *_, p in same) for same in places.values() if len(same) > 1),
+                where=tuple(" = ".join(path for *_, path in same) for same in repeated),
             )
         )  # fmt: skip
     return problems, notes

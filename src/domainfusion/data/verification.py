@@ -34,17 +34,18 @@ def verify_folder(
 
     Raises `DataError` where `root` holds no images in the form `root/domain/class/image`, with the form that it has.
     """
-    stray: list[Finding] = []
+    problems: list[Finding] = []
     metadata = find_metadata(root)
     if metadata:
         listing, remarks = list_metadata(root, metadata)
-        stray += [Finding("metadata", remark) for remark in remarks]
+        notes = [Finding("metadata", remark) for remark in remarks]
     else:
-        listing, stray = _scan(root)
+        listing, problems, notes = _scan(root)
     benchmark = benchmark or recognise(listing, {name for classes in listing.values() for name in classes})
     counts = {d: {c: len(paths) for c, paths in sorted(classes.items())} for d, classes in sorted(listing.items())}
     state = Verification(root, "metadata" if metadata else "folders", benchmark, counts, decoded=not quick)
-    state.notes += stray
+    state.problems += problems
+    state.notes += notes
     if len(counts) < 2:
         state.problems.append(Finding("domains", f"there is one domain, {next(iter(counts))}; two at least are needed"))
     if benchmark:
@@ -58,8 +59,8 @@ def verify_folder(
     return state
 
 
-def _scan(root: Path) -> tuple[Listing, list[Finding]]:
-    """The image files of `root/domain/class`, and notes on what lies elsewhere. Empty class folders are kept."""
+def _scan(root: Path) -> tuple[Listing, list[Finding], list[Finding]]:
+    """The image files of `root/domain/class`, problems, and notes on what lies elsewhere; empty classes are kept."""
     listing: Listing = {}
     misplaced: list[str] = []
     other: list[str] = []
@@ -79,6 +80,12 @@ def _scan(root: Path) -> tuple[Listing, list[Finding]]:
                         other.append(path.relative_to(root).as_posix())
     if not any(paths for classes in listing.values() for paths in classes.values()):
         raise DataError(_other_form(root))
+    for inner in _folders(root):  # the folder above a benchmark's
+        names = _folders(inner)
+        if recognise(listing, {entry.name for entry in names}) is None and recognise(
+            {entry.name for entry in names}, {leaf.name for entry in names for leaf in _folders(entry)}
+        ):
+            raise DataError(_other_form(root))
     splits = {name for classes in listing.values() for name in classes}
     if splits <= set(SPLITS):
         raise DataError(
@@ -95,11 +102,16 @@ def _scan(root: Path) -> tuple[Listing, list[Finding]]:
         notes.append(
             Finding("other", f"{len(other)} files are no images and are not used: {some(other)}", where=tuple(other))
         )
-    empty = [domain.name for domain in _folders(root) if not any(listing.get(domain.name, {}).values())]
-    for name in empty:
-        listing.pop(name, None)
-        notes.append(Finding("empty", f"the folder {name} holds no class folders with images and is not counted"))
-    return listing, notes
+    empty = tuple(domain.name for domain in _folders(root) if not any(listing.get(domain.name, {}).values()))
+    problems = []
+    if empty:
+        problems.append(
+            Finding(
+                "domain-empty", f"{len(empty)} folders hold no class folders with images", where=empty,
+                effect="they would be domains, and loading stops at them: fill them or move them away",
+            )
+        )  # fmt: skip
+    return {name: classes for name, classes in listing.items() if name not in empty}, problems, notes
 
 
 def _folders(path: Path) -> list[Path]:
