@@ -172,9 +172,15 @@ def test_another_size_is_said(server: Server, tmp_path: Path, capsys: pytest.Cap
 
 def test_what_was_loaded_by_hand_is_taken(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file.zip").write_bytes(DATA)
-    found = get(server, tmp_path / "file.zip", md5=hashlib.md5(DATA).hexdigest())
+    for facts in ({"md5": hashlib.md5(DATA).hexdigest()}, {"size": len(DATA)}, {}):
+        found = get(server, tmp_path / "file.zip", **facts)
+        assert found["sha256"] == hashlib.sha256(DATA).hexdigest()
     assert server.requests == []
-    assert found["sha256"] == hashlib.sha256(DATA).hexdigest()
+    # One that was cut short is completed.
+    (tmp_path / "file.zip").write_bytes(DATA[:5000])
+    get(server, tmp_path / "file.zip", size=len(DATA))
+    assert (tmp_path / "file.zip").read_bytes() == DATA
+    assert server.requests == [("/file.zip", "bytes=5000-", 206)]
 
 
 def test_a_full_disk_is_seen_before(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

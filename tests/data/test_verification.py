@@ -251,7 +251,7 @@ def test_the_command_exits_with_1_where_there_are_problems(pacs: Path, capsys: p
     assert cli.run(["data", "verify", str(pacs), "--quick"]) == 1
     printed = capsys.readouterr().out
     assert "photo: 7 images of 1670 expected" in printed
-    assert "images listed, not decoded; 1 problems" in printed
+    assert "images listed, not decoded; 1 problem\n" in printed
 
 
 def test_the_command_exits_with_0_where_there_are_none(image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

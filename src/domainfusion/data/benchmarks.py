@@ -8,6 +8,7 @@ categories. The other counts agree with at least two of DomainBed, MIRO, and the
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 
 from domainfusion.data.class_names import DOMAIN_NET, OFFICE_HOME
@@ -47,13 +48,22 @@ class Benchmark:
 
     def domain_of(self, folder: str) -> str | None:
         """The domain that a folder called `folder` holds, in whatever spelling; None where it is none of them."""
-        return _lookup(folder, self.domains, self.domain_aliases)
+        return self._domain_spellings.get(plain(folder))
 
     def class_of(self, folder: str) -> str | None:
         """The class that a folder called `folder` holds, in whatever spelling; None where it is none of them."""
-        return _lookup(folder, self.class_names, self.class_aliases)
+        return self._class_spellings.get(plain(folder))
+
+    @functools.cached_property
+    def _domain_spellings(self) -> dict[str, str]:
+        return _spellings(self.domains, self.domain_aliases)
+
+    @functools.cached_property
+    def _class_spellings(self) -> dict[str, str]:
+        return _spellings(self.class_names, self.class_aliases)
 
 
+@functools.lru_cache(maxsize=10_000)  # the same few folders are asked for again and again
 def plain(name: str) -> str:
     """`name` without case, spaces and punctuation, to compare spellings.
 
@@ -63,12 +73,9 @@ def plain(name: str) -> str:
     return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 
-def _lookup(folder: str, names: Iterable[str], aliases: Mapping[str, tuple[str, ...]]) -> str | None:
-    wanted = plain(folder)
-    for name in names:
-        if wanted in (plain(name), *(plain(alias) for alias in aliases.get(name, ()))):
-            return name
-    return None
+def _spellings(names: Iterable[str], aliases: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    """{plain spelling: name}."""
+    return {plain(spelling): name for name in names for spelling in (name, *aliases.get(name, ()))}
 
 
 BENCHMARKS = {

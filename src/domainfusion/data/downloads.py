@@ -135,7 +135,7 @@ def fetch(remote: Remote, path: Path, *, attempts: int = 4, wait: float = 1.0, p
     part = path.with_name(path.name + ".part")
     if path.exists():  # loaded by hand, or before the record was written
         md5, sha256 = _checksums(path, progress)
-        if md5 == remote.md5 or (remote.md5 is None and path.stat().st_size == remote.size):
+        if md5 == remote.md5 or (remote.md5 is None and remote.size in (None, path.stat().st_size)):
             return _record(remote, path.stat().st_size, md5, sha256)
         os.replace(path, part)
     failures = 0

@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from domainfusion.data.findings import Finding
+from domainfusion.data.findings import Finding, number
 from domainfusion.errors import DataError
 
 Place = tuple[str, str, str]  # domain, class, path
@@ -60,7 +60,7 @@ def decode_all(
     if unreadable:
         problems.append(
             Finding(
-                "unreadable", f"{len(unreadable)} images cannot be decoded", where=tuple(unreadable),
+                "unreadable", f"{number(len(unreadable), 'image')} cannot be decoded", where=tuple(unreadable),
                 effect="training stops at them; --data.bad-images skip leaves them out, which changes the splits",
             )
         )  # fmt: skip
@@ -70,7 +70,7 @@ def decode_all(
         count = sum(len(same) - 1 for same in repeated)
         notes.append(
             Finding(
-                "repeated", f"{count} images repeat another one of the same domain and class",
+                "repeated", f"{number(count, 'image')} more of the same picture, domain and class",
                 effect="the held-out part of a domain may hold images that train: validation accuracy is flattered",
                 where=tuple(" = ".join(path for *_, path in same) for same in repeated),
             )
@@ -103,7 +103,7 @@ def _equal_images(places: dict[bytes, list[Place]]) -> list[Finding]:
                 pairs[" and ".join(pair)] += 1
         findings.append(
             Finding(
-                "leak", f"{len(leaks)} images occur in more than one domain: "
+                "leak", f"{number(len(leaks), 'picture')} in more than one domain: "
                 + ", ".join(f"{count} in {pair}" for pair, count in sorted(pairs.items())),
                 effect="a target image takes part in training: its accuracy is flattered",
                 where=tuple(" = ".join(path for *_, path in same) for same in leaks),
@@ -112,7 +112,7 @@ def _equal_images(places: dict[bytes, list[Place]]) -> list[Finding]:
     if torn:
         findings.append(
             Finding(
-                "two-labels", f"{len(torn)} images occur under more than one label",
+                "two-labels", f"{number(len(torn), 'picture')} under more than one label",
                 effect="at least one of the labels of each is wrong, in training or in the figures",
                 where=tuple(" = ".join(path for *_, path in same) for same in torn),
             )

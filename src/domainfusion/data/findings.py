@@ -53,11 +53,13 @@ class Verification:
         """The same for people."""
         classes = {name for domain in self.counts.values() for name in domain}
         what = f"{self.benchmark.name} ({self.benchmark.source})" if self.benchmark else "no benchmark known here"
-        lines = [f"{self.root}: {what}; {len(self.counts)} domains, {len(classes)} classes"]
+        lines = [f"{self.root}: {what}; {number(len(self.counts), 'domain')}, {number(len(classes), 'class')}"]
         expected = dict(zip(self.benchmark.domains, self.benchmark.counts, strict=True)) if self.benchmark else {}
         for domain, found in self.counts.items():
             known = expected.get(self.benchmark.domain_of(domain) or "") if self.benchmark else None
-            lines.append(f"  {domain}: {sum(found.values())} images" + (f" of {known} expected" if known else ""))
+            lines.append(
+                f"  {domain}: {number(sum(found.values()), 'image')}" + (f" of {known} expected" if known else "")
+            )
         for title, findings in (("problem", self.problems), ("note", self.notes)):
             for finding in findings:
                 lines.append(f"{title}: {finding.message}")
@@ -66,7 +68,7 @@ class Verification:
                 if finding.effect:
                     lines.append(f"  effect: {finding.effect}")
         checked = "every image decoded" if self.decoded else "images listed, not decoded"
-        lines.append(f"{checked}; " + ("no problem found" if self.ok else f"{len(self.problems)} problems"))
+        lines.append(f"{checked}; " + ("no problem found" if self.ok else number(len(self.problems), "problem")))
         return "\n".join(lines)
 
 
@@ -74,3 +76,12 @@ def some(names: Iterable[str]) -> str:
     """The first names of a list, and how many there are."""
     names = list(names)
     return ", ".join(names[:SHOWN]) + (f" ... ({len(names)} in all)" if len(names) > SHOWN else "")
+
+
+def number(count: int, noun: str) -> str:
+    """A count with its noun.
+
+    >>> number(1, "image"), number(2, "class")
+    ('1 image', '2 classes')
+    """
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}{'es' if noun.endswith('s') else 's'}"

@@ -15,7 +15,7 @@ from pathlib import Path
 from domainfusion.data.benchmarks import Benchmark, plain, recognise
 from domainfusion.data.domains import SUFFIXES
 from domainfusion.data.duplicates import decode_all
-from domainfusion.data.findings import Finding, Verification, some
+from domainfusion.data.findings import Finding, Verification, number, some
 from domainfusion.data.imagefolder import find_metadata, list_metadata
 from domainfusion.errors import DataError
 
@@ -95,19 +95,21 @@ def _scan(root: Path) -> tuple[Listing, list[Finding], list[Finding]]:
     notes = []
     if misplaced:
         notes.append(
-            Finding("misplaced", f"{len(misplaced)} images lie outside of class folders and are not used",
+            Finding("misplaced", f"{number(len(misplaced), 'image')} outside of class folders, not used",
                     where=tuple(misplaced))
         )  # fmt: skip
     if other:
         notes.append(
-            Finding("other", f"{len(other)} files are no images and are not used: {some(other)}", where=tuple(other))
+            Finding(
+                "other", f"{number(len(other), 'file')} that are no images, not used: {some(other)}", where=tuple(other)
+            )
         )
     empty = tuple(domain.name for domain in _folders(root) if not any(listing.get(domain.name, {}).values()))
     problems = []
     if empty:
         problems.append(
             Finding(
-                "domain-empty", f"{len(empty)} folders hold no class folders with images", where=empty,
+                "domain-empty", f"{number(len(empty), 'folder')} without class folders that hold images", where=empty,
                 effect="they would be domains, and loading stops at them: fill them or move them away",
             )
         )  # fmt: skip
@@ -140,14 +142,14 @@ def _compare_names(state: Verification, benchmark: Benchmark) -> None:
     if missing:
         state.problems.append(
             Finding(
-                "missing-domain", f"{len(missing)} domains of {benchmark.name} are missing", where=tuple(missing),
+                "missing-domain", f"{number(len(missing), 'domain')} of {benchmark.name} missing", where=tuple(missing),
                 effect="targets and averages do not compare with published ones; domains are numbered otherwise",
             )
         )  # fmt: skip
     if extra:
         state.problems.append(
             Finding(
-                "extra-domain", f"{len(extra)} domains are not {benchmark.name}'s", where=tuple(extra),
+                "extra-domain", f"{number(len(extra), 'domain')} not of {benchmark.name}", where=tuple(extra),
                 effect="they would train as further source domains, and shift the numbers of the others",
             )
         )  # fmt: skip
@@ -168,7 +170,7 @@ def _compare_names(state: Verification, benchmark: Benchmark) -> None:
         later = sum(name > min(extra) for name in classes if name not in extra)
         state.problems.append(
             Finding(
-                "extra-class", f"{len(extra)} class folders are no classes of {benchmark.name}", where=tuple(extra),
+                "extra-class", f"{number(len(extra), 'class folder')} not of {benchmark.name}", where=tuple(extra),
                 effect=f"the classifier gets {len(classes)} classes for {benchmark.classes}"
                 + (f", and the numbers of {later} classes shift" if later else ""),
             )
@@ -176,7 +178,8 @@ def _compare_names(state: Verification, benchmark: Benchmark) -> None:
     if missing:
         state.problems.append(
             Finding(
-                "missing-class", f"{len(missing)} classes of {benchmark.name} are in no domain", where=tuple(missing),
+                "missing-class", f"{number(len(missing), 'class')} of {benchmark.name} in no domain",
+                where=tuple(missing),
                 effect=f"the task has {len(classes)} classes for {benchmark.classes}: easier than the published one",
             )
         )  # fmt: skip
@@ -218,7 +221,7 @@ def _compare_counts(state: Verification, benchmark: Benchmark) -> None:
         ),
         None,
     )
-    message = f"the number of images differs in {len(different)} of {len(benchmark.domains)} domains"
+    message = f"the number of images differs in {number(len(different), 'domain')} of {len(benchmark.domains)}"
     state.problems.append(
         Finding(
             "count", message + (f"; this is the version that is {known}" if known else ""),
@@ -251,7 +254,8 @@ def _compare_domains(state: Verification) -> None:
         if empty:
             state.problems.append(
                 Finding(
-                    "class-empty", f"domain {domain} has {len(empty)} class folders without images", where=tuple(empty),
+                    "class-empty", f"domain {domain} has {number(len(empty), 'class folder')} without images",
+                    where=tuple(empty),
                     effect="ImageFolder refuses them; domainfusion leaves the class out of this domain",
                 )
             )  # fmt: skip
