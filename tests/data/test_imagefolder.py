@@ -79,6 +79,13 @@ def test_changed_metadata_is_read_again(image_folder: Path, tmp_path: Path) -> N
     after = load_dataset(str(tmp_path / "flat"), CONFIG)
     assert after.fingerprint != before.fingerprint
     assert np.bincount(after.labels).tolist() == [35, 36, 37]
+    # Other names in the same order: no image and no place in the list changes.
+    write_csv(
+        tmp_path / "flat" / "metadata.csv",
+        [{**row, "label": row["label"].replace("cat", "bat"), "domain": row["domain"].upper()} for row in rows],
+    )
+    renamed = load_dataset(str(tmp_path / "flat"), CONFIG)
+    assert (renamed.classes, renamed.domains) == (("bat", "dog", "house"), ("CARTOON", "PHOTO", "SKETCH"))
 
 
 def test_captions_are_not_taken_for_labels(image_folder: Path) -> None:

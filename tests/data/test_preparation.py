@@ -276,8 +276,11 @@ class TestTerraIncognita:
         assert all(data == picture(int(Path(name).stem)) for name, data in found.items())
         twice = len(found) - len({Path(name).name for name in found})
         assert twice > 3
-        assert any(note.endswith("images show two of the classes and are under both, as in DomainBed")
-                   for note in done["notes"])  # fmt: skip
+        listed = {image["file_name"] for part in parts for image in part["images"] if image["location"] != "7"}
+        other = len(listed) - len({Path(name).name for name in found})
+        assert other > 3
+        assert f"left {other} images of the four locations that show none of the ten classes" in done["notes"]
+        assert any("of the classes and are under" in note for note in done["notes"])
 
     def test_missing_images_stop_it_unless_allowed(
         self, source: Path, tmp_path: Path, parts: list[dict[str, Any]]

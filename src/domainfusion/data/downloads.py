@@ -219,9 +219,7 @@ def _load(remote: Remote, part: Path, bar: Any) -> int:
         bar.total = total
         bar.n = have
         bar.refresh()
-        with open(part, "r+b" if have else "wb") as file:
-            file.seek(have)
-            file.truncate()
+        with open(part, "ab" if have else "wb") as file:
             while block := _read(answer):
                 _write(file, block, part)
                 have += len(block)
