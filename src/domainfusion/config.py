@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
+from pydantic_core import ArgsKwargs
 
 from domainfusion.errors import FileError, UsageError
 
@@ -385,6 +386,9 @@ def build_config(kind: type, values: dict[str, Any], origin: str) -> Any:
             near = difflib.get_close_matches(where, _names(kind), n=1, cutoff=0.4)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise UsageError(f"{origin}: unknown option {where!r}{hint}") from None
+        if isinstance(first["input"], ArgsKwargs):  # a rule about several options, which names them itself
+            rule = first["msg"].removeprefix("Value error, ")
+            raise UsageError(f"{origin}: {where}: {rule}" if where else f"{origin}: {rule}") from None
         raise UsageError(f"{origin}: {where} = {first['input']!r}: {first['msg']}") from None
 
 

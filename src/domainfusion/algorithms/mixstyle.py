@@ -92,11 +92,15 @@ def find_stages(backbone: nn.Module, name: str, count: int, size: int) -> list[n
         for module, _ in found
     ]
     was_training = backbone.training
-    with torch.no_grad():
-        backbone.eval()(torch.zeros(1, 3, size, size))
-    backbone.train(was_training)
-    for handle in handles:
-        handle.remove()
+    try:
+        with torch.no_grad():
+            backbone.eval()(torch.zeros(1, 3, size, size))
+    except (AssertionError, RuntimeError) as error:
+        raise UsageError(f"the backbone {name} takes no images of --data.size {size}: {error}") from error
+    finally:
+        backbone.train(was_training)
+        for handle in handles:
+            handle.remove()
     for module, channels in found:
         output = outputs.get(module)
         if not isinstance(output, torch.Tensor) or output.ndim != 4 or output.shape[1] != channels:

@@ -1,5 +1,5 @@
 """Inter-domain mixup: images of different domains, and their labels, mixed (Zhang et al., ICLR 2018, arXiv 1710.09412;
-across domains Wang et al., ICASSP 2020, arXiv 2002.11388, and DomainBed):
+across domains Wang et al., ICASSP 2020, arXiv 2009.05448, and DomainBed):
 
     x̃ = λ·x_i + (1-λ)·x_j,   loss = λ·CE(x̃, y_i) + (1-λ)·CE(x̃, y_j),   λ ~ Beta(α, α),
 

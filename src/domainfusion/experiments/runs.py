@@ -82,9 +82,11 @@ def train_run(data: str, config: TrainConfig, folder: Path, *, progress: bool = 
     algorithm = build_algorithm(context)
     started = time.monotonic()
     done = train(algorithm)
-    load_model(folder, algorithm.classifier)
+    model = load_model(folder, algorithm.classifier)
     result = summarize(algorithm, folder / "predictions.csv")
     result.update(selected_step=done.best_step, steps=done.step, seconds=done.seconds, costs=algorithm.costs())
+    if "average" in model:
+        result["average"] = model["average"]
     algorithm.finish()
     result["wall_seconds"] = time.monotonic() - started
     write_json(folder / "result.json", result)
