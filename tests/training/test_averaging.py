@@ -136,6 +136,15 @@ def test_a_valley_of_known_ends() -> None:
         assert algorithm.classifier.weight.flatten().tolist() == pytest.approx([45, 45])
 
 
+def test_a_loss_at_the_threshold_is_within_the_valley() -> None:
+    average = AverageConfig(method="swad", optimum_patience=1, overfit_patience=1, tolerance_rate=1.0)
+    swad = SWAD(fake_algorithm(average, 4, 4), lambda step: pytest.fail("there is no BatchNorm"))
+    for step in range(1, 5):
+        swad.update(step)
+        assert swad.observe(step, 1.0) == (step == 4)
+    assert (swad.describe()["start"], swad.describe()["end"]) == (1, 4)
+
+
 def test_ema_is_the_recursion_with_warm_up() -> None:
     algorithm = fake_algorithm(AverageConfig(method="ema", decay=0.5), 30, 3)
     expected = algorithm.classifier.weight.detach().double().clone()
