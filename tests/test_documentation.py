@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from domainfusion.cli import COMMANDS
+from domainfusion.commands import TrainCommand, parse
+from domainfusion.config import TrainConfig
+from domainfusion.registry import ALGORITHMS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(p for p in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "src").rglob("*.md")])
@@ -41,3 +45,45 @@ def test_results_have_every_trial_and_their_command(path):
     counts = {len(values) for by_target in found["accuracy"].values() for values in by_target.values()}
     assert len(counts) == 1
     assert counts.pop() >= 1
+
+
+@pytest.mark.parametrize("name", ALGORITHMS.names())
+def test_every_algorithm_has_its_page(name):
+    text = (ROOT / "docs" / "algorithms" / f"{name}.md").read_text(encoding="utf-8")
+    for part in ("**Idea.**", "**Equation", "**Options.**", "**Cost.**", "**When not to use it.**", "**Example.**"):
+        assert part in text, part
+    assert f"--algorithm {name}" in text
+    assert f"({name}.md)" in (ROOT / "docs" / "algorithms" / "README.md").read_text(encoding="utf-8")
+
+
+def documented_training():
+    """(page, arguments) of every `domainfusion train` that a page of an algorithm shows."""
+    for page in sorted((ROOT / "docs" / "algorithms").glob("*.md")):
+        for line in re.findall(r"^    domainfusion train (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE):
+            yield pytest.param(shlex.split(line), id=f"{page.stem}: {line[:40]}")
+
+
+@pytest.mark.parametrize("words", list(documented_training()))
+def test_documented_commands_are_understood(words):
+    command = parse(TrainCommand, words, "domainfusion train")
+    assert command.options.algorithm in ALGORITHMS.names()
+    assert command.output is not None
+
+
+def test_the_pages_name_options_and_defaults_that_exist():
+    """Tables `| `--option` | default | ... |` say what the config says."""
+    checked = 0
+    for page in sorted((ROOT / "docs" / "algorithms").glob("*.md")):
+        for flag, default in re.findall(
+            r"^\| `--([\w.-]+)` \| ([^|]+) \|", page.read_text(encoding="utf-8"), re.MULTILINE
+        ):
+            value = TrainConfig()
+            for name in flag.replace("-", "_").split("."):
+                value = getattr(value, name)
+            if isinstance(value, (int, float)):
+                numerator, _, denominator = default.strip().partition("/")
+                assert value == float(numerator) / float(denominator or 1), f"{page.name}: --{flag}"
+            elif isinstance(value, str):
+                assert value == default.strip(), f"{page.name}: --{flag}"
+            checked += 1
+    assert checked >= 15

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 from pydantic import ValidationError
+from pydantic_core import ArgsKwargs
 
 from domainfusion.config import PretrainConfig, TrainConfig, build_config, load_toml
 from domainfusion.errors import UsageError
@@ -240,6 +241,10 @@ def parse(kind: type[T], words: list[str], prog: str, options: Any = None) -> T:
             raise
         first = cause.errors()[0]
         where = [*group.split(".")[1:], *(part for part in first["loc"] if isinstance(part, str))]
+        if isinstance(first["input"], ArgsKwargs):  # a rule about several options, which names them itself
+            raise UsageError(
+                (f"--{'.'.join(where)}: " if where else "") + first["msg"].removeprefix("Value error, ")
+            ) from None
         raise UsageError(f"--{'.'.join(where).replace('_', '-')} {first['input']}: {first['msg']}") from None
 
 

@@ -9,16 +9,19 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import tomllib
+import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
+from pydantic_core import ArgsKwargs
 
 from domainfusion.errors import FileError, UsageError
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Share = Annotated[float, Field(ge=0, le=1)]
+Part = Annotated[float, Field(gt=0, lt=1)]
 Weight = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -198,6 +201,81 @@ class ZeroShotConfig:
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
+class MixupConfig:
+    """Inter-domain mixup."""
+
+    alpha: Annotated[float, Field(gt=0)] = 0.2
+    """Both parameters of the Beta distribution that mixing weights are drawn from."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class MixStyleConfig:
+    """MixStyle: feature statistics mixed after early stages of the backbone."""
+
+    probability: Share = 0.5
+    """Probability that a stage mixes in a step."""
+    alpha: Annotated[float, Field(gt=0)] = 0.1
+    """Both parameters of the Beta distribution that mixing weights are drawn from."""
+    stages: Count = 3
+    """How many stages mix, from the first (the paper: 3 for classification, 2 for retrieval)."""
+    partner: Literal["any", "other_domain"] = "any"
+    """Whose statistics an image is mixed with: any image's of the batch, or an image's of another domain."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class CoralConfig:
+    """Deep CORAL: domains' feature means and covariances drawn together."""
+
+    weight: Weight = 1.0
+    """Gamma: weight of the mean distance of two domains against cross-entropy."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class GroupDROConfig:
+    """Group DRO: domains weighted by how badly they are doing."""
+
+    eta: Weight = 1e-2
+    """Step size of the domains' weights (0 keeps them equal)."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class RSCConfig:
+    """Representation self-challenging."""
+
+    feature_drop: Part = 1 / 3
+    """Share of an image's features muted: those with the largest gradients."""
+    batch_drop: Part = 1 / 3
+    """Share of the batch whose features are muted: the images whose confidence that hurts most."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class AverageConfig:
+    """Averaging of weights over training, with any algorithm."""
+
+    method: Literal["none", "ema", "swad"] = "none"
+    """none; ema: exponential moving average; swad: mean over a valley of the source-validation loss. swad looks for its
+    valley at the evaluations: give it 30 or more (--evaluations)."""
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """ema: decay in a step, lower in the first steps: (1 + n) / (10 + n) after n of them."""
+    optimum_patience: Count = 3
+    """swad, N_s: the average starts at an evaluation whose loss is the least of this many, itself the first of them."""
+    overfit_patience: Count = 6
+    """swad, N_e: the average ends before this many evaluations in a row with a loss above the threshold."""
+    tolerance_rate: Annotated[float, Field(ge=1)] = 1.3
+    """swad, r: the threshold, as a multiple of the mean loss of the first N_s evaluations (the paper: 1.2 for VLCS)."""
+    bn_batches: Count = 100
+    """swad: training batches that BatchNorm statistics of the averaged weights are measured on."""
+
+    @model_validator(mode="after")
+    def _end_is_found_after_the_start(self) -> AverageConfig:
+        if self.overfit_patience < self.optimum_patience:
+            raise ValueError(
+                f"overfit_patience {self.overfit_patience} is below optimum_patience {self.optimum_patience}"
+            )
+        return self
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class TrainConfig:
     """Options of `domainfusion train`."""
 
@@ -247,6 +325,12 @@ class TrainConfig:
     distill: DistillConfig = dataclasses.field(default_factory=DistillConfig)
     generate: GenerateConfig = dataclasses.field(default_factory=GenerateConfig)
     zero_shot: ZeroShotConfig = dataclasses.field(default_factory=ZeroShotConfig)
+    mixup: MixupConfig = dataclasses.field(default_factory=MixupConfig)
+    mixstyle: MixStyleConfig = dataclasses.field(default_factory=MixStyleConfig)
+    coral: CoralConfig = dataclasses.field(default_factory=CoralConfig)
+    groupdro: GroupDROConfig = dataclasses.field(default_factory=GroupDROConfig)
+    rsc: RSCConfig = dataclasses.field(default_factory=RSCConfig)
+    average: AverageConfig = dataclasses.field(default_factory=AverageConfig)
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> TrainConfig:
@@ -313,16 +397,13 @@ class PretrainConfig:
     """Steps from one saved state, validation and sample sheet to the next."""
 
 
-# The groups of options within a command's: field and class.
-GROUPS = {"data": DataConfig, "distill": DistillConfig, "generate": GenerateConfig, "zero_shot": ZeroShotConfig}
-
-
 def _names(kind: Any, prefix: str = "") -> list[str]:
     names: list[str] = []
+    hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         names.append(prefix + field.name)
-        if field.name in GROUPS:
-            names += _names(GROUPS[field.name], f"{prefix}{field.name}.")
+        if dataclasses.is_dataclass(hints[field.name]):
+            names += _names(hints[field.name], f"{prefix}{field.name}.")
     return names
 
 
@@ -342,6 +423,9 @@ def build_config(kind: type, values: dict[str, Any], origin: str) -> Any:
             near = difflib.get_close_matches(where, _names(kind), n=1, cutoff=0.4)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise UsageError(f"{origin}: unknown option {where!r}{hint}") from None
+        if isinstance(first["input"], ArgsKwargs):  # a rule about several options, which names them itself
+            rule = first["msg"].removeprefix("Value error, ")
+            raise UsageError(f"{origin}: {where}: {rule}" if where else f"{origin}: {rule}") from None
         raise UsageError(f"{origin}: {where} = {first['input']!r}: {first['msg']}") from None
 
 

@@ -73,6 +73,36 @@ ALGORITHMS = Registry(
             "Clark & Jaini, NeurIPS 2023",
             "domainfusion.algorithms.diffusion_net:DiffusionNet",
         ),
+        Entry(
+            "mixup",
+            "images and labels of different domains mixed",
+            "Zhang et al., ICLR 2018; Wang et al., ICASSP 2020",
+            "domainfusion.algorithms.mixup:Mixup",
+        ),
+        Entry(
+            "mixstyle",
+            "feature statistics mixed after early stages of the backbone",
+            "Zhou et al., ICLR 2021",
+            "domainfusion.algorithms.mixstyle:MixStyle",
+        ),
+        Entry(
+            "coral",
+            "feature means and covariances of the domains drawn together",
+            "Sun and Saenko, ECCV 2016 workshops",
+            "domainfusion.algorithms.coral:CORAL",
+        ),
+        Entry(
+            "groupdro",
+            "the domains that do worst weigh most",
+            "Sagawa et al., ICLR 2020",
+            "domainfusion.algorithms.groupdro:GroupDRO",
+        ),
+        Entry(
+            "rsc",
+            "the features that matter most are muted while training",
+            "Huang et al., ECCV 2020",
+            "domainfusion.algorithms.rsc:RSC",
+        ),
     ],
 )
 

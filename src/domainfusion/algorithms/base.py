@@ -73,6 +73,12 @@ class Algorithm(nn.Module, abc.ABC):
     def finish(self) -> None:
         """Called once after training: write pictures to the run's folder, say."""
 
+    def rows_by_domain(self, batch: Batch) -> list[np.ndarray]:
+        """For each source domain, in their order, where in the batch (0 to B-1) its images are."""
+        dataset = self.context.dataset
+        domain_of = dataset.domain_of[batch.rows]
+        return [np.flatnonzero(domain_of == dataset.index_of(domain)) for domain in self.context.split.sources]
+
     def augmented(self, images: np.ndarray, generator: torch.Generator) -> torch.Tensor:
         """(B, 3, S, S) augmented training images in [0, 1] of images (B, S, S, 3) uint8."""
         batch = to_float(torch.from_numpy(np.ascontiguousarray(images)).to(self.context.device))

@@ -112,10 +112,12 @@ def _train(context: Context) -> dict[str, Any]:
     """Train, and what the selected weights came to."""
     algorithm = build_algorithm(context)
     done = train(algorithm)
-    load_model(context.folder, algorithm.classifier)
+    model = load_model(context.folder, algorithm.classifier)
     result = summarize(algorithm, context.folder / "predictions.csv")
     save_calibration(context.folder, algorithm.classifier, context)
     result.update(selected_step=done.best_step, steps=done.step, seconds=done.seconds, costs=algorithm.costs())
+    if "average" in model:
+        result["average"] = model["average"]
     algorithm.finish()
     return result
 

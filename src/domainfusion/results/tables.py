@@ -68,6 +68,10 @@ def run_summary(result: dict[str, Any], folder: str) -> str:
         f"{result['algorithm']} on {result['dataset']}, {result['protocol']} splits, trial {result['trial']}",
         f"source validation  {100 * result['validation_accuracy']:.1f} % (chosen at step {result['selected_step']})",
     ]
+    if "average" in result:
+        average = result["average"]
+        span = f"steps {average['start']} to {average['end']}" if "start" in average else f"{average['weights']} steps"
+        lines.append(f"weights            averaged over {span} ({average['method']})")
     if "target_accuracy" in result:
         lines.append(
             f"target {result['target']:<12}{100 * result['target_accuracy']:.1f} % of {result['test_images']} images"

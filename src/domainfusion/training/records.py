@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from domainfusion.config import TrainConfig
+from domainfusion.config import TrainConfig, plain_values
 from domainfusion.data.benchmarks import canonical_name
 
 ALGORITHM_NAMES = {
     "erm": "ERM", "domainfusion": "DomainFusion", "diffusion_classifier": "DiffusionClassifier",
     "diffusion_net": "DiffusionNet",
+    "mixup": "Mixup", "mixstyle": "MixStyle", "coral": "CORAL",
+    "groupdro": "GroupDRO", "rsc": "RSC",
 }  # fmt: skip
 HYPERPARAMETERS = ("lr", "batch_size", "weight_decay", "dropout", "raw_weight", "distill_weight", "synthetic_weight")
 
@@ -28,9 +31,15 @@ def build_record(
         accuracies: {domain: {"in": share, "out": share}}; a part that was not measured is left out.
     """
     hparams = {name: getattr(config, name) for name in HYPERPARAMETERS} | {"backbone": config.backbone}
+    name = ALGORITHM_NAMES.get(config.algorithm, config.algorithm)
+    if config.average.method != "none":  # a method of its own in every table
+        name += f"+{config.average.method.upper()}"
+        hparams["average"] = plain_values(config.average)
+    if dataclasses.is_dataclass(own := getattr(config, config.algorithm, None)):
+        hparams[config.algorithm] = plain_values(own)
     record: dict[str, Any] = {
         "args": {
-            "algorithm": ALGORITHM_NAMES.get(config.algorithm, config.algorithm), "checkpoint_freq": frequency,
+            "algorithm": name, "checkpoint_freq": frequency,
             "data_dir": data, "dataset": canonical_name(data), "hparams": None, "hparams_seed": 0,
             "holdout_fraction": config.data.holdout_fraction, "output_dir": str(output),
             "save_model_every_checkpoint": False, "seed": config.seed, "skip_model_save": False, "steps": config.steps,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from domainfusion.data.batches import draw_rows
 from domainfusion.errors import TrainingError
 from domainfusion.files import append_json_line, keep_json_lines
 from domainfusion.seeding import seed_hash
+from domainfusion.training.averaging import Averaging, build_averaging
 from domainfusion.training.checkpoint import Progress, load_checkpoint, save_checkpoint, save_model
 from domainfusion.training.evaluation import Evaluation, evaluate
 from domainfusion.training.records import build_record
@@ -49,7 +52,9 @@ def train(algorithm: Algorithm) -> Progress:
     context, config = algorithm.context, algorithm.config
     algorithm.to(context.device)
     optimizer = torch.optim.Adam(algorithm.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    average = build_averaging(algorithm, functools.partial(make_batch, algorithm))
     progress, extra = load_checkpoint(context.folder, algorithm, optimizer)
+    average.restore(extra.pop("average", {}))
     algorithm.restore(extra)
     for name in ("metrics.jsonl", "results.jsonl"):
         keep_json_lines(context.folder / name, lambda record: record["step"] <= progress.step)
@@ -61,6 +66,8 @@ def train(algorithm: Algorithm) -> Progress:
         unit="step", disable=not context.progress,
     )  # fmt: skip
     for step in range(progress.step, config.steps):
+        if average.ended:
+            break
         torch.manual_seed(seed_hash("step", config.seed, step))
         algorithm.before_step(step, step // context.steps_per_epoch)
         algorithm.train()
@@ -79,6 +86,7 @@ def train(algorithm: Algorithm) -> Progress:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        average.update(step + 1)
         for name, value in terms.items():
             sums[name] = sums.get(name, 0.0) + value.item()
         bar.update()
@@ -88,9 +96,10 @@ def train(algorithm: Algorithm) -> Progress:
             step_time = (seconds - progress.seconds) / (done - progress.step)
             means = {name: total / (done - progress.step) for name, total in sums.items()}
             progress = _evaluate_and_save(
-                algorithm, optimizer, dataclasses.replace(progress, seconds=seconds), done, means, step_time
+                algorithm, optimizer, average, dataclasses.replace(progress, seconds=seconds), done, means, step_time
             )
-            bar.set_postfix(validation=f"{progress.best_validation:.1%}")
+            if progress.best_step:
+                bar.set_postfix(validation=f"{progress.best_validation:.1%}")
             sums = {}
     bar.close()
     return progress
@@ -112,56 +121,81 @@ def accuracy_on(algorithm: Algorithm, rows: np.ndarray) -> float:
     return evaluate(algorithm.predict, context.dataset, rows, device=context.device, dtype=context.dtype).accuracy
 
 
-def _evaluate_and_save(
-    algorithm: Algorithm, optimizer: torch.optim.Optimizer, progress: Progress, done: int, means: dict[str, float],
-    step_time: float,
-) -> Progress:  # fmt: skip
-    """Training-domain validation: the checkpoint with the best mean accuracy over the source domains is the model."""
+def measure(algorithm: Algorithm, done: int, kept: int) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
+    """What the present weights are worth: fields of a record, and {domain: {"in", "out"}: accuracy}.
+
+    Raises `TrainingError` naming the steps `done` and the checkpoint `kept` where the outputs are not finite.
+    """
     context, config = algorithm.context, algorithm.config
     found = validate(algorithm)
     if not all(math.isfinite(value.loss) for value in found.values()):
         raise TrainingError(
-            f"the model's outputs are not finite after step {done - 1}; the checkpoint of step {progress.step} is "
+            f"the model's outputs are not finite after step {done - 1}; the checkpoint of step {kept} is "
             f"kept. Lower --lr (now {config.lr:g}), or use --precision float32, with another --output"
         )
-    accuracy = float(np.mean([value.accuracy for value in found.values()]))
-    record = {
-        "step": done, "epoch": round(done / context.steps_per_epoch, 3), "seconds": round(progress.seconds, 3),
-        "lr": learning_rate(done - 1, config.steps, config.lr), **means, "validation_accuracy": accuracy,
+    measured: dict[str, Any] = {
+        "validation_accuracy": float(np.mean([value.accuracy for value in found.values()])),
         "validation_loss": float(np.mean([value.loss for value in found.values()])),
         "validation": {domain: value.accuracy for domain, value in found.items()},
-    }  # fmt: skip
+    }
     shares = {domain: {"out": value.accuracy} for domain, value in found.items()}
     if config.target is not None:  # written down for curves and records; never used to choose anything
         shares[config.target] = {
             "in": accuracy_on(algorithm, context.split.test), "out": accuracy_on(algorithm, context.split.oracle)
         }  # fmt: skip
-        record["target_accuracy"] = shares[config.target]["in"]
+        measured["target_accuracy"] = shares[config.target]["in"]
     if config.evaluate_training:
         for domain, rows in context.split.train.items():
             shares[domain]["in"] = accuracy_on(algorithm, rows)
+    return measured, shares
+
+
+def _evaluate_and_save(
+    algorithm: Algorithm, optimizer: torch.optim.Optimizer, average: Averaging, progress: Progress, done: int,
+    means: dict[str, float], step_time: float,
+) -> Progress:  # fmt: skip
+    """Training-domain validation: the checkpoint with the best mean accuracy over the source domains is the model.
+
+    What is measured and saved are the weights that `average` applies. SWAD applies none until its average is complete,
+    which then is the model; `results.jsonl` has records of what may become the model only.
+    """
+    context, config = algorithm.context, algorithm.config
+    with average.applied():
+        measured, shares = measure(algorithm, done, progress.step)
+    record = {
+        "step": done, "epoch": round(done / context.steps_per_epoch, 3), "seconds": round(progress.seconds, 3),
+        "lr": learning_rate(done - 1, config.steps, config.lr), **means, **measured,
+    }  # fmt: skip
+    if average.observe(done, measured["validation_loss"]):
+        with average.applied():
+            measured, shares = measure(algorithm, done, progress.step)
+        record["average"] = average.describe() | measured
     append_json_line(context.folder / "metrics.jsonl", record)
-    append_json_line(
-        context.folder / "results.jsonl",
-        build_record(
-            config, context.dataset.name, context.dataset.domains, shares, output=context.folder, step=done,
-            epoch=done / context.steps_per_epoch, loss=sum(means.values()), step_time=step_time,
-            frequency=max(1, config.steps // config.evaluations),
-        ),
-    )  # fmt: skip
     progress = dataclasses.replace(progress, step=done)
-    if accuracy >= progress.best_validation:
-        progress = dataclasses.replace(progress, best_validation=accuracy, best_step=done)
-        save_model(context.folder, algorithm.classifier, describe_model(context, done))
-    save_checkpoint(context.folder, algorithm, optimizer, progress, algorithm.costs())
+    if average.ready:
+        append_json_line(
+            context.folder / "results.jsonl",
+            build_record(
+                config, context.dataset.name, context.dataset.domains, shares, output=context.folder, step=done,
+                epoch=done / context.steps_per_epoch, loss=sum(means.values()), step_time=step_time,
+                frequency=max(1, config.steps // config.evaluations),
+            ),
+        )  # fmt: skip
+    if average.ready and measured["validation_accuracy"] >= progress.best_validation:
+        progress = dataclasses.replace(progress, best_validation=measured["validation_accuracy"], best_step=done)
+        with average.applied():
+            save_model(context.folder, algorithm.classifier, describe_model(context, done, average.describe()))
+    state = {"average": average.state()} if average.method != "none" else {}
+    save_checkpoint(context.folder, algorithm, optimizer, progress, algorithm.costs() | state)
     return progress
 
 
-def describe_model(context: Context, step: int) -> dict[str, object]:
-    """What a user of the weights needs to know."""
+def describe_model(context: Context, step: int, average: dict[str, Any]) -> dict[str, Any]:
+    """What a user of the weights needs to know, and what `average` they are, if any."""
     config = context.config
     return {
         "backbone": config.backbone, "classes": list(context.dataset.classes), "size": context.dataset.size,
         "dropout": config.dropout, "algorithm": config.algorithm, "target": config.target, "trial": config.trial,
         "sources": list(context.split.sources), "dataset": context.dataset.name, "step": step,
+        **({"average": average} if average else {}),
     }  # fmt: skip
