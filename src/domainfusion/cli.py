@@ -1,6 +1,6 @@
 """The command line. Each command's options, and its imports, are read only when it is called.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 asked to stop (SIGTERM).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from domainfusion.errors import DomainFusionError, UsageError, unknown_name
+from domainfusion.errors import DomainFusionError, Interrupted, UsageError, unknown_name
 
 COMMANDS = {
     "demo": "train ERM and DomainFusion on the embedded benchmark and show both",
@@ -82,6 +82,8 @@ def run(arguments: Sequence[str]) -> int:
         return int(getattr(commands, words[0].replace("-", "_"))(words[1:]) or 0)
     except UsageError as error:
         return _fail(error, 2, debug)
+    except Interrupted as error:
+        return _fail(error, 128 + error.number, debug)
     except DomainFusionError as error:
         return _fail(error, 1, debug)
     except BrokenPipeError:  # whoever read the output has seen enough

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -28,6 +29,15 @@ class TrainingError(DomainFusionError):
 
 class FileError(DomainFusionError):
     """A file of a run that is missing, truncated or altered, or a folder that cannot be written."""
+
+
+class Interrupted(DomainFusionError):
+    """Asked to stop by a signal, `number`, and everything is saved; the command line exits with 128 + number."""
+
+    def __init__(self, number: int) -> None:
+        name = signal.Signals(number).name
+        super().__init__(f"stopped by {name}; everything is saved, the same command goes on from here")
+        self.number = number
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:

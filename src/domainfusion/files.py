@@ -72,6 +72,32 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Keep other processes out of `folder` for the length of the block.
+
+    Raises `FileError` naming the process that is at work there.
+    """
+    make_folder(folder)
+    try:
+        file = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (the block's own errors are not the lock's)
+    except OSError as error:
+        raise FileError(f"cannot write in {folder}: {error.strerror}; choose another folder with --output") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise FileError(
+                f"process {file.read().strip() or 'unknown'} is at work in {folder}: wait for it, or choose another "
+                "--output"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
 def reserve(path: Path, size: int) -> None:
     """Reserve `size` bytes of disk for the file `path`, made if missing.
 

@@ -4,7 +4,9 @@ import csv
 import dataclasses
 import json
 import math
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from domainfusion.algorithms.base import Batch
 from domainfusion.algorithms.classifier import build_classifier
 from domainfusion.algorithms.erm import ERM
 from domainfusion.config import DataConfig, TrainConfig
-from domainfusion.errors import FileError, TrainingError, UsageError
+from domainfusion.errors import FileError, Interrupted, TrainingError, UsageError
 from domainfusion.experiments.runs import build_algorithm, build_context, train_run
 from domainfusion.files import read_json, read_json_lines
 from domainfusion.results.collect import collect
@@ -130,7 +132,7 @@ def test_the_folder_of_a_run_tells_all(image_folder: Path, whole: Path) -> None:
     assert names == {
         "config.toml", "environment.json", "data.json", "metrics.jsonl", "result.json", "predictions.csv",
         "results.jsonl", "done", "model.safetensors", "model.json", "checkpoints/last.safetensors",
-        "checkpoints/previous.safetensors", "calibration.json",
+        "checkpoints/previous.safetensors", "calibration.json", ".lock",
     }  # fmt: skip
     records = read_json_lines(whole / "metrics.jsonl")
     assert [record["step"] for record in records] == [2, 4, 6, 8]
@@ -171,6 +173,25 @@ class TestResume:
             train_until(image_folder, tmp_path / "killed", step)
         run(image_folder, tmp_path / "killed")
         assert_same_run(tmp_path / "killed", whole)
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    @pytest.mark.parametrize("step", [0, 5, 6])
+    def test_a_signal_saves_the_step_at_hand(
+        self, image_folder: Path, tmp_path: Path, whole: Path, number: signal.Signals, step: int
+    ) -> None:
+        def before_step(self: ERM, now: int, epoch: int) -> None:
+            if now == step:
+                os.kill(os.getpid(), number)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ERM, "before_step", before_step)
+            with pytest.raises(Interrupted, match=f"stopped by {number.name}; everything is saved") as caught:
+                run(image_folder, tmp_path / "stopped")
+        assert caught.value.number == number
+        saved = load_state(tmp_path / "stopped" / "checkpoints" / "last.safetensors")
+        assert saved["progress"]["step"] == step + 1  # the step during which it came is made, none after it
+        run(image_folder, tmp_path / "stopped")
+        assert_same_run(tmp_path / "stopped", whole)
 
     def test_dropout_and_augmentation_resume_too(self, image_folder: Path, tmp_path: Path) -> None:
         run(image_folder, tmp_path / "whole", dropout=0.5, steps=4, evaluations=2)

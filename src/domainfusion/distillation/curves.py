@@ -31,6 +31,7 @@ from domainfusion.distillation.corruption import degrade
 from domainfusion.distillation.slopes import Draws, SlopeEstimator, draw
 from domainfusion.errors import FileError
 from domainfusion.files import cache_folder, hash_of, locked, make_folder
+from domainfusion.interruption import check
 from domainfusion.seeding import seed_hash
 from domainfusion.tensors import load_state, save_state
 
@@ -157,6 +158,7 @@ class CurveStore:
             ]
             self.write_shard(int(number), mine, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
             bar.update(len(mine))
+            check()
         bar.close()
         return self.load()
 

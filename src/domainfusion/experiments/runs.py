@@ -23,7 +23,8 @@ from domainfusion.data.splits import build_split
 from domainfusion.diffusion.ldm import choose_dtype
 from domainfusion.errors import UsageError
 from domainfusion.experiments.zero_shot import classify_parts, describe_accuracy, write_record
-from domainfusion.files import hash_of_file, make_folder, read_json, write_json, write_text
+from domainfusion.files import exclusive, hash_of_file, read_json, write_json, write_text
+from domainfusion.interruption import stoppable
 from domainfusion.registry import ALGORITHMS
 from domainfusion.training.calibration import calibrate
 from domainfusion.training.checkpoint import load_model
@@ -72,10 +73,10 @@ def train_run(data: str, config: TrainConfig, folder: Path, *, progress: bool = 
 
     A zero-shot algorithm is not trained, only evaluated on what a trained one is tested on.
 
-    Raises `UsageError` where the folder holds a run with other options.
+    Raises `UsageError` where the folder holds a run with other options, `FileError` where another process is at work
+    in it, `Interrupted` where a signal asks to stop, when everything is saved.
     """
     ALGORITHMS.get(config.algorithm)
-    make_folder(folder)
     _refuse_other_options(folder, data, config)
     context = build_context(data, config, folder, progress)
     described = describe_data(data, context)
@@ -83,6 +84,13 @@ def train_run(data: str, config: TrainConfig, folder: Path, *, progress: bool = 
         raise UsageError(f"the images of {data} have changed since the run in {folder} began; choose another --output")
     if (folder / "result.json").exists():
         return read_json(folder / "result.json")
+    with exclusive(folder), stoppable():
+        return _run(data, context, described)
+
+
+def _run(data: str, context: Context, described: dict[str, Any]) -> dict[str, Any]:
+    """Train, in a folder that is ours alone."""
+    config, folder = context.config, context.folder
     for note in context.dataset.notes:
         print(f"note: {note}", file=sys.stderr)
     write_text(folder / "config.toml", f"# domainfusion train {data!r}\n{to_toml(config)}")

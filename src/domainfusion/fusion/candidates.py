@@ -23,6 +23,7 @@ from domainfusion.diffusion.image_to_image import image_to_image
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.prompts import compose_prompts
 from domainfusion.files import cache_folder, hash_of, locked, make_folder, reserve
+from domainfusion.interruption import check
 from domainfusion.seeding import derive_numpy_rng, seed_hash
 
 # Raised when the sampler itself changes, so that candidates of an older one are not taken for its own.
@@ -102,6 +103,7 @@ def candidates_of(
         if cache is not None and not missing.all():
             found[~missing] = cache.images[rows[part][~missing]]
         bar.update(len(recipes))
+        check()
         yield part, recipes, found
     bar.close()
 

@@ -14,13 +14,33 @@ from tqdm import tqdm
 
 from domainfusion.algorithms.base import Algorithm, Batch, Context
 from domainfusion.data.batches import draw_rows
-from domainfusion.errors import TrainingError
+from domainfusion.errors import Interrupted, TrainingError
 from domainfusion.files import append_json_line, keep_json_lines
+from domainfusion.interruption import check
 from domainfusion.seeding import seed_hash
 from domainfusion.training.averaging import Averaging, build_averaging
 from domainfusion.training.checkpoint import Progress, load_checkpoint, save_checkpoint, save_model
 from domainfusion.training.evaluation import Evaluation, evaluate
 from domainfusion.training.records import build_record
+
+
+@dataclasses.dataclass
+class Meter:
+    """Losses since the last evaluation."""
+
+    steps: int = 0
+    seconds: float = 0.0  # of the run when that evaluation was
+    totals: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def add(self, terms: dict[str, torch.Tensor]) -> None:
+        """Count a step."""
+        self.steps += 1
+        for name, value in terms.items():
+            self.totals[name] = self.totals.get(name, 0.0) + value.item()
+
+    def means(self) -> dict[str, float]:
+        """Each term's mean over the steps."""
+        return {name: total / self.steps for name, total in self.totals.items()}
 
 
 def learning_rate(step: int, steps: int, lr: float) -> float:
@@ -47,7 +67,8 @@ def make_batch(algorithm: Algorithm, step: int) -> Batch:
 def train(algorithm: Algorithm) -> Progress:
     """Train to the last step, from the run folder's checkpoint where there is one.
 
-    Raises `TrainingError` naming the step where the loss is not finite; the last checkpoint is kept.
+    Raises `TrainingError` naming the step where the loss is not finite (the last checkpoint is kept), and `Interrupted`
+    where a signal asks to stop, when a checkpoint of the present step is written.
     """
     context, config = algorithm.context, algorithm.config
     algorithm.to(context.device)
@@ -55,11 +76,12 @@ def train(algorithm: Algorithm) -> Progress:
     average = build_averaging(algorithm, functools.partial(make_batch, algorithm))
     progress, extra = load_checkpoint(context.folder, algorithm, optimizer)
     average.restore(extra.pop("average", {}))
+    meter = Meter(**extra.pop("meter", {"seconds": progress.seconds}))
     algorithm.restore(extra)
+    evaluated = progress.step - meter.steps  # records up to here are kept
     for name in ("metrics.jsonl", "results.jsonl"):
-        keep_json_lines(context.folder / name, lambda record: record["step"] <= progress.step)
+        keep_json_lines(context.folder / name, lambda record: record["step"] <= evaluated)
     due = evaluation_steps(config.steps, config.evaluations)
-    sums: dict[str, float] = {}
     clock, before = time.monotonic(), progress.seconds
     bar = tqdm(
         total=config.steps, initial=progress.step, desc=f"{config.algorithm}, target {config.target or 'none'}",
@@ -68,8 +90,14 @@ def train(algorithm: Algorithm) -> Progress:
     for step in range(progress.step, config.steps):
         if average.ended:
             break
-        torch.manual_seed(seed_hash("step", config.seed, step))
-        algorithm.before_step(step, step // context.steps_per_epoch)
+        try:
+            check()
+            torch.manual_seed(seed_hash("step", config.seed, step))
+            algorithm.before_step(step, step // context.steps_per_epoch)
+        except Interrupted:
+            stopped = dataclasses.replace(progress, step=step, seconds=before + time.monotonic() - clock)
+            save(algorithm, optimizer, average, stopped, meter)
+            raise
         algorithm.train()
         batch = make_batch(algorithm, step)
         for group in optimizer.param_groups:
@@ -87,20 +115,15 @@ def train(algorithm: Algorithm) -> Progress:
         loss.backward()
         optimizer.step()
         average.update(step + 1)
-        for name, value in terms.items():
-            sums[name] = sums.get(name, 0.0) + value.item()
+        meter.add(terms)
         bar.update()
         done = step + 1
         if done in due:
-            seconds = before + time.monotonic() - clock
-            step_time = (seconds - progress.seconds) / (done - progress.step)
-            means = {name: total / (done - progress.step) for name, total in sums.items()}
-            progress = _evaluate_and_save(
-                algorithm, optimizer, average, dataclasses.replace(progress, seconds=seconds), done, means, step_time
-            )
+            progress = dataclasses.replace(progress, seconds=before + time.monotonic() - clock)
+            progress = _evaluate_and_save(algorithm, optimizer, average, progress, done, meter)
+            meter = Meter(seconds=progress.seconds)
             if progress.best_step:
                 bar.set_postfix(validation=f"{progress.best_validation:.1%}")
-            sums = {}
     bar.close()
     return progress
 
@@ -152,7 +175,7 @@ def measure(algorithm: Algorithm, done: int, kept: int) -> tuple[dict[str, Any],
 
 def _evaluate_and_save(
     algorithm: Algorithm, optimizer: torch.optim.Optimizer, average: Averaging, progress: Progress, done: int,
-    means: dict[str, float], step_time: float,
+    meter: Meter,
 ) -> Progress:  # fmt: skip
     """Training-domain validation: the checkpoint with the best mean accuracy over the source domains is the model.
 
@@ -160,6 +183,7 @@ def _evaluate_and_save(
     which then is the model; `results.jsonl` has records of what may become the model only.
     """
     context, config = algorithm.context, algorithm.config
+    means = meter.means()
     with average.applied():
         measured, shares = measure(algorithm, done, progress.step)
     record = {
@@ -177,7 +201,8 @@ def _evaluate_and_save(
             context.folder / "results.jsonl",
             build_record(
                 config, context.dataset.name, context.dataset.domains, shares, output=context.folder, step=done,
-                epoch=done / context.steps_per_epoch, loss=sum(means.values()), step_time=step_time,
+                epoch=done / context.steps_per_epoch, loss=sum(means.values()),
+                step_time=(progress.seconds - meter.seconds) / meter.steps,
                 frequency=max(1, config.steps // config.evaluations),
             ),
         )  # fmt: skip
@@ -185,9 +210,18 @@ def _evaluate_and_save(
         progress = dataclasses.replace(progress, best_validation=measured["validation_accuracy"], best_step=done)
         with average.applied():
             save_model(context.folder, algorithm.classifier, describe_model(context, done, average.describe()))
-    state = {"average": average.state()} if average.method != "none" else {}
-    save_checkpoint(context.folder, algorithm, optimizer, progress, algorithm.costs() | state)
+    save(algorithm, optimizer, average, progress, Meter(seconds=progress.seconds))
     return progress
+
+
+def save(
+    algorithm: Algorithm, optimizer: torch.optim.Optimizer, average: Averaging, progress: Progress, meter: Meter
+) -> None:
+    """Write the checkpoint that `train` goes on from."""
+    extra: dict[str, Any] = {**algorithm.costs(), "meter": dataclasses.asdict(meter)}
+    if average.method != "none":
+        extra["average"] = average.state()
+    save_checkpoint(algorithm.context.folder, algorithm, optimizer, progress, extra)
 
 
 def describe_model(context: Context, step: int, average: dict[str, Any]) -> dict[str, Any]:
