@@ -96,6 +96,29 @@ def image_folder_lacking_class(make_image_folder: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished ERM run on `images` beside it, target `sketch` held out; tests only read or copy it."""
+    from domainfusion.config import DataConfig, TrainConfig
+    from domainfusion.experiments.runs import train_run
+
+    root = tmp_path_factory.mktemp("trained")
+    write_image_folder(root / "images")
+    for d, domain in enumerate(DOMAINS):  # a third of the labels are wrong, so that no confidence of 100 % is right
+        for c, name in enumerate(CLASSES):
+            for number in range(0, IMAGES_PER_CLASS, 3):
+                picture = draw(d, (c + 1) % len(CLASSES), 100 + number)
+                Image.fromarray(picture).save(root / "images" / domain / name / f"{number:02d}.png")
+    config = TrainConfig(
+        algorithm="erm", target="sketch", steps=40, evaluations=2, batch_size=8, backbone="test_resnet",
+        precision="float32", device="cpu", data=DataConfig(size=32, crop=1, flip=False, jitter=0, grayscale=0),
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DOMAINFUSION_CACHE", str(root / "cache"))
+        train_run(str(root / "images"), config, root / "run", progress=False)
+    return root / "run"
+
+
+@pytest.fixture(scope="session")
 def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a real, untrained Stable-Diffusion pipeline: 16x16 images, latents 4x8x8, prompts of 12 tokens x 32.
 

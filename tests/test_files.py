@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from domainfusion.errors import FileError
 from domainfusion.files import (
     append_json_line,
+    append_whole_lines,
     atomic_path,
     cache_folder,
     hash_of,
@@ -205,3 +207,20 @@ def test_a_lock_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "lock").mkdir()
     with pytest.raises(FileError, match=r"cannot lock .*lock: Is a directory"), locked(tmp_path / "lock"):
         pass
+
+
+def test_writers_at_the_same_time_lose_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"a": 1}\n{"cut')
+
+    def write(writer: int) -> None:
+        for number in range(25):
+            append_whole_lines(path, [{"writer": writer, "number": number, "long": "x" * 5000}])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    records = read_json_lines(path)
+    assert records[0] == {"a": 1}
+    assert {(r["writer"], r["number"]) for r in records[1:]} == {(w, n) for w in range(4) for n in range(25)}
+    assert len(records) == 101
+    assert path.read_text().endswith("\n")

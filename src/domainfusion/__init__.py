@@ -20,6 +20,7 @@ _OFFERED = {
     "LatentDiffusion": "domainfusion.diffusion.ldm",
     "image_to_image": "domainfusion.diffusion.image_to_image",
     "train_run": "domainfusion.experiments.runs",
+    "load": "domainfusion.model",
     "run_benchmark": "domainfusion.experiments.benchmark",
 }
 

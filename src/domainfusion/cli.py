@@ -19,12 +19,15 @@ COMMANDS = {
     "train": "train one classifier",
     "benchmark": "train algorithms on every target domain and trial; table of accuracies",
     "evaluate": "accuracy of a finished run, by class",
+    "predict": "labels and confidences of new images, by a run's model or an exported one",
+    "export": "a model as a folder for timm and domainfusion.load, or as an ONNX file",
     "collect": "tables from folders of runs, DomainBed's and SWAD's too",
     "report": "one HTML file from finished runs",
     "pretrain": "train a small latent diffusion model from captioned images",
     "distill": "tabulate the slopes of latent distillation for a data set",
     "judge": "measure what an LDM is worth for DomainFusion on a data set",
     "data": "data splits DATA: which images train and which are held out",
+    "doctor": "what this machine can do, and how long and how large a planned run would be",
     "list": "list algorithms, datasets, backbones or ldms",
 }
 

@@ -122,6 +122,22 @@ def append_json_line(path: Path, record: dict[str, Any]) -> None:
         file.flush()
 
 
+def append_whole_lines(path: Path, records: list[dict[str, Any]]) -> None:
+    """Append `records` to `path` as lines of JSON, flushed to disk, while no other process does.
+
+    A last line that a kill cut short is removed first: what is appended never joins it.
+    """
+    with locked(path.with_name(f".{path.name}.lock")), open(path, "ab+") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        if end and file.read(1) != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+        file.write("".join(json.dumps(record, sort_keys=True) + "\n" for record in records).encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The records of `path`; a last line cut short by a kill is left out, a broken earlier one is an error."""
     if not path.exists():

@@ -91,6 +91,18 @@ ALGORITHMS = Registry(
             "Huang et al., ECCV 2020",
             "domainfusion.algorithms.rsc:RSC",
         ),
+        Entry(
+            "diffusion_classifier",
+            "zero-shot: the class whose prompt predicts the noise best, in stages; nothing is trained",
+            "Li et al., ICCV 2023",
+            "domainfusion.algorithms.diffusion_classifier:DiffusionClassifier",
+        ),
+        Entry(
+            "diffusion_net",
+            "zero-shot: the class whose prompt restores the image best, pruned by paired t-tests; nothing is trained",
+            "Clark & Jaini, NeurIPS 2023",
+            "domainfusion.algorithms.diffusion_net:DiffusionNet",
+        ),
     ],
 )
 

@@ -397,6 +397,15 @@ def test_select_keeps_rows_together() -> None:
     assert chosen.weight.tolist() == [1.0, 4.0]
 
 
+def test_versatile_styles_know_half_of_the_categories() -> None:
+    images = np.zeros((8, 2, 2, 3), dtype=np.uint8)
+    category = ["cat", "dog", "", "cat", "cat", "cow", "hen", ""]
+    style = ["oil", "oil", "wax", "wax", "pen", "pen", "pen", "ink"]
+    corpus = Corpus(images, ["x"] * 8, category, style, np.ones(8))
+    assert corpus.versatile_styles == ["oil", "pen"]  # two and three of four; wax knows one, ink none
+    assert Corpus(images, ["x"] * 8, [""] * 8, style, np.ones(8)).versatile_styles == ["ink", "oil", "pen", "wax"]
+
+
 def test_load_corpus_reads_folder_and_npz_alike(corpus_folder: Path, tmp_path: Path) -> None:
     corpus = load_corpus(corpus_folder, SIZE)
     assert np.array_equal(corpus.images[7], square_image(7))

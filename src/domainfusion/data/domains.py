@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from domainfusion.config import DataConfig
@@ -131,12 +131,7 @@ def load_folder(root: Path, config: DataConfig) -> MultiDomainDataset:
                 f"{', '.join(missing[:8])}{' ...' if len(missing) > 8 else ''}; labels go by name and do not shift"
             )
     files = [(d, c, path) for d in domains for c in sorted(listing[d]) for path in listing[d][c]]
-    stats = [path.stat() for _, _, path in files]
-    signature = [
-        [path.relative_to(root).as_posix(), s.st_size, s.st_mtime_ns]
-        for (_, _, path), s in zip(files, stats, strict=True)
-    ]
-    address = hash_of([signature, config.size, config.bad_images, CACHE_FORMAT])
+    address = folder_address(root, [path for _, _, path in files], config)
     folder = cache_folder() / "images" / address
 
     def build(target: Path) -> None:
@@ -177,6 +172,15 @@ def load_folder(root: Path, config: DataConfig) -> MultiDomainDataset:
         if number not in present:
             raise DataError(f"domain {domain} of {root} has no readable image")
     return _dataset(root.resolve().name, address, index, images, (), tuple(notes))
+
+
+def folder_address(root: Path, files: list[Path], config: DataConfig) -> str:
+    """The hash under which the decoded images of a folder are cached: paths, sizes, times, and the working size."""
+    stats = [path.stat() for path in files]
+    signature = [
+        [path.relative_to(root).as_posix(), s.st_size, s.st_mtime_ns] for path, s in zip(files, stats, strict=True)
+    ]
+    return hash_of([signature, config.size, config.bad_images, CACHE_FORMAT])
 
 
 def list_folder(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str]]:
@@ -220,11 +224,14 @@ def read_image(path: Path, size: int) -> np.ndarray:
             with Image.open(path) as image:
                 if image.format == "JPEG":  # decode at a fraction of the size: much faster for photographs
                     image.draft("RGB", (2 * size, 2 * size))
-                from PIL import ImageOps
-
-                return _resized(ImageOps.exif_transpose(image), size)
+                return prepare_image(image, size)
     except Exception as error:  # Pillow's plugins raise whatever their formats make them
         raise DataError(f"{path} cannot be read as an image ({type(error).__name__}: {error})") from error
+
+
+def prepare_image(image: Image.Image, size: int) -> np.ndarray:
+    """An opened image as training sees it: (size, size, 3) uint8, upright, transparency on white, RGB."""
+    return _resized(ImageOps.exif_transpose(image), size)
 
 
 def _resized(image: Image.Image, size: int) -> np.ndarray:

@@ -51,6 +51,19 @@ class Corpus:
         return sorted({style for style in self.style if style})
 
     @property
+    def versatile_styles(self) -> list[str]:
+        """The styles in which at least half of the categories are drawn (all styles, where there are no categories).
+
+        A prompt that joins a class with a style the class was hardly ever drawn in asks for what the LDM has not seen.
+        """
+        categories = {category for category in self.category if category}
+        drawn: dict[str, set[str]] = {style: set() for style in self.styles}
+        for style, category in zip(self.style, self.category, strict=True):
+            if style and category:
+                drawn[style].add(category)
+        return [style for style, known in drawn.items() if 2 * len(known) >= len(categories)]
+
+    @property
     def held_out(self) -> np.ndarray:
         """(N,) bool: about 2 % of the images, chosen by a hash of their pixels, that no training step sees.
 

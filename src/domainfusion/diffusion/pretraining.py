@@ -41,7 +41,7 @@ def pretrain(corpus_path: Path, config: PretrainConfig, folder: Path) -> Path:
     tokenizer = load_or_fit_tokenizer(corpus, config, folder)
     denoiser = build_denoiser(tokenizer, config)
     denoiser = train_denoiser(corpus, vae, tokenizer, denoiser, config, folder, sample_prompts(corpus))
-    return save_pipeline(vae, tokenizer, denoiser, corpus.styles, folder / "pipeline")
+    return save_pipeline(vae, tokenizer, denoiser, corpus.versatile_styles, folder / "pipeline")
 
 
 # What may change when a training is resumed: how long and how fast, not what.
@@ -128,7 +128,7 @@ def sample_prompts(corpus: Corpus, count: int = 16) -> list[str]:
 def save_pipeline(
     vae: AutoencoderKL, tokenizer: CLIPTokenizer, denoiser: Denoiser, styles: list[str], target: Path
 ) -> Path:
-    """Write the pipeline, and the style words it was captioned with (`styles.json`).
+    """Write the pipeline, and the style words that prompts may name (`styles.json`).
 
     U-Net and autoencoder are written in half precision. The text encoder, few of the bytes, stays in single:
     transformers loads a file in the type it was written in, diffusers in float32, and a pipeline of both types does

@@ -37,7 +37,7 @@ from domainfusion.tensors import load_state, save_state
 # Dense where slopes bend: near p = 0 little of the image is left, and the slope changes fastest.
 GRID = (0.02, 0.05, 0.1, 0.16, 0.24, 0.35, 0.5, 0.65, 0.8, 1.0)
 SHARD = 64  # rows in a file
-FORMAT = 1  # raised when the computation changes, so that an older table is not taken for a new one
+FORMAT = 2  # raised when the computation changes, so that an older table is not taken for a new one
 # Options that decide what a slope is; the others decide how it is used.
 SHAPING = ("curve_of", "curve_samples", "curve_rounds", "curve_tolerance", "residual", "guidance", "corruption",
            "weighting", "min_timestep", "max_timestep")  # fmt: skip

@@ -29,12 +29,17 @@ class Draws:
 
 
 def draw(ldm: LatentDiffusion, count: int, size: int, config: DistillConfig, generator: torch.Generator) -> Draws:
-    """Draws for `count` images of `size` pixels: t stratified over the range, independent for each image."""
+    """Draws for `count` images of `size` pixels: t stratified over the range, independent for each image.
+
+    Every second stratum takes the mirror image of its neighbour's place: what the slope has of a trend in t cancels
+    between the two, and each t is still uniform in its stratum.
+    """
     low = config.min_timestep * (ldm.num_train_timesteps - 1)
     high = config.max_timestep * (ldm.num_train_timesteps - 1)
-    strata = (torch.arange(config.samples).view(-1, 1) + torch.rand(config.samples, count, generator=generator)) / (
-        config.samples
-    )
+    place = torch.rand(config.samples, count, generator=generator)
+    paired = config.samples // 2 * 2
+    place[1:paired:2] = 1 - place[0:paired:2]
+    strata = (torch.arange(config.samples).view(-1, 1) + place) / config.samples
     timesteps = (low + strata * (high - low)).round().long()
     side = size // ldm.latent_factor
     channels = ldm.unet.config.in_channels

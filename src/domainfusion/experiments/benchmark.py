@@ -36,7 +36,9 @@ def run_benchmark(
     for target in chosen:
         dataset.index_of(target)
     accuracy: dict[str, dict[str, list[float]]] = {name: {target: [] for target in chosen} for name in algorithms}
-    validation: dict[str, dict[str, list[float]]] = {name: {target: [] for target in chosen} for name in algorithms}
+    validation: dict[str, dict[str, list[float | None]]] = {
+        name: {target: [] for target in chosen} for name in algorithms
+    }
     seconds: dict[str, list[float]] = {name: [] for name in algorithms}
     protocol = ""
     for trial in trials:
@@ -47,7 +49,8 @@ def run_benchmark(
                 )
                 result = train_run(data, run_config, folder / algorithm / target / f"trial-{trial}")
                 accuracy[algorithm][target].append(round(100 * result["target_accuracy"], 3))
-                validation[algorithm][target].append(round(100 * result["validation_accuracy"], 3))
+                validated = result["validation_accuracy"]  # none where nothing was chosen: zero-shot classifiers
+                validation[algorithm][target].append(None if validated is None else round(100 * validated, 3))
                 seconds[algorithm].append(round(result["seconds"], 1))
                 protocol = result["protocol"]
         summary = {

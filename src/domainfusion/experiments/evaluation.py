@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 
 from domainfusion.algorithms.classifier import build_classifier
+from domainfusion.algorithms.zero_shot import ZeroShot
 from domainfusion.config import TrainConfig, build_config, load_toml
 from domainfusion.data.domains import load_dataset
 from domainfusion.data.splits import build_split
 from domainfusion.diffusion.ldm import choose_dtype
-from domainfusion.errors import DataError, FileError
+from domainfusion.errors import DataError, FileError, UsageError
 from domainfusion.experiments.runs import choose_device
 from domainfusion.files import read_json
+from domainfusion.registry import ALGORITHMS
 from domainfusion.training.checkpoint import load_model
 from domainfusion.training.evaluation import evaluate
 
@@ -29,6 +31,11 @@ def evaluate_run(folder: Path, data: str | None = None, device_name: str = "auto
     if not (folder / "config.toml").exists():
         raise FileError(f"{folder} is no run folder (config.toml is missing)")
     config: TrainConfig = build_config(TrainConfig, load_toml(folder / "config.toml"), str(folder / "config.toml"))
+    if issubclass(ALGORITHMS.load(config.algorithm), ZeroShot):
+        raise UsageError(
+            f"the run in {folder} is of {config.algorithm}, which is not trained: there is no model to evaluate; its "
+            f"accuracies are in result.json, and `domainfusion train DATA --algorithm {config.algorithm}` gives others"
+        )
     described = read_json(folder / "model.json")
     # The weights are about to be loaded: the published ones need not be fetched for a pretrained backbone.
     classifier = build_classifier(dataclasses.replace(config, pretrained=False), len(described["classes"]))

@@ -15,14 +15,17 @@ from typing import Any
 import torch
 
 from domainfusion.algorithms.base import Algorithm, Context
+from domainfusion.algorithms.zero_shot import ZeroShot
 from domainfusion.config import TrainConfig, build_config, load_toml, plain_values, to_toml
 from domainfusion.data.batches import steps_per_epoch
 from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.data.splits import build_split
 from domainfusion.diffusion.ldm import choose_dtype
 from domainfusion.errors import UsageError
-from domainfusion.files import make_folder, read_json, write_json, write_text
+from domainfusion.experiments.zero_shot import classify_parts, describe_accuracy, write_record
+from domainfusion.files import hash_of_file, make_folder, read_json, write_json, write_text
 from domainfusion.registry import ALGORITHMS
+from domainfusion.training.calibration import calibrate
 from domainfusion.training.checkpoint import load_model
 from domainfusion.training.evaluation import Evaluation, evaluate
 from domainfusion.training.trainer import train, validate
@@ -42,7 +45,11 @@ def choose_device(name: str) -> torch.device:
 
 def build_context(data: str, config: TrainConfig, folder: Path, progress: bool = True) -> Context:
     """Data, split and device of a run."""
-    dataset = load_dataset(data, config.data)
+    return context_of(load_dataset(data, config.data), config, folder, progress)
+
+
+def context_of(dataset: MultiDomainDataset, config: TrainConfig, folder: Path, progress: bool = True) -> Context:
+    """Split and device of a run on a data set."""
     split = build_split(dataset, config.data, config.target, config.trial)
     device = choose_device(config.device)
     dtype = choose_dtype(config.precision, device)
@@ -63,6 +70,8 @@ def build_algorithm(context: Context) -> Algorithm:
 def train_run(data: str, config: TrainConfig, folder: Path, *, progress: bool = True) -> dict[str, Any]:
     """Train as `config` says, in `folder`, and return `result.json`; the same call again resumes or just reads it.
 
+    A zero-shot algorithm is not trained, only evaluated on what a trained one is tested on.
+
     Raises `UsageError` where the folder holds a run with other options.
     """
     ALGORITHMS.get(config.algorithm)
@@ -79,18 +88,50 @@ def train_run(data: str, config: TrainConfig, folder: Path, *, progress: bool = 
     write_text(folder / "config.toml", f"# domainfusion train {data!r}\n{to_toml(config)}")
     write_json(folder / "environment.json", describe_environment())
     write_json(folder / "data.json", described)
-    algorithm = build_algorithm(context)
     started = time.monotonic()
+    kind = ALGORITHMS.load(config.algorithm)
+    result = _classify(kind, context) if issubclass(kind, ZeroShot) else _train(context)
+    result["wall_seconds"] = time.monotonic() - started
+    write_json(folder / "result.json", result)
+    write_text(folder / "done", "done")  # DomainBed's mark of a run that ended
+    return result
+
+
+def save_calibration(folder: Path, classifier: torch.nn.Module, context: Context) -> dict[str, Any]:
+    """Fit the temperature of a run's selected weights on source validation, and write `calibration.json`.
+
+    The file also says which weights it was fitted to: {..., "model": SHA-256 of model.safetensors}.
+    """
+    found = calibrate(classifier, context.dataset, context.split, device=context.device, dtype=context.dtype)
+    found["model"] = hash_of_file(folder / "model.safetensors")
+    write_json(folder / "calibration.json", found)
+    return found
+
+
+def _train(context: Context) -> dict[str, Any]:
+    """Train, and what the selected weights came to."""
+    algorithm = build_algorithm(context)
     done = train(algorithm)
-    model = load_model(folder, algorithm.classifier)
-    result = summarize(algorithm, folder / "predictions.csv")
+    model = load_model(context.folder, algorithm.classifier)
+    result = summarize(algorithm, context.folder / "predictions.csv")
+    save_calibration(context.folder, algorithm.classifier, context)
     result.update(selected_step=done.best_step, steps=done.step, seconds=done.seconds, costs=algorithm.costs())
     if "average" in model:
         result["average"] = model["average"]
     algorithm.finish()
-    result["wall_seconds"] = time.monotonic() - started
-    write_json(folder / "result.json", result)
-    write_text(folder / "done", "done")  # DomainBed's mark of a run that ended
+    return result
+
+
+def _classify(kind: type[ZeroShot], context: Context) -> dict[str, Any]:
+    """What a zero-shot classifier came to, in the same form; `validation_accuracy` is None where none was asked for."""
+    found = classify_parts(kind, context)
+    result = describe_result(context, found.validation, found.test, context.folder / "predictions.csv")
+    parts = dict(found.validation) | ({str(context.config.target): found.test} if found.test is not None else {})
+    result.update(
+        selected_step=0, steps=0, seconds=found.costs["classification_seconds"], costs=found.costs,
+        domains={domain: describe_accuracy(value) for domain, value in parts.items()},
+    )  # fmt: skip
+    write_record(context, found)
     return result
 
 
@@ -100,18 +141,28 @@ def summarize(algorithm: Algorithm, predictions: Path | None = None) -> dict[str
     What was said of every test image goes to the CSV file `predictions`, so that runs can be compared image by image.
     """
     context = algorithm.context
-    found = validate(algorithm)
-    result: dict[str, Any] = {
-        "algorithm": context.config.algorithm, "target": context.config.target, "trial": context.config.trial,
-        "seed": context.config.seed, "protocol": context.split.protocol, "dataset": context.dataset.name,
-        "classes": list(context.dataset.classes),
-        "validation_accuracy": sum(value.accuracy for value in found.values()) / len(found),
-        "validation": {domain: value.accuracy for domain, value in found.items()},
-    }  # fmt: skip
+    found, test = validate(algorithm), None
     if len(context.split.test):
         test = evaluate(
             algorithm.predict, context.dataset, context.split.test, device=context.device, dtype=context.dtype
         )
+    return describe_result(context, found, test, predictions)
+
+
+def describe_result(
+    context: Context, validation: dict[str, Evaluation], test: Evaluation | None, predictions: Path | None = None
+) -> dict[str, Any]:
+    """The result of evaluations on source validation (by domain, or none) and on the target."""
+    result: dict[str, Any] = {
+        "algorithm": context.config.algorithm, "target": context.config.target, "trial": context.config.trial,
+        "seed": context.config.seed, "protocol": context.split.protocol, "dataset": context.dataset.name,
+        "classes": list(context.dataset.classes),
+        "validation_accuracy": (
+            sum(value.accuracy for value in validation.values()) / len(validation) if validation else None
+        ),
+        "validation": {domain: value.accuracy for domain, value in validation.items()},
+    }  # fmt: skip
+    if test is not None:
         confusion = test.confusion()
         if predictions is not None:
             write_predictions(predictions, test, context.dataset)

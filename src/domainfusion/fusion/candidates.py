@@ -106,6 +106,32 @@ def candidates_of(
     bar.close()
 
 
+def cache_path(
+    ldm: LatentDiffusion, dataset: MultiDomainDataset, config: GenerateConfig, number: int, styles: tuple[str, ...]
+) -> Path:
+    """The file for the candidates of all images of a data set under one recipe."""
+    values = plain_values(config)
+    key = hash_of(
+        [
+            CACHE_FORMAT,
+            dataset.fingerprint,
+            dataset.words(),
+            ldm.fingerprint(),
+            {k: values[k] for k in SHAPING},
+            number,
+            styles,
+        ]
+    )
+    return cache_folder() / "candidates" / f"{key}.npy"
+
+
+def cached_rows(path: Path, count: int) -> np.ndarray:
+    """(count,) bool: which images of a data set have their candidates in the cache file `path` (read, never made)."""
+    done = path.with_suffix(".done.npy")
+    found = np.load(done) if path.exists() and done.exists() else np.zeros(count, dtype=bool)
+    return found if found.shape == (count,) else np.zeros(count, dtype=bool)
+
+
 class CandidateCache:
     """Candidates of all images of a data set under one recipe; `done[row]` says which are there."""
 
@@ -113,20 +139,8 @@ class CandidateCache:
         self, ldm: LatentDiffusion, dataset: MultiDomainDataset, config: GenerateConfig, number: int,
         styles: tuple[str, ...],
     ) -> None:  # fmt: skip
-        values = plain_values(config)
-        key = hash_of(
-            [
-                CACHE_FORMAT,
-                dataset.fingerprint,
-                dataset.words(),
-                ldm.fingerprint(),
-                {k: values[k] for k in SHAPING},
-                number,
-                styles,
-            ]
-        )
-        folder = make_folder(cache_folder() / "candidates")
-        self.path = folder / f"{key}.npy"
+        self.path = cache_path(ldm, dataset, config, number, styles)
+        folder, key = make_folder(self.path.parent), self.path.stem
         shape = (len(dataset), config.candidates, dataset.size, dataset.size, 3)
         with locked(folder / f".{key}.lock"):  # one process makes the two files, the others open them
             if not self.path.exists():  # deleted to free space: what was done is done no more

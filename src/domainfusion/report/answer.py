@@ -76,9 +76,9 @@ def _answer_of_one_test(study: Study) -> Answer:
     said = _said([(arm, f"{figures[arm].mean:.1f}") for arm in leading], "of the images", tail)
     rows = [["algorithm", f"right on {target}", "± s.e.", "images right", "source validation", "chosen at step"]]
     for arm, run in runs.items():
-        figure, validation = figures[arm], f"{100 * run.result['validation_accuracy']:.1f} %"
+        figure = figures[arm]
         step = str(run.result.get("selected_step", "–"))
-        rows.append([arm.title, f"{figure.mean:.1f} %", f"{figure.error:.1f}", right[arm], validation, step])
+        rows.append([arm.title, f"{figure.mean:.1f} %", f"{figure.error:.1f}", right[arm], run.validation, step])
     dots = [Dot(arm.number, arm.title, figure.mean, figure.error) for arm, figure in figures.items()]
     return Answer(
         headline=Markup("On <code>{}</code>, {}, ").format(target, _nobody_saw(study)) + said,

@@ -70,8 +70,9 @@ def build_costs(study: Study) -> dict[str, Any]:
         ])  # fmt: skip
         parts = {
             "generating": costs["generation_seconds"], "distilling": costs["distillation_seconds"],
-            "training": max(0.0, costs["seconds"] - costs["generation_seconds"] - costs["distillation_seconds"]),
+            "classifying": costs["classification_seconds"],
         }  # fmt: skip
+        parts["training"] = max(0.0, costs["seconds"] - sum(parts.values()))
         total = max(sum(parts.values()), 1e-9)
         width = 100 * costs["seconds"] / longest
         bars.append({
@@ -80,11 +81,14 @@ def build_costs(study: Study) -> dict[str, Any]:
         })  # fmt: skip
     if baseline is None:
         rows = [row[:2] + row[3:] for row in rows]
-    return {"rows": rows, "bars": bars, "several": any(len(study.compared(arm)) > 1 for arm in study.arms)}
+    return {
+        "rows": rows, "bars": bars, "several": any(len(study.compared(arm)) > 1 for arm in study.arms),
+        "zero_shot": any(costs["classification_seconds"] for costs in spent.values()),
+    }  # fmt: skip
 
 
 def _mean_costs(runs: list[Run]) -> dict[str, float]:
-    names = ("generated_images", "generation_seconds", "distillation_seconds")
+    names = ("generated_images", "generation_seconds", "distillation_seconds", "classification_seconds")
     costs = {name: sum(float(run.result.get("costs", {}).get(name, 0)) for run in runs) / len(runs) for name in names}
     costs["seconds"] = sum(float(run.result.get("seconds", 0)) for run in runs) / len(runs)
     return costs
@@ -114,7 +118,7 @@ def run_rows(study: Study) -> list[list[str]]:
             rows.append([
                 arm.title, run.target or "none", str(run.unit[0]), str(run.unit[1]),
                 "–" if run.accuracy is None else f"{run.accuracy:.1f} % of {run.images}",
-                f"{100 * result['validation_accuracy']:.1f} %",
+                run.validation,
                 f"{result.get('selected_step', '–')} of {result.get('steps', '–')}",
                 _seconds(float(result.get("seconds", 0))), str(run.folder),
             ])  # fmt: skip

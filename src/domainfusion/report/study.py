@@ -19,7 +19,10 @@ from domainfusion.results.records import find_runs, load_run
 Unit = tuple[int, int]  # (trial, seed): what an algorithm is repeated over
 
 BASELINE = "erm"
-TITLES = {"erm": "ERM", "domainfusion": "DomainFusion"}
+TITLES = {
+    "erm": "ERM", "domainfusion": "DomainFusion", "diffusion_classifier": "Diffusion Classifier",
+    "diffusion_net": "DiffusionNet",
+}  # fmt: skip
 # In what the runs of one arm differ.
 PER_RUN = ("target", "trial", "seed")
 
@@ -56,6 +59,12 @@ class Run:
         """Accuracy on the target in per cent, where there is a target."""
         share = self.result.get("target_accuracy")
         return None if share is None else 100 * share
+
+    @property
+    def validation(self) -> str:
+        """Source validation accuracy in per cent, or a dash where none was measured."""
+        share = self.result["validation_accuracy"]
+        return "–" if share is None else f"{100 * share:.1f} %"
 
     @property
     def images(self) -> int:

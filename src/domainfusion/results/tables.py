@@ -62,6 +62,8 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
 
 def run_summary(result: dict[str, Any], folder: str) -> str:
     """What one run came to, in a few lines."""
+    if "domains" in result:
+        return zero_shot_summary(result, folder)
     lines = [
         f"{result['algorithm']} on {result['dataset']}, {result['protocol']} splits, trial {result['trial']}",
         f"source validation  {100 * result['validation_accuracy']:.1f} % (chosen at step {result['selected_step']})",
@@ -76,3 +78,19 @@ def run_summary(result: dict[str, Any], folder: str) -> str:
         )
     lines.append(f"{result['seconds']:.0f} s; everything is in {folder}")
     return "\n".join(lines)
+
+
+def zero_shot_summary(result: dict[str, Any], folder: str) -> str:
+    """What a classifier that is not trained came to: by domain, and the passes of the U-Net it took."""
+    rows = [["domain", "images", "accuracy", "± s.e."]]
+    for domain, found in result["domains"].items():
+        name = f"{domain} (target)" if domain == result["target"] else domain
+        percent = f"{100 * found['accuracy']:.1f} %"
+        rows.append([name, str(found["images"]), percent, f"{100 * found['standard_error']:.1f}"])
+    costs = result["costs"]
+    passes = costs["unet_passes"] / max(1, costs["classified_images"])
+    return (
+        f"{result['algorithm']} on {result['dataset']}, {result['protocol']} splits, trial {result['trial']}; nothing "
+        f"is trained\n\n{text_table(rows)}\n\n{costs['unet_passes']:,} passes of the U-Net, {passes:,.0f} an image; "
+        f"{result['seconds']:.0f} s; everything is in {folder}"
+    )

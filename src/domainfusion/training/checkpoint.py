@@ -83,8 +83,49 @@ def load_model(folder: Path, classifier: torch.nn.Module) -> dict[str, Any]:
     path = folder / "model.safetensors"
     if not path.exists():
         raise FileError(f"{folder} holds no trained model (model.safetensors is missing)")
-    try:
-        classifier.load_state_dict(load_file(str(path)))
-    except (SafetensorError, RuntimeError) as error:
-        raise FileError(f"{path} is damaged or of another architecture: {error}") from error
+    fill_weights(classifier, read_weights(path), path)
     return read_json(folder / "model.json")
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, by name. Raises `FileError` for any other format, pickles above all."""
+    try:
+        return load_file(str(path))
+    except (SafetensorError, OSError) as error:
+        if looks_pickled(path):
+            raise FileError(
+                f"{path} is a pickle, which may run any code when it is opened; only safetensors files are read"
+            ) from error
+        raise FileError(f"{path} is damaged or not a safetensors file: {error}") from error
+
+
+def looks_pickled(path: Path) -> bool:
+    """Whether a file that is not safetensors begins as pickles and PyTorch's archives of pickles do."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(4)
+    except OSError:
+        return False
+    return head.startswith(b"PK\x03\x04") or (len(head) > 1 and head[0] == 0x80 and head[1] <= 5)
+
+
+def fill_weights(module: torch.nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Load `tensors`, read from `path`, into `module`.
+
+    Raises `FileError` where a tensor is missing, unknown, of another shape, or holds values that are not finite.
+    """
+    wanted = module.state_dict()
+    missing, unknown = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
+    for names, problem in ((missing, "lacks"), (unknown, "holds an unknown")):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise FileError(f"{path} is of another architecture: it {problem} {names[0]}{more}")
+    for name, tensor in tensors.items():
+        if tensor.shape != wanted[name].shape:
+            raise FileError(
+                f"{path} is of another architecture: {name} has the shape {list(tensor.shape)}, "
+                f"not {list(wanted[name].shape)}"
+            )
+        if not torch.isfinite(tensor).all():
+            raise FileError(f"{path} is damaged: {name} holds values that are not finite")
+    module.load_state_dict(tensors)

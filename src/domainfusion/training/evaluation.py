@@ -44,16 +44,24 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(
+def collect_logits(
     predict: Callable[[torch.Tensor], torch.Tensor], dataset: MultiDomainDataset, rows: np.ndarray, *,
     device: torch.device, dtype: torch.dtype, batch_size: int = 256,
-) -> Evaluation:  # fmt: skip
-    """The evaluation of `predict` (images (B, 3, S, S) in [0, 1] to logits) on rows of a data set."""
+) -> np.ndarray:  # fmt: skip
+    """(n, classes) float32 logits of rows (n,) of a data set, by `predict` (images (B, 3, S, S) in [0, 1])."""
     found: list[np.ndarray] = []
     for start in range(0, len(rows), batch_size):
         images = torch.from_numpy(dataset.images[rows[start : start + batch_size]]).to(device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             logits = predict(to_float(images))
-        found.append(logits.float().softmax(-1).cpu().numpy())
-    none = np.zeros((0, len(dataset.classes)), dtype=np.float32)
-    return Evaluation(rows, dataset.labels[rows], np.concatenate(found) if found else none)
+        found.append(logits.float().cpu().numpy())
+    return np.concatenate(found) if found else np.zeros((0, len(dataset.classes)), dtype=np.float32)
+
+
+def evaluate(
+    predict: Callable[[torch.Tensor], torch.Tensor], dataset: MultiDomainDataset, rows: np.ndarray, *,
+    device: torch.device, dtype: torch.dtype, batch_size: int = 256,
+) -> Evaluation:  # fmt: skip
+    """The evaluation of `predict` (images (B, 3, S, S) in [0, 1] to logits) on rows of a data set."""
+    logits = collect_logits(predict, dataset, rows, device=device, dtype=dtype, batch_size=batch_size)
+    return Evaluation(rows, dataset.labels[rows], torch.from_numpy(logits).softmax(-1).numpy())

@@ -12,7 +12,8 @@ from domainfusion.data.benchmarks import canonical_name
 
 ALGORITHM_NAMES = {
     "erm": "ERM", "domainfusion": "DomainFusion", "mixup": "Mixup", "mixstyle": "MixStyle", "coral": "CORAL",
-    "groupdro": "GroupDRO", "rsc": "RSC",
+    "groupdro": "GroupDRO", "rsc": "RSC", "diffusion_classifier": "DiffusionClassifier",
+    "diffusion_net": "DiffusionNet",
 }  # fmt: skip
 HYPERPARAMETERS = ("lr", "batch_size", "weight_decay", "dropout", "raw_weight", "distill_weight", "synthetic_weight")
 
@@ -30,7 +31,7 @@ def build_record(
     """
     hparams = {name: getattr(config, name) for name in HYPERPARAMETERS} | {"backbone": config.backbone}
     name = ALGORITHM_NAMES.get(config.algorithm, config.algorithm)
-    if config.average.method != "none":  # a method of its own in every table
+    if config.average.method != "none" and step > 0:  # a method of its own in every table, where weights were trained
         name += f"+{config.average.method.upper()}"
         hparams["average"] = plain_values(config.average)
     if dataclasses.is_dataclass(own := getattr(config, config.algorithm, None)):

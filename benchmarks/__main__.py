@@ -1,0 +1,73 @@
+"""`python -m benchmarks [ROW…] [--json]`: measures the rows and prints one table, beside what they are to reach."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from typing import Any
+
+import torch
+
+from benchmarks import candidates, distillation, startup, training
+
+ROWS = {
+    "startup": startup.startup,
+    "training_step": training.training_step,
+    "loading": training.loading,
+    "slope_variance": distillation.slope_variance,
+    "distillation_run": distillation.distillation_run,
+    "sweep_share": distillation.sweep_share,
+    "candidates": candidates.candidates,
+    "generation_share": candidates.generation_share,
+    "candidates_full_size": candidates.candidates_full_size,
+    "distillation_memory": distillation.distillation_memory,
+    "whole_run": training.whole_run,
+}
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    from domainfusion.diffusion.ldm import choose_dtype
+    from domainfusion.experiments.runs import describe_environment
+
+    found = describe_environment()
+    dtype = choose_dtype("auto", torch.device("cpu"))
+    return {"processor": found["processor"], "threads": torch.get_num_threads(), "type": str(dtype).split(".")[-1],
+            "matmul_gflops": round(candidates.matmul_rate(dtype) / 1e9), "python": platform.python_version(),
+            "versions": found["versions"]}  # fmt: skip
+
+
+def text(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
+    """The table for people."""
+    lines = [f"{about['processor']}, {about['threads']} threads, {about['type']} {about['matmul_gflops']} GFLOP/s", ""]
+    for item in rows:
+        mark = "reached" if item["reached"] else "NOT reached"
+        lines.append(f"{item['row']}: {item['what']} against {item['against']}")
+        lines.append(f"    {item['ratio']:.3g} (to reach: {item['target']}, {mark}); "
+                     f"{item['ours']:.4g} against {item['theirs']:.4g} {item['unit']}")  # fmt: skip
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Measure, print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"default: all of {', '.join(ROWS)}")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse_args()
+    unknown = set(arguments.rows) - set(ROWS)
+    if unknown:
+        parser.error(f"unknown row {min(unknown)!r}; rows: {', '.join(ROWS)}")
+    rows: list[dict[str, Any]] = []
+    for name in arguments.rows or ROWS:
+        print(f"measuring {name} ...", file=sys.stderr)
+        found = ROWS[name]()
+        rows += found if isinstance(found, list) else [found]
+    about = machine()
+    print(json.dumps({"machine": about, "rows": rows}, indent=2) if arguments.json else text(rows, about))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

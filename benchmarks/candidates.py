@@ -1,0 +1,174 @@
+"""Rows about candidates: their speed beside diffusers' own pipeline, and how near the machine's limit it comes."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionImg2ImgPipeline, UniPCMultistepScheduler
+
+from benchmarks.timing import compare, row, seconds_of
+from domainfusion.config import DataConfig, GenerateConfig
+from domainfusion.data.domains import load_dataset
+from domainfusion.data.transforms import from_uint8
+from domainfusion.diffusion.image_to_image import image_to_image
+from domainfusion.diffusion.ldm import LatentDiffusion, embedded_folder
+
+STRENGTH, STEPS = 0.55, GenerateConfig().steps
+
+
+def pictures(count: int) -> tuple[torch.Tensor, list[str]]:
+    """(count, 3, 64, 64) images of Pictograms in [-1, 1], and a prompt for each."""
+    dataset = load_dataset("pictograms", DataConfig())
+    rows = np.random.default_rng(0).choice(len(dataset), count, replace=False)
+    words = dataset.words()
+    return from_uint8(dataset.images[rows]), [words[dataset.labels[row]] for row in rows]
+
+
+def ours_of(ldm: LatentDiffusion, images: torch.Tensor, prompts: list[str], candidates: int = 3) -> Any:
+    """A function that makes all candidates in our way, by the default options."""
+    many = [prompt for prompt in prompts for _ in range(candidates)]
+    strengths = torch.full((len(images), candidates), STRENGTH)
+    generator = torch.Generator().manual_seed(0)
+    return lambda: image_to_image(
+        ldm, images, many, strengths, generator=generator, candidates=candidates, steps=STEPS, guidance_scale=3.0
+    )
+
+
+def pipeline_of(pipeline: StableDiffusionImg2ImgPipeline, images: torch.Tensor, prompts: list[str], steps: int) -> Any:
+    """A function that calls diffusers' pipeline image by image, three candidates each."""
+    pipeline.set_progress_bar_config(disable=True)
+
+    def work() -> None:
+        for image, prompt in zip(images, prompts, strict=True):
+            pipeline(
+                prompt=prompt, image=((image + 1) / 2)[None].to(pipeline.dtype), strength=STRENGTH,
+                num_inference_steps=steps, guidance_scale=3.0, num_images_per_prompt=3, output_type="pt",
+            )  # fmt: skip
+
+    return work
+
+
+def candidates() -> list[dict[str, Any]]:
+    """The embedded LDM, N = 3: against diffusers' pipeline at the same settings, and as it comes."""
+    ldm = LatentDiffusion.load("embedded")
+    images, prompts = pictures(64)
+    folder = str(embedded_folder())
+    same = StableDiffusionImg2ImgPipeline.from_pretrained(folder, torch_dtype=ldm.dtype)
+    same.scheduler = UniPCMultistepScheduler.from_config(same.scheduler.config)
+    # Of n steps the pipeline makes the last int(n·strength): as many as we make.
+    steps = next(n for n in range(1, 100) if int(n * STRENGTH) == STEPS)
+    plain = StableDiffusionImg2ImgPipeline.from_pretrained(folder)
+    ours = ours_of(ldm, images, prompts)
+    few = 8  # images that the slower side is timed on
+    rows = []
+    for name, pipeline, count, target in (
+        ("StableDiffusionImg2ImgPipeline image by image, same steps, solver and type", same, steps, 4),
+        ("the same pipeline as it comes (float32, 50 steps)", plain, 50, 20),
+    ):
+        found = compare(ours, pipeline_of(pipeline, images[:few], prompts[:few], count), repeats=3)
+        a, b = 3 * len(images) / found["ours"], 3 * few / found["theirs"]
+        rows.append(
+            row("candidates", "candidates per second, embedded LDM, N = 3", name, ratio=a / b, target=f">= {target}",
+                reached=a / b >= target, ours=a, theirs=b, unit="images/s")
+        )  # fmt: skip
+    return rows
+
+
+def random_stable_diffusion(dtype: torch.dtype) -> StableDiffusionImg2ImgPipeline:
+    """A pipeline of Stable Diffusion v1-4's size with random weights (speed does not depend on their values)."""
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(cross_attention_dim=768, sample_size=64)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=512,
+    )  # fmt: skip
+    tokenizer = CLIPTokenizer.from_pretrained(embedded_folder() / "tokenizer")
+    text = CLIPTextModel(
+        CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
+                       num_attention_heads=12, max_position_embeddings=tokenizer.model_max_length)
+    )  # fmt: skip
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        steps_offset=1,
+    )  # fmt: skip
+    pipeline = StableDiffusionImg2ImgPipeline(
+        vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=scheduler, safety_checker=None,
+        feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    return pipeline.to(dtype)
+
+
+def candidates_full_size() -> dict[str, Any]:
+    """Stable Diffusion v1-4's size at 320 x 320, one image, N = 3."""
+    ldm_type = LatentDiffusion.load("embedded").dtype
+    pipeline = random_stable_diffusion(ldm_type)
+    pipeline.scheduler = UniPCMultistepScheduler.from_config(pipeline.scheduler.config)
+    image = torch.rand(1, 3, 320, 320, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    steps = next(n for n in range(1, 100) if int(n * STRENGTH) == STEPS)
+    theirs = pipeline_of(pipeline, image, ["dog"], steps)
+    baseline = [seconds_of(theirs) for _ in range(2)][-1]
+    ldm = LatentDiffusion(
+        pipeline.vae.float(), pipeline.unet, pipeline.text_encoder.float(), pipeline.tokenizer, pipeline.scheduler,
+        dtype=ldm_type,
+    )  # fmt: skip
+    ours = ours_of(ldm, image, ["dog"])
+    mine = [seconds_of(ours) for _ in range(2)][-1]
+    ratio = baseline / mine
+    return row(
+        "candidates_full_size", "seconds for 3 candidates, Stable Diffusion v1-4's size, 320 px, random weights",
+        "diffusers' pipeline, same steps, solver and type", ratio=ratio, target=">= 1.5", reached=ratio >= 1.5,
+        ours=mine, theirs=baseline, unit="s",
+    )  # fmt: skip
+
+
+def matmul_rate(dtype: torch.dtype) -> float:
+    """FLOP/s of a large matrix product in `dtype`: the machine's practical limit."""
+    a, b = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
+    a @ b
+    best = min(seconds_of(lambda: a @ b) for _ in range(10))
+    return 2 * 2048**3 / best
+
+
+def generation_share() -> list[dict[str, Any]]:
+    """How much of the time of candidates is the U-Net's, and the rate at which it works."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    ldm = LatentDiffusion.load("embedded")
+    images, prompts = pictures(64)
+    work = ours_of(ldm, images, prompts)
+    work()
+    forward, spent = ldm.unet.forward, [0.0]
+
+    def timed(*arguments: Any, **options: Any) -> Any:
+        started = time.perf_counter()
+        result = forward(*arguments, **options)
+        spent[0] += time.perf_counter() - started
+        return result
+
+    ldm.unet.forward = timed
+    total = min(_timed(work, spent) for _ in range(3))
+    ldm.unet.forward = forward
+    counter = FlopCounterMode(display=False)
+    with counter:
+        work()
+    flops = float(sum(counter.get_flop_counts()["UNet2DConditionModel"].values()))
+    rate, limit = flops / (total[1]), matmul_rate(ldm.dtype)
+    share = total[1] / total[0]
+    return [
+        row("generation_share", "U-Net's share of the time of candidates", "whole time", ratio=share, target=">= 0.85",
+            reached=share >= 0.85, ours=total[1], theirs=total[0], unit="s"),
+        row("generation_rate", "FLOP/s of the U-Net", "measured matrix product in the same type", ratio=rate / limit,
+            target=">= 0.35", reached=rate / limit >= 0.35, ours=rate / 1e9, theirs=limit / 1e9, unit="GFLOP/s"),
+    ]  # fmt: skip
+
+
+def _timed(work: Any, spent: list[float]) -> tuple[float, float]:
+    spent[0] = 0.0
+    seconds = seconds_of(work)
+    return seconds, spent[0]

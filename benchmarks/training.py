@@ -1,0 +1,137 @@
+"""Rows about training: a step with distillation by curve, a whole run, and the way of images into the classifier."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.timing import compare, row, seconds_of
+from domainfusion.algorithms.base import Algorithm
+from domainfusion.config import DistillConfig, TrainConfig
+from domainfusion.distillation.curves import GRID, Curves
+from domainfusion.experiments.runs import build_algorithm, build_context, train_run
+from domainfusion.training.trainer import make_batch
+
+STEPS = 15
+
+
+def stepper(algorithm: Algorithm) -> Any:
+    """A function that makes one optimizer step, as the trainer makes it, and the steps' counter with it."""
+    optimizer = torch.optim.Adam(algorithm.parameters(), lr=1e-3, fused=True)
+    context, counter = algorithm.context, iter(range(10**9))
+    algorithm.train()
+
+    def step() -> None:
+        batch = make_batch(algorithm, next(counter))
+        with torch.autocast(context.device.type, context.dtype, enabled=context.dtype != torch.float32):
+            terms = algorithm.losses(batch)
+        optimizer.zero_grad(set_to_none=True)
+        torch.stack(list(terms.values())).sum().backward()
+        optimizer.step()
+
+    return step
+
+
+def training_step() -> dict[str, Any]:
+    """A step of ERM beside one that also reads slopes from curves (their values do not matter for its time)."""
+    config = TrainConfig(
+        algorithm="domainfusion", target="pixel", synthetic_weight=0.0, distill=DistillConfig(estimator="curve")
+    )
+
+    def tabulated(algorithm: Any) -> Curves:
+        count = len(algorithm.context.dataset)
+        values = torch.randn(count, len(GRID), generator=torch.Generator().manual_seed(0))
+        return Curves(torch.tensor(GRID), values, values.abs(), torch.ones(count, dtype=torch.int64))
+
+    with tempfile.TemporaryDirectory() as folder:
+        from domainfusion.algorithms.domainfusion import DomainFusion
+
+        computed, DomainFusion.load_curves = DomainFusion.load_curves, tabulated  # type: ignore[method-assign]
+        try:
+            context = build_context("pictograms", config, Path(folder), progress=False)
+            ours = stepper(build_algorithm(context).to(context.device))
+        finally:
+            DomainFusion.load_curves = computed  # type: ignore[method-assign]
+        plain = dataclasses.replace(context, config=dataclasses.replace(config, algorithm="erm"))
+        theirs = stepper(build_algorithm(plain).to(context.device))
+        found = compare(ours, theirs, repeats=STEPS, warm_up=3)
+    ratio = 1 / found["speedup"]
+    return row(
+        "training_step", "training step with distillation by curve", "ERM step", ratio=ratio, target="<= 1.03",
+        reached=ratio <= 1.03, ours=1e3 * found["ours"], theirs=1e3 * found["theirs"], unit="ms",
+        spread=[1 / found["high"], 1 / found["low"]],
+    )  # fmt: skip
+
+
+def whole_run() -> dict[str, Any]:
+    """Full runs by their default options, nothing shared beforehand but curves, which belong to data set and LDM."""
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = {}
+        for name in ("erm", "domainfusion"):
+            config = TrainConfig(algorithm=name, target="pixel", distill=DistillConfig(estimator="curve"))
+            if name == "domainfusion":
+                context = build_context("pictograms", config, Path(folder) / "curves", progress=False)
+                build_algorithm(context)
+            seconds[name] = seconds_of(
+                lambda config=config, name=name: train_run("pictograms", config, Path(folder) / name, progress=False)
+            )
+    ratio = seconds["domainfusion"] / seconds["erm"]
+    return row(
+        "whole_run", "DomainFusion run, default options", "ERM run, same steps", ratio=ratio, target="<= 2",
+        reached=ratio <= 2, ours=seconds["domainfusion"], theirs=seconds["erm"], unit="s",
+    )  # fmt: skip
+
+
+def loading() -> dict[str, Any]:
+    """Augmented batches from the decoded cache, beside one DataLoader of 8 workers per domain over image files."""
+    from torch.utils.data import DataLoader
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    config = TrainConfig(algorithm="erm", target="pixel")
+    with tempfile.TemporaryDirectory() as folder:
+        context = build_context("pictograms", config, Path(folder) / "run", progress=False)
+        algorithm, dataset = build_algorithm(context), context.dataset
+        for domain in context.split.sources:
+            for number, index in enumerate(context.split.train[domain]):
+                place = Path(folder) / domain / dataset.classes[dataset.labels[index]]
+                place.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(np.asarray(dataset.images[index])).save(place / f"{number}.png")
+        augment = transforms.Compose([
+            transforms.RandomResizedCrop(64, scale=(0.7, 1.0)), transforms.RandomHorizontalFlip(),
+            transforms.ColorJitter(0.3, 0.3, 0.3, 0.3), transforms.RandomGrayscale(), transforms.ToTensor(),
+            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ])  # fmt: skip
+
+        def endless(loader: DataLoader[Any]) -> Any:
+            while True:
+                yield from loader
+
+        loaders = [
+            endless(DataLoader(ImageFolder(str(Path(folder) / domain), augment), config.batch_size, shuffle=True,
+                               num_workers=8, drop_last=True, persistent_workers=True))
+            for domain in context.split.sources
+        ]  # fmt: skip
+        counter = iter(range(10**9))
+        batches = 12
+
+        def theirs() -> None:
+            for _ in range(batches):
+                torch.cat([next(loader)[0] for loader in loaders])
+
+        found = compare(
+            lambda: [make_batch(algorithm, next(counter)) for _ in range(batches)], theirs, repeats=6, warm_up=1
+        )
+        images = batches * config.batch_size * len(loaders)
+        loaders.clear()  # ends their workers
+    return row(
+        "loading", "images per second into the classifier", "DataLoader with 8 workers per domain, files of 64 px",
+        ratio=found["speedup"], target=">= 5", reached=found["speedup"] >= 5, ours=images / found["ours"],
+        theirs=images / found["theirs"], unit="images/s",
+    )  # fmt: skip

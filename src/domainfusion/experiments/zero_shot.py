@@ -1,0 +1,196 @@
+"""Zero-shot classifiers on the images that a trained one would be tested on, image by image, resumable.
+
+An image's scores depend on the image, the prompts, the LDM and the options, and on nothing else: every target, trial
+and run of a benchmark shares them. They are kept under the hash of these, one line of JSON for an image, written when
+it is done, so that a killed evaluation loses the images under way and no more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from domainfusion.algorithms.base import Context
+from domainfusion.algorithms.zero_shot import Scores, ZeroShot
+from domainfusion.config import TrainConfig, plain_values
+from domainfusion.data.domains import MultiDomainDataset
+from domainfusion.data.transforms import from_uint8
+from domainfusion.diffusion.ldm import LatentDiffusion, choose_dtype, source_fingerprint
+from domainfusion.errors import FileError
+from domainfusion.files import append_json_line, append_whole_lines, cache_folder, hash_of, make_folder
+from domainfusion.seeding import derive_numpy_rng
+from domainfusion.training.evaluation import Evaluation
+from domainfusion.training.records import build_record
+
+FORMAT = 1  # raised when the computation changes, so that older scores are not taken for new ones
+
+
+class ScoreStore:
+    """Scores of a data set's images by one method, LDM and set of options, in `images.jsonl`.
+
+    Args:
+        key: what they depend on.
+    """
+
+    def __init__(self, key: str) -> None:
+        self.path = cache_folder() / "zero_shot" / key / "images.jsonl"
+        self.known: dict[int, Scores] = {}
+        self._read = 0  # bytes
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take in what this and other processes have written since; a line not yet whole is left for later.
+
+        Raises `FileError` where a line is damaged.
+        """
+        if not self.path.exists() or self.path.stat().st_size <= self._read:
+            return
+        with open(self.path, "rb") as file:
+            file.seek(self._read)
+            text = file.read()
+        for line in text[: text.rfind(b"\n") + 1].splitlines(keepends=True):
+            try:
+                record = json.loads(line)
+                errors, draws = np.array(record["errors"], dtype=np.float64), np.array(record["draws"], dtype=np.int64)
+                found = Scores(errors, draws, int(record["passes"]), float(record["seconds"]))
+                self.known.setdefault(int(record["row"]), found)
+            except (ValueError, KeyError, TypeError) as error:
+                raise FileError(
+                    f"{self.path} is damaged at byte {self._read} ({error}); delete it, and its images are classified "
+                    "again"
+                ) from error
+            self._read += len(line)
+
+    def add(self, row: int, scores: Scores) -> None:
+        """Write an image's scores."""
+        record = {
+            "row": row, "errors": scores.errors.tolist(), "draws": scores.draws.tolist(), "passes": scores.passes,
+            "seconds": round(scores.seconds, 4),
+        }  # fmt: skip
+        make_folder(self.path.parent)
+        append_whole_lines(self.path, [record])
+
+    def missing(self, rows: np.ndarray) -> Iterator[int]:
+        """Those of `rows` that have no scores at the moment that they are asked for."""
+        for row in rows.tolist():
+            self.refresh()
+            if row not in self.known:
+                yield row
+
+
+def score_store(
+    kind: type[ZeroShot], dataset: MultiDomainDataset, config: TrainConfig, dtype: torch.dtype
+) -> ScoreStore:
+    """The store of a method's scores of a data set under a run's options."""
+    options = {name: plain_values(config.zero_shot)[name] for name in kind.shaping}
+    size = config.generate.image_size
+    return ScoreStore(
+        hash_of([FORMAT, kind.__name__, dataset.fingerprint, class_prompts(dataset, config),
+                 source_fingerprint(config.ldm), str(dtype), options, size])
+    )  # fmt: skip
+
+
+def class_prompts(dataset: MultiDomainDataset, config: TrainConfig) -> list[str]:
+    """The prompt of each class: `generate.plain_template`."""
+    return [config.generate.plain_template.format(label=word) for word in dataset.words()]
+
+
+@dataclasses.dataclass(frozen=True)
+class ZeroShotResult:
+    """What a zero-shot classifier said of the parts of a split, and what that took."""
+
+    test: Evaluation | None  # of the target; None without one
+    held_out: Evaluation | None  # the target's held-out images, with `zero_shot.validation`
+    validation: dict[str, Evaluation]  # by source domain, with `zero_shot.validation` or without a target
+    costs: dict[str, Any]
+
+
+def classify_parts(kind: type[ZeroShot], context: Context) -> ZeroShotResult:
+    """Classify the images that a run with `context` tests on (without a target: those it validates on).
+
+    The costs are those of computing all of it, also where the scores were there already.
+    """
+    config, split = context.config, context.split
+    wanted: dict[str, np.ndarray] = {}
+    if len(split.test):
+        wanted["test"] = chosen(split.test, config)
+    if config.zero_shot.validation or not len(split.test):
+        wanted |= {f"validation {domain}": chosen(rows, config) for domain, rows in split.validation.items()}
+        if len(split.test):
+            wanted["held out"] = chosen(split.oracle, config)
+    rows = np.unique(np.concatenate(list(wanted.values())))
+    known = scores_of(kind, context, rows)
+    found = {part: evaluation_of(context.dataset, part_rows, known) for part, part_rows in wanted.items()}
+    passes = sum(known[row].passes for row in rows.tolist())
+    return ZeroShotResult(
+        test=found.get("test"), held_out=found.get("held out"),
+        validation={domain: found[f"validation {domain}"] for domain in split.validation
+                    if f"validation {domain}" in found},
+        costs={
+            "classified_images": len(rows), "unet_passes": passes,
+            "classification_seconds": sum(known[row].seconds for row in rows.tolist()),
+        },
+    )  # fmt: skip
+
+
+def chosen(rows: np.ndarray, config: TrainConfig) -> np.ndarray:
+    """All of rows (n,), or `zero_shot.images` of them drawn at random, in their order."""
+    count = config.zero_shot.images
+    if not count or count >= len(rows):
+        return rows
+    rng = derive_numpy_rng("zero-shot images", config.zero_shot.seed)
+    return rows[np.sort(rng.permutation(len(rows))[:count])]
+
+
+def scores_of(kind: type[ZeroShot], context: Context, rows: np.ndarray) -> dict[int, Scores]:
+    """{row: scores} of rows (n,) at least; the LDM is loaded only where some are missing."""
+    config, dataset = context.config, context.dataset
+    store = score_store(kind, dataset, config, choose_dtype(config.precision, context.device))
+    lacking = sum(row not in store.known for row in rows.tolist())
+    if not lacking:
+        return store.known
+    ldm = LatentDiffusion.load(config.ldm, device=context.device, precision=config.precision)
+    method = kind(ldm, class_prompts(dataset, config), config.zero_shot, config.generate.image_size)
+    bar = tqdm(total=lacking, desc=config.algorithm, unit="image", disable=not context.progress)
+    for row, scores in method.run(store.missing(rows), lambda some: from_uint8(dataset.images[some])):
+        store.add(row, scores)
+        bar.update()
+    bar.close()
+    store.refresh()
+    return store.known
+
+
+def evaluation_of(dataset: MultiDomainDataset, rows: np.ndarray, known: dict[int, Scores]) -> Evaluation:
+    """What the scores say of rows (n,), as an evaluation."""
+    probabilities = [known[row].probabilities() for row in rows.tolist()]
+    none = np.zeros((0, len(dataset.classes)))
+    return Evaluation(rows, dataset.labels[rows], np.stack(probabilities) if probabilities else none)
+
+
+def write_record(context: Context, found: ZeroShotResult) -> None:
+    """Write DomainBed's record of a run where everything that it asks for was classified."""
+    config = context.config
+    if found.test is None or found.held_out is None:
+        return
+    shares = {domain: {"out": value.accuracy} for domain, value in found.validation.items()}
+    shares[str(config.target)] = {"in": found.test.accuracy, "out": found.held_out.accuracy}
+    record = build_record(
+        config, context.dataset.name, context.dataset.domains, shares, output=context.folder, step=0, epoch=0.0,
+        loss=found.test.loss, step_time=0.0, frequency=1,
+    )  # fmt: skip
+    path = context.folder / "results.jsonl"
+    path.unlink(missing_ok=True)  # an interrupted run's
+    append_json_line(path, record | {"hparams": plain_values(config.zero_shot)})
+
+
+def describe_accuracy(found: Evaluation) -> dict[str, Any]:
+    """{"images", "accuracy", "standard_error"} of one part; the error is binomial."""
+    count, share = len(found.labels), found.accuracy
+    return {"images": count, "accuracy": share, "standard_error": math.sqrt(share * (1 - share) / count)}

@@ -1,0 +1,317 @@
+"""Zero-shot classifiers on a real tiny LDM in double precision, against the papers' algorithms one pass at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from domainfusion.algorithms.diffusion_classifier import DiffusionClassifier, StagedSearch, stage_draws
+from domainfusion.algorithms.diffusion_net import DiffusionNet, PairedSearch, paired_p_values
+from domainfusion.algorithms.zero_shot import BATCHES_READY, Scores, ZeroShot
+from domainfusion.config import ZeroShotConfig
+from domainfusion.diffusion.ldm import LatentDiffusion
+from domainfusion.errors import LDMError, UsageError
+from domainfusion.seeding import seed_hash
+
+PROMPTS = ["cat", "dog", "house", "animal cat", "building house, ink", "a dog, flat"]
+ROWS = [4, 17, 9]
+# samples (2, 4, 8): which of the eight timesteps each stage adds, written out.
+STAGES = [[2, 6], [1, 5], [0, 3, 4, 7]]
+STAGED = ZeroShotConfig(samples=(2, 4, 8), keep=(4, 2, 1), seed=3, batch_size=16)
+# Errors of an untrained U-Net hardly differ between prompts: a loose cutoff makes the test prune.
+PAIRED = ZeroShotConfig(min_scores=4, max_scores=24, cutoff=0.2, seed=3, batch_size=16)
+
+
+def load_exact(folder: Path, prediction_type: str = "epsilon") -> LatentDiffusion:
+    loaded = LatentDiffusion.load(str(folder), precision="float32")
+    loaded.scheduler.register_to_config(prediction_type=prediction_type)
+    return LatentDiffusion(
+        loaded.vae.double(), loaded.unet, loaded.text_encoder.double(), loaded.tokenizer, loaded.scheduler,
+        dtype=torch.float64,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ldm(tiny_pipeline: Path) -> LatentDiffusion:
+    return load_exact(tiny_pipeline)
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.rand(len(ROWS), 3, 16, 16, generator=torch.Generator().manual_seed(5)) * 2 - 1
+
+
+class Literal:
+    """One image under the papers' formulae: one draw and one class at a time, straight from the LDM's parts."""
+
+    def __init__(self, ldm: LatentDiffusion, image: torch.Tensor, row: int, seed: int) -> None:
+        self.ldm, self.row, self.seed = ldm, row, seed
+        with torch.no_grad():
+            self.latents = ldm.vae.encode(image[None].double()).latent_dist.mean * 0.9
+            self.embeds = []
+            for prompt in PROMPTS:
+                tokens = ldm.tokenizer(prompt, padding="max_length", max_length=12, return_tensors="pt").input_ids
+                self.embeds.append(ldm.text_encoder(tokens)[0])
+
+    def generator(self, number: int) -> torch.Generator:
+        return torch.Generator().manual_seed(seed_hash("zero-shot", self.seed, self.row, number))
+
+    @torch.no_grad()
+    def predict(self, noise: torch.Tensor, timestep: int, c: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Predicted noise and predicted clean latents."""
+        alpha = self.ldm.scheduler.alphas_cumprod[timestep].double()
+        noisy = alpha.sqrt() * self.latents + (1 - alpha).sqrt() * noise
+        output = self.ldm.unet(noisy, torch.tensor([timestep]), self.embeds[c]).sample
+        kind = self.ldm.scheduler.config.prediction_type
+        if kind == "epsilon":
+            return output, (noisy - (1 - alpha).sqrt() * output) / alpha.sqrt()
+        clean = output if kind == "sample" else alpha.sqrt() * noisy - (1 - alpha).sqrt() * output
+        return (noisy - alpha.sqrt() * clean) / (1 - alpha).sqrt(), clean
+
+    def diffusion_classifier(self, config: ZeroShotConfig) -> tuple[int, list[list[float]]]:
+        errors: list[list[float]] = [[] for _ in PROMPTS]
+        remaining = list(range(len(PROMPTS)))
+        for numbers, kept in zip(STAGES, config.keep, strict=True):
+            for number in numbers:
+                noise = torch.randn(1, 4, 8, 8, generator=self.generator(number))
+                for c in remaining:
+                    predicted, _ = self.predict(noise.double(), (2 * number + 1) * 1000 // 16, c)
+                    errors[c].append(float(((predicted - noise) ** 2).sum()))
+            remaining = sorted(remaining, key=lambda c: np.mean(errors[c]))[:kept]
+        return remaining[0], errors
+
+    def diffusion_net(self, config: ZeroShotConfig) -> tuple[int, list[list[float]]]:
+        scores: list[list[float]] = [[] for _ in PROMPTS]
+        remaining, n = list(range(len(PROMPTS))), 0
+        while len(remaining) > 1 and n < config.max_scores:
+            generator = self.generator(n)
+            n += 1
+            t = float(torch.rand(1, generator=generator, dtype=torch.float64))
+            noise = torch.randn(1, 4, 8, 8, generator=generator).double()
+            for c in remaining:
+                _, clean = self.predict(noise, int(1000 * t), c)
+                scores[c].append(float(np.exp(-7 * t) * ((clean - self.latents) ** 2).sum()))
+            best = min(remaining, key=lambda c: np.mean(scores[c]))
+            if n >= config.min_scores:
+                for c in list(remaining):
+                    if c != best and stats.ttest_rel(scores[best], scores[c]).pvalue < config.cutoff:
+                        remaining.remove(c)
+        return best, scores
+
+
+METHODS: list[tuple[type[ZeroShot], ZeroShotConfig, str]] = [
+    (DiffusionClassifier, STAGED, "diffusion_classifier"), (DiffusionNet, PAIRED, "diffusion_net"),
+]  # fmt: skip
+both = pytest.mark.parametrize(("kind", "config", "name"), METHODS, ids=["staged", "paired"])
+
+
+def assert_same(found: Scores, wanted: Scores) -> None:
+    np.testing.assert_array_equal(found.draws, wanted.draws)
+    np.testing.assert_allclose(found.errors, wanted.errors, rtol=1e-9)
+    assert (found.prediction, found.passes) == (wanted.prediction, wanted.passes)
+
+
+@both
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_scores_are_those_of_the_papers_loops(
+    tiny_pipeline: Path, images: torch.Tensor, kind: type[ZeroShot], config: ZeroShotConfig, name: str,
+    prediction_type: str,
+) -> None:  # fmt: skip
+    ldm = load_exact(tiny_pipeline, prediction_type)
+    found = kind(ldm, PROMPTS, config).classify(images, ROWS)
+    ruled_out = 0
+    for image, row, scores in zip(images, ROWS, found, strict=True):
+        prediction, errors = getattr(Literal(ldm, image, row, config.seed), name)(config)
+        assert scores.prediction == prediction
+        assert scores.draws.tolist() == [len(values) for values in errors]
+        np.testing.assert_allclose(scores.errors, [np.mean(values) for values in errors], rtol=2e-6)
+        ruled_out += sum(len(values) < max(map(len, errors)) for values in errors)
+    assert ruled_out > 0
+
+
+@both
+@pytest.mark.parametrize("batch_size", [1, 7, 500])
+def test_neither_batch_size_nor_company_matters(
+    ldm: LatentDiffusion, images: torch.Tensor, kind: type[ZeroShot], config: ZeroShotConfig, name: str, batch_size: int
+) -> None:
+    wanted = kind(ldm, PROMPTS, config).classify(images, ROWS)
+    other = kind(ldm, PROMPTS, dataclasses.replace(config, batch_size=batch_size))
+    for found, one in zip(other.classify(images.flip(0), ROWS[::-1])[::-1], wanted, strict=True):
+        assert_same(found, one)
+    assert_same(other.classify(images[1:2], ROWS[1:2])[0], wanted[1])
+
+
+@both
+def test_draws_are_the_images_own_and_the_seeds(
+    ldm: LatentDiffusion, images: torch.Tensor, kind: type[ZeroShot], config: ZeroShotConfig, name: str
+) -> None:
+    twice = images[:1].repeat(2, 1, 1, 1)
+    first, second = kind(ldm, PROMPTS, config).classify(twice, [1, 2])
+    assert not np.allclose(first.errors, second.errors, rtol=1e-4)
+    reseeded = kind(ldm, PROMPTS, dataclasses.replace(config, seed=4)).classify(images[:1], [1])[0]
+    assert not np.allclose(first.errors, reseeded.errors, rtol=1e-4)
+
+
+def test_an_image_is_encoded_once_and_batches_are_full(
+    ldm: LatentDiffusion, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded, sizes = [], []
+    encode, predict = ldm.encode, ldm.predict_noise
+    monkeypatch.setattr(ldm, "encode", lambda batch: encoded.append(len(batch)) or encode(batch))
+    monkeypatch.setattr(ldm, "predict_noise", lambda z, t, c: sizes.append(len(z)) or predict(z, t, c))
+    config = dataclasses.replace(STAGED, batch_size=6)
+    found = DiffusionClassifier(ldm, PROMPTS, config).classify(images, ROWS)
+    assert sum(encoded) == len(images)
+    assert sum(sizes) == sum(scores.passes for scores in found) == len(images) * (2 * 6 + 2 * 4 + 4 * 2)
+    assert max(sizes) == 6
+    # Rounds are of BATCHES_READY batches and more while images last; each may end in one that is not full.
+    assert len(sizes) <= sum(sizes) / 6 * (1 + 1 / BATCHES_READY) + 3
+
+
+def test_few_passes_are_made_in_vain(ldm: LatentDiffusion, images: torch.Tensor) -> None:
+    config = dataclasses.replace(PAIRED, max_scores=100, cutoff=0.01)
+    for scores in DiffusionNet(ldm, PROMPTS, config).classify(images[:2], ROWS[:2]):
+        assert scores.draws.sum() <= scores.passes <= scores.draws.sum() * (1 + 2 / 16)
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=4, unique=True).map(sorted))
+def test_stages_use_every_draw_once_and_spread_over_the_schedule(samples: list[int]) -> None:
+    stages = stage_draws(tuple(samples))
+    assert np.cumsum([len(stage) for stage in stages]).tolist() == samples
+    assert sorted(number for stage in stages for number in stage) == list(range(samples[-1]))
+    # The first stage's timesteps are the middles of equal parts of the schedule, to half a step of the grid.
+    middles = (np.arange(samples[0]) + 0.5) * samples[-1] / samples[0] - 0.5
+    assert np.abs(np.array(stages[0]) - middles).max() <= 0.5
+
+
+def test_stages_written_out() -> None:
+    assert stage_draws((2, 4, 8)) == STAGES
+    assert stage_draws((3, 9))[0] == [1, 4, 7]
+
+
+def test_a_search_keeps_the_best_and_between_equals_the_first() -> None:
+    search = StagedSearch(4, (1, 2), (2, 1))
+    search.take(np.array([[3.0, 1.0, 1.0, 1.0]]))
+    assert search.remaining == [1, 2]
+    search.take(np.array([[5.0, 2.0]]))
+    assert (search.remaining, search.wanted()) == ([2], [])
+    assert search.draws.tolist() == [1, 2, 2, 1]
+    np.testing.assert_allclose(search.means(), [3, 3, 1.5, 1])
+
+
+def test_a_search_that_has_its_answer_ends_early() -> None:
+    search = StagedSearch(3, (2, 5, 9), (3, 1, 1))
+    search.take(np.ones((2, 3)))
+    search.take(np.array([[3.0, 1.0, 2.0]] * 3))
+    assert (search.remaining, search.wanted()) == ([1], [])
+
+
+@given(st.integers(2, 60), st.integers(1, 5), st.integers(0, 1000))
+def test_p_values_are_scipys(count: int, classes: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    first = rng.normal(size=count)
+    others = first[:, None] + rng.normal(size=(count, classes)) * rng.uniform(0.1, 2) + rng.normal(size=classes)
+    wanted = [stats.ttest_rel(first, others[:, k]).pvalue for k in range(classes)]
+    np.testing.assert_allclose(paired_p_values(first, others), wanted, rtol=1e-9, atol=1e-300)
+
+
+def test_p_values_where_there_is_no_spread() -> None:
+    first = np.array([0.5, 2.0, 8.0])
+    same, shifted = paired_p_values(first, np.stack([first, first + 1], axis=1))
+    assert np.isnan(same)
+    assert shifted == 0
+
+
+def pruned_one_by_one(scores: np.ndarray, least: int, most: int, cutoff: float) -> list[int]:
+    """How many draws each class gets by the paper's loop."""
+    remaining, n = list(range(scores.shape[1])), 0
+    draws = [0] * scores.shape[1]
+    while len(remaining) > 1 and n < most:
+        n += 1
+        for c in remaining:
+            draws[c] = n
+        best = min(remaining, key=lambda c: scores[:n, c].mean())
+        if n >= least:
+            p_values = {c: stats.ttest_rel(scores[:n, best], scores[:n, c]).pvalue for c in remaining if c != best}
+            remaining = [c for c in remaining if c == best or p_values[c] >= cutoff]
+    return draws
+
+
+@settings(max_examples=12)
+@given(st.integers(2, 6), st.integers(2, 30), st.integers(0, 1000), st.sampled_from([0.0, 1e-3, 0.05, 0.3]))
+def test_pruning_is_that_of_the_paper_however_many_draws_come_at_once(
+    classes: int, least: int, seed: int, cutoff: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(size=(120, 1)) + rng.normal(size=(120, classes)) + rng.normal(size=classes) * 0.3
+    search = PairedSearch(classes, least, 120, cutoff)
+    asked = 0
+    while numbers := search.wanted():
+        assert numbers[0] == asked
+        given_classes = list(search.remaining)
+        search.take(scores[np.ix_(numbers, given_classes)])
+        asked = numbers[-1] + 1
+    assert search.draws.tolist() == pruned_one_by_one(scores, least, 120, cutoff)
+    for c, n in enumerate(search.draws):
+        assert search.means()[c] == pytest.approx(scores[:n, c].mean())
+
+
+def test_probabilities_rank_what_was_tried_to_the_end() -> None:
+    scores = Scores(np.array([3.0, 2.0, 0.5, 2.5]), np.array([8, 8, 2, 8]), 26, 0.1)
+    weights = np.exp([-3.0, -2.0, -2.5])
+    np.testing.assert_allclose(scores.probabilities()[[0, 1, 3]], weights / weights.sum())
+    assert scores.probabilities()[2] == 0  # smaller, but from other draws than those that decided
+    assert scores.prediction == 1
+    far = Scores(np.array([9e5, 8e5]), np.array([1, 1]), 2, 0.1)
+    assert far.probabilities().tolist() == [0, 1]
+
+
+def test_equal_prompts_are_never_told_apart(ldm: LatentDiffusion, images: torch.Tensor) -> None:
+    config = dataclasses.replace(PAIRED, max_scores=12)
+    scores = DiffusionNet(ldm, ["cat", "cat"], config).classify(images[:1], [0])[0]
+    assert scores.draws.tolist() == [12, 12]
+
+
+def test_images_of_another_size_are_resized(ldm: LatentDiffusion) -> None:
+    coarse = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    smooth = torch.nn.functional.interpolate(coarse, size=(16, 16), mode="bicubic").clamp(0, 1) * 2 - 1
+    large = torch.nn.functional.interpolate(smooth, size=(32, 32), mode="bicubic").clamp(-1, 1)
+    method = DiffusionClassifier(ldm, PROMPTS, dataclasses.replace(STAGED, samples=(4,), keep=(1,)))
+    small, resized = method.classify(smooth)[0], method.classify(large)[0]
+    np.testing.assert_allclose(resized.errors, small.errors, rtol=0.05)
+
+
+def test_one_class_and_numbers_that_are_none_are_refused(
+    ldm: LatentDiffusion, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match="fewer than two"):
+        DiffusionClassifier(ldm, ["cat"], STAGED)
+    monkeypatch.setattr(ldm, "predict_noise", lambda z, t, c: torch.full_like(z, torch.nan))
+    with pytest.raises(LDMError, match="image 9 is not finite; use --precision float32"):
+        DiffusionClassifier(ldm, PROMPTS, STAGED).classify(images[2:], [9])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"samples": (5,)}, "samples has 1 stages and keep has 2"),
+        ({"samples": (50, 25)}, "ascend"),
+        ({"samples": (25, 25)}, "ascend"),
+        ({"keep": (5, 2)}, "descend to 1"),
+        ({"keep": (1, 1)}, "descend to 1"),
+        ({"min_scores": 30, "max_scores": 20}, "min_scores 30 is above max_scores 20"),
+        ({"min_scores": 1}, "greater than or equal to 2"),
+        ({"samples": (), "keep": ()}, "at least 1"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ZeroShotConfig(**values)

@@ -1,0 +1,71 @@
+"""Temperature scaling against a brute-force search, and its error against a literal one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from domainfusion.training.calibration import (
+    BINS,
+    HIGHEST,
+    calibration_error,
+    fit_temperature,
+    negative_log_likelihood,
+)
+
+
+def draw(seed: int, scale: float, count: int = 400, classes: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """Logits whose calibrated version was multiplied by `scale`: the labels are drawn from softmax(logits/scale)."""
+    rng = np.random.default_rng(seed)
+    true = rng.normal(0, 1.5, (count, classes))
+    p = np.exp(true) / np.exp(true).sum(1, keepdims=True)
+    labels = np.array([rng.choice(classes, p=row) for row in p])
+    return (scale * true).astype(np.float32), labels
+
+
+def literal_nll(logits: np.ndarray, labels: np.ndarray, temperature: float) -> float:
+    total = 0.0
+    for row, label in zip(logits.astype(np.float64), labels, strict=True):
+        exps = np.exp(row / temperature)
+        total -= np.log(exps[label] / exps.sum())
+    return total / len(labels)
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 4.0])
+def test_the_temperature_is_the_grid_minimum_of_the_likelihood(scale: float) -> None:
+    logits, labels = draw(int(10 * scale), scale)
+    found = fit_temperature(logits, labels)
+    grid = np.geomspace(0.05, 20, 2001)
+    best = grid[np.argmin([negative_log_likelihood(logits, labels, t) for t in grid])]
+    assert found == pytest.approx(best, rel=2 * np.log(400) / 2000)
+    assert negative_log_likelihood(logits, labels, found) <= min(
+        literal_nll(logits, labels, t) for t in (best, best * 1.003, best / 1.003, 1.0)
+    ) + 1e-9  # fmt: skip
+    assert found == pytest.approx(scale, rel=0.15)  # what the labels were drawn with
+
+
+def test_likelihood_is_the_literal_one() -> None:
+    logits, labels = draw(3, 2.0, count=40)
+    for t in (0.2, 1.0, 7.0):
+        assert negative_log_likelihood(logits, labels, t) == pytest.approx(literal_nll(logits, labels, t), rel=1e-9)
+
+
+def test_without_a_minimum_nothing_is_changed() -> None:
+    logits = 3 * np.eye(4, dtype=np.float32)
+    assert fit_temperature(logits, np.arange(4)) == 1.0  # every image right: the likelihood grows without end
+    assert fit_temperature(np.zeros((0, 4), np.float32), np.zeros(0, int)) == 1.0
+    assert fit_temperature(logits, (np.arange(4) + 1) % 4) == HIGHEST  # every image wrong: nothing is known
+
+
+def test_calibration_error_is_the_literal_one() -> None:
+    logits, labels = draw(5, 3.0)
+    p = np.exp(logits.astype(np.float64)) / np.exp(logits.astype(np.float64)).sum(1, keepdims=True)
+    confidence, hits = p.max(1), p.argmax(1) == labels
+    expected = 0.0
+    for b in range(BINS):
+        inside = (confidence >= b / BINS) & (confidence < (b + 1) / BINS)
+        if inside.any():
+            expected += inside.mean() * abs(hits[inside].mean() - confidence[inside].mean())
+    assert calibration_error(logits, labels) == pytest.approx(expected, rel=1e-9)
+    fitted = fit_temperature(logits, labels)
+    assert calibration_error(logits, labels, fitted) < 0.5 * expected
