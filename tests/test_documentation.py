@@ -80,10 +80,12 @@ def test_the_pages_name_options_and_defaults_that_exist():
             value = TrainConfig()
             for name in flag.replace("-", "_").split("."):
                 value = getattr(value, name)
-            if isinstance(value, (int, float)):
+            if isinstance(value, bool):
+                assert default.strip() == ("on" if value else "off"), f"{page.name}: --{flag}"
+            elif isinstance(value, (int, float)):
                 numerator, _, denominator = default.strip().partition("/")
                 assert value == float(numerator) / float(denominator or 1), f"{page.name}: --{flag}"
             elif isinstance(value, str):
-                assert value == default.strip(), f"{page.name}: --{flag}"
+                assert value == default.strip(" `"), f"{page.name}: --{flag}"
             checked += 1
     assert checked >= 15
