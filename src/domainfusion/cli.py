@@ -26,7 +26,7 @@ COMMANDS = {
     "pretrain": "train a small latent diffusion model from captioned images",
     "distill": "tabulate the slopes of latent distillation for a data set",
     "judge": "measure what an LDM is worth for DomainFusion on a data set",
-    "data": "data splits DATA: which images train and which are held out",
+    "data": "splits, verify, prepare or download data sets",
     "doctor": "what this machine can do, and how long and how large a planned run would be",
     "list": "list algorithms, datasets, backbones or ldms",
 }
@@ -38,7 +38,8 @@ usage: domainfusion COMMAND [ARGUMENTS]      domainfusion COMMAND --help
 
 {commands}
 
-DATA is an embedded benchmark (pictograms) or a folder DOMAIN/CLASS/IMAGE. First steps:
+DATA is an embedded benchmark (pictograms), a folder DOMAIN/CLASS/IMAGE or with metadata.csv, or hf://OWNER/NAME.
+First steps:
 
   domainfusion demo                                      about ten minutes on a laptop
   domainfusion train DATA --target DOMAIN --output runs/x     train without DOMAIN, test on it

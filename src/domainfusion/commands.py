@@ -15,7 +15,7 @@ import tyro
 from pydantic import ValidationError
 from pydantic_core import ArgsKwargs
 
-from domainfusion.config import DataConfig, PretrainConfig, TrainConfig, build_config, load_toml
+from domainfusion.config import PretrainConfig, TrainConfig, build_config, load_toml
 from domainfusion.errors import UsageError
 from domainfusion.registry import ALGORITHMS
 
@@ -211,20 +211,6 @@ class DoctorCommand:
     """TOML file with the planned run's options; the command line has the last word."""
     json: bool = False
     """Print the findings as JSON."""
-
-
-@dataclasses.dataclass(frozen=True)
-class SplitsCommand:
-    """Which images train ("in") and which are held out ("out"), as row numbers of each domain in sorted order."""
-
-    data: tyro.conf.Positional[str]
-    """An embedded benchmark or a folder DOMAIN/CLASS/IMAGE."""
-    trial: int = 0
-    """Number of the split."""
-    protocol: str = "domainbed"
-    """domainbed or strict."""
-    json: bool = False
-    """Print the row numbers as JSON."""
 
 
 def parse(kind: type[T], words: list[str], prog: str, options: Any = None) -> T:
@@ -470,31 +456,8 @@ def doctor(words: list[str]) -> int:
     return 1 if found["problems"] else 0
 
 
-def data(words: list[str]) -> None:
-    """`domainfusion data splits`."""
-    usage = "usage: domainfusion data splits DATA [--trial T] [--protocol strict] [--json]"
-    if words in (["--help"], ["-h"]):
-        print(usage)
-        return
-    if not words or words[0] != "splits":
-        raise UsageError(usage)
-    command = parse(SplitsCommand, words[1:], "domainfusion data splits")
-    from domainfusion.data.domains import load_dataset
-    from domainfusion.data.splits import domainbed_split, strict_split
+def data(words: list[str]) -> int:
+    """`domainfusion data splits|verify|prepare|download`."""
+    from domainfusion.data_commands import run_data
 
-    if command.protocol not in ("domainbed", "strict"):
-        raise UsageError(f"--protocol {command.protocol} is not domainbed or strict")
-    config = DataConfig()
-    dataset = load_dataset(command.data, config)
-    strict = command.protocol == "strict"
-    found = strict_split(dataset, command.trial) if strict else domainbed_split(dataset, command.trial, 0.2)
-    # Numbers count from 0 within each domain, as DomainBed's do.
-    plain = {
-        domain: {part: (rows - dataset.rows(dataset.index_of(domain))[0]).tolist() for part, rows in parts.items()}
-        for domain, parts in found.items()
-    }
-    text = f"{command.protocol} splits, trial {command.trial}\n"
-    text += "\n".join(f"{d}: " + ", ".join(f"{part} {len(rows)}" for part, rows in p.items()) for d, p in plain.items())
-    _show(plain, text, command.json)
-    for note in dataset.notes:
-        print(f"note: {note}", file=sys.stderr)
+    return run_data(words, parse, _show)

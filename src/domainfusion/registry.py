@@ -62,6 +62,18 @@ ALGORITHMS = Registry(
             "domainfusion.algorithms.domainfusion:DomainFusion",
         ),
         Entry(
+            "diffusion_classifier",
+            "zero-shot: the class whose prompt predicts the noise best, in stages; nothing is trained",
+            "Li et al., ICCV 2023",
+            "domainfusion.algorithms.diffusion_classifier:DiffusionClassifier",
+        ),
+        Entry(
+            "diffusion_net",
+            "zero-shot: the class whose prompt restores the image best, pruned by paired t-tests; nothing is trained",
+            "Clark & Jaini, NeurIPS 2023",
+            "domainfusion.algorithms.diffusion_net:DiffusionNet",
+        ),
+        Entry(
             "mixup",
             "images and labels of different domains mixed",
             "Zhang et al., ICLR 2018; Wang et al., ICASSP 2020",
@@ -90,18 +102,6 @@ ALGORITHMS = Registry(
             "the features that matter most are muted while training",
             "Huang et al., ECCV 2020",
             "domainfusion.algorithms.rsc:RSC",
-        ),
-        Entry(
-            "diffusion_classifier",
-            "zero-shot: the class whose prompt predicts the noise best, in stages; nothing is trained",
-            "Li et al., ICCV 2023",
-            "domainfusion.algorithms.diffusion_classifier:DiffusionClassifier",
-        ),
-        Entry(
-            "diffusion_net",
-            "zero-shot: the class whose prompt restores the image best, pruned by paired t-tests; nothing is trained",
-            "Clark & Jaini, NeurIPS 2023",
-            "domainfusion.algorithms.diffusion_net:DiffusionNet",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Multi-domain data sets: any folder `root/domain/class/image`, or an embedded benchmark, decoded once.
+"""Multi-domain data sets: a folder `root/domain/class/image` or with metadata, or an embedded benchmark, decoded once.
 
 Images are decoded and resized once to a memory-mapped uint8 array in the cache, under a hash of the listing (paths,
 sizes, modification times) and the working size; training reads that array and never waits for a decoder.
@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from domainfusion.config import DataConfig
+from domainfusion.data.imagefolder import HUB_PREFIX, find_metadata, list_metadata, materialise_hub
 from domainfusion.errors import DataError, FileError, UsageError, unknown_name
 from domainfusion.files import cache_folder, hash_of, locked, read_json, reserve, write_json
 from domainfusion.registry import DATASETS
@@ -67,7 +68,9 @@ class MultiDomainDataset:
 
 
 def load_dataset(data: str, config: DataConfig) -> MultiDomainDataset:
-    """The data set called `data`: an embedded benchmark's name, or a folder `root/domain/class/image`.
+    """The data set called `data`: an embedded benchmark's name, a folder, or `hf://OWNER/NAME` of the hub.
+
+    A folder is laid out as `root/domain/class/image`, or holds metadata that names each image's label and domain.
 
     Raises:
         UsageError: neither a known name nor a folder.
@@ -77,8 +80,13 @@ def load_dataset(data: str, config: DataConfig) -> MultiDomainDataset:
         return _load_pictograms(config)
     if Path(data).is_dir():
         return load_folder(Path(data), config)
+    if data.startswith(HUB_PREFIX):
+        return load_folder(materialise_hub(data), config)
     if "/" in data or data.startswith("."):
-        raise UsageError(f"there is no folder {data}; give root of domain/class/image, or one of: pictograms")
+        raise UsageError(
+            f"there is no folder {data}; give root of domain/class/image, or one of: pictograms; a data "
+            "set of the Hugging Face hub is hf://OWNER/NAME"
+        )
     raise unknown_name("data set", data, DATASETS.entries)
 
 
@@ -119,8 +127,8 @@ def _load_pictograms(config: DataConfig) -> MultiDomainDataset:
 
 
 def load_folder(root: Path, config: DataConfig) -> MultiDomainDataset:
-    """The folder `root/domain/class/image` as a data set; labels by class name over the union of the domains."""
-    listing, notes = list_folder(root)
+    """The image folder `root` as a data set; labels by class name over the union of the domains."""
+    listing, notes = list_images(root)
     domains = sorted(listing)
     classes = sorted({name for domain in listing.values() for name in domain})
     for domain in domains:
@@ -131,7 +139,7 @@ def load_folder(root: Path, config: DataConfig) -> MultiDomainDataset:
                 f"{', '.join(missing[:8])}{' ...' if len(missing) > 8 else ''}; labels go by name and do not shift"
             )
     files = [(d, c, path) for d in domains for c in sorted(listing[d]) for path in listing[d][c]]
-    address = folder_address(root, [path for _, _, path in files], config)
+    address = folder_address(root, files, config)
     folder = cache_folder() / "images" / address
 
     def build(target: Path) -> None:
@@ -174,13 +182,24 @@ def load_folder(root: Path, config: DataConfig) -> MultiDomainDataset:
     return _dataset(root.resolve().name, address, index, images, (), tuple(notes))
 
 
-def folder_address(root: Path, files: list[Path], config: DataConfig) -> str:
-    """The hash under which the decoded images of a folder are cached: paths, sizes, times, and the working size."""
-    stats = [path.stat() for path in files]
+def folder_address(root: Path, files: list[tuple[str, str, Path]], config: DataConfig) -> str:
+    """The hash under which the decoded images (domain, class, path) of a folder are cached.
+
+    Of paths, sizes, times, and the working size; where metadata gives domain and class, of these too.
+    """
+    stats = [path.stat() for _, _, path in files]
     signature = [
-        [path.relative_to(root).as_posix(), s.st_size, s.st_mtime_ns] for path, s in zip(files, stats, strict=True)
+        [path.relative_to(root).as_posix(), s.st_size, s.st_mtime_ns]
+        + ([] if path.relative_to(root).parts[:2] == (domain, name) else [domain, name])
+        for (domain, name, path), s in zip(files, stats, strict=True)
     ]
     return hash_of([signature, config.size, config.bad_images, CACHE_FORMAT])
+
+
+def list_images(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str]]:
+    """The image files of `root`, by its metadata where that tells domains, else by its folders; as `list_folder`."""
+    metadata = find_metadata(root)
+    return list_metadata(root, metadata) if metadata else list_folder(root)
 
 
 def list_folder(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str]]:

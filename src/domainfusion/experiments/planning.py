@@ -22,7 +22,7 @@ import torch
 from domainfusion.algorithms.base import Algorithm, Context
 from domainfusion.algorithms.domainfusion import DomainFusion
 from domainfusion.config import TrainConfig
-from domainfusion.data.domains import MultiDomainDataset, folder_address, list_folder, load_dataset, read_image
+from domainfusion.data.domains import MultiDomainDataset, folder_address, list_images, load_dataset, read_image
 from domainfusion.diffusion.ldm import source_fingerprint
 from domainfusion.distillation.curves import GRID, CurveStore, curves_of
 from domainfusion.errors import DataError
@@ -85,10 +85,10 @@ def outline(data: str, config: TrainConfig, plan: Plan) -> MultiDomainDataset:
     root = Path(data)
     if data == "pictograms" or not root.is_dir():
         return load_dataset(data, config.data)
-    listing, notes = list_folder(root)
+    listing, notes = list_images(root)
     domains, classes = sorted(listing), sorted({name for domain in listing.values() for name in domain})
     files = [(d, c, path) for d in domains for c in sorted(listing[d]) for path in listing[d][c]]
-    address = folder_address(root, [path for _, _, path in files], config.data)
+    address = folder_address(root, files, config.data)
     if (cache_folder() / "images" / address / "index.json").exists():
         return load_dataset(data, config.data)
     times, sample = [], np.zeros((config.data.size, config.data.size, 3), dtype=np.uint8)

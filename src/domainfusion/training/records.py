@@ -11,9 +11,10 @@ from domainfusion.config import TrainConfig, plain_values
 from domainfusion.data.benchmarks import canonical_name
 
 ALGORITHM_NAMES = {
-    "erm": "ERM", "domainfusion": "DomainFusion", "mixup": "Mixup", "mixstyle": "MixStyle", "coral": "CORAL",
-    "groupdro": "GroupDRO", "rsc": "RSC", "diffusion_classifier": "DiffusionClassifier",
+    "erm": "ERM", "domainfusion": "DomainFusion", "diffusion_classifier": "DiffusionClassifier",
     "diffusion_net": "DiffusionNet",
+    "mixup": "Mixup", "mixstyle": "MixStyle", "coral": "CORAL",
+    "groupdro": "GroupDRO", "rsc": "RSC",
 }  # fmt: skip
 HYPERPARAMETERS = ("lr", "batch_size", "weight_decay", "dropout", "raw_weight", "distill_weight", "synthetic_weight")
 

@@ -1,0 +1,120 @@
+"""Images that cannot be decoded, and pictures that occur more than once.
+
+A picture in two domains leaks from source to target; a picture under two labels has one that is wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from domainfusion.data.findings import Finding, number
+from domainfusion.errors import DataError
+
+Place = tuple[str, str, str]  # domain, class, path
+
+
+def hash_of_image(path: Path) -> bytes:
+    """A digest of the picture: the pixels of the first frame, upright, in RGBA, and its size, whatever the file format.
+
+    Raises `DataError` naming the file where it cannot be decoded to its end.
+    """
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image)
+            kept = upright if upright.mode in ("I;16", "I;16B", "I", "F") else upright.convert("RGBA")
+            digest = hashlib.blake2b(f"{kept.mode} {kept.size}".encode(), digest_size=16)
+            digest.update(kept.tobytes())
+            return digest.digest()
+    except Exception as error:  # Pillow's plugins raise whatever their formats make them
+        raise DataError(f"{path}: {type(error).__name__}: {error}") from error
+
+
+def decode_all(
+    root: Path, listing: dict[str, dict[str, list[Path]]], workers: int, progress: bool
+) -> tuple[list[Finding], list[Finding]]:
+    """Problems and notes: what of {domain: {class: [paths]}} cannot be decoded, and what occurs more than once."""
+    problems, notes = [], []
+    files = [(d, c, path) for d in sorted(listing) for c in sorted(listing[d]) for path in listing[d][c]]
+    places: dict[bytes, list[Place]] = defaultdict(list)
+    unreadable = []
+    with warnings.catch_warnings():  # the filters are the process's own, which threads share
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        bar = tqdm(total=len(files), desc="decoding images", unit="image", disable=not progress or len(files) < 500)
+        for (domain, name, path), found in zip(files, _hashes((path for *_, path in files), workers), strict=True):
+            bar.update()
+            relative = path.relative_to(root).as_posix()
+            if isinstance(found, DataError):
+                unreadable.append(f"{relative}: {str(found).removeprefix(f'{path}: ')}")
+            else:
+                places[found].append((domain, name, relative))
+        bar.close()
+    if unreadable:
+        problems.append(
+            Finding(
+                "unreadable", f"{number(len(unreadable), 'image')} cannot be decoded", where=tuple(unreadable),
+                effect="training stops at them; --data.bad-images skip leaves them out, which changes the splits",
+            )
+        )  # fmt: skip
+    problems += _equal_images(places)
+    repeated = [same for same in places.values() if len(same) > 1 and len({place[:2] for place in same}) == 1]
+    if repeated:
+        count = sum(len(same) - 1 for same in repeated)
+        notes.append(
+            Finding(
+                "repeated", f"{number(count, 'image')} more of the same picture, domain and class",
+                effect="the held-out part of a domain may hold images that train: validation accuracy is flattered",
+                where=tuple(" = ".join(path for *_, path in same) for same in repeated),
+            )
+        )  # fmt: skip
+    return problems, notes
+
+
+def _hashes(paths: Iterable[Path], workers: int) -> Iterator[bytes | DataError]:
+    def attempt(path: Path) -> bytes | DataError:
+        try:
+            return hash_of_image(path)
+        except DataError as error:
+            return error
+
+    waiting = iter(paths)
+    with ThreadPoolExecutor(workers) as pool:  # decoders release the interpreter's lock
+        while some := list(itertools.islice(waiting, 256)):  # in portions, or an interruption would wait for them all
+            yield from pool.map(attempt, some)
+
+
+def _equal_images(places: dict[bytes, list[Place]]) -> list[Finding]:
+    """Pictures in two domains, and pictures under two labels."""
+    leaks = [same for same in places.values() if len({domain for domain, *_ in same}) > 1]
+    torn = [same for same in places.values() if len({name for _, name, _ in same}) > 1]
+    findings = []
+    if leaks:
+        pairs: dict[str, int] = defaultdict(int)
+        for same in leaks:
+            for pair in itertools.combinations(sorted({domain for domain, *_ in same}), 2):
+                pairs[" and ".join(pair)] += 1
+        findings.append(
+            Finding(
+                "leak", f"{number(len(leaks), 'picture')} in more than one domain: "
+                + ", ".join(f"{count} in {pair}" for pair, count in sorted(pairs.items())),
+                effect="a target image takes part in training: its accuracy is flattered",
+                where=tuple(" = ".join(path for *_, path in same) for same in leaks),
+            )
+        )  # fmt: skip
+    if torn:
+        findings.append(
+            Finding(
+                "two-labels", f"{number(len(torn), 'picture')} under more than one label",
+                effect="at least one of the labels of each is wrong, in training or in the figures",
+                where=tuple(" = ".join(path for *_, path in same) for same in torn),
+            )
+        )  # fmt: skip
+    return findings

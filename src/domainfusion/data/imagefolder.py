@@ -1,0 +1,178 @@
+"""Data sets in the Hugging Face *imagefolder* form: images, and `metadata.csv` or `metadata.jsonl` with their domains.
+
+The metadata has a row for each image: `file_name` (relative to the metadata file), `label` or `class`, and `domain`.
+Metadata files may lie in the folder itself and in the folders directly below it (the splits `train`, `test`, ...),
+whose images are taken together. Data sets of the Hugging Face hub are written out as a folder `domain/class/image`
+in the cache first.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from domainfusion.errors import DataError, UsageError
+from domainfusion.files import cache_folder, hash_of, locked, make_folder
+
+METADATA = ("metadata.csv", "metadata.jsonl")
+LABEL_COLUMNS = ("label", "class")
+HUB_PREFIX = "hf://"
+
+
+def find_metadata(root: Path) -> list[Path]:
+    """The metadata files at and directly below `root` that tell labels and domains; none where it is another form."""
+    folders = [root, *(path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith("."))]
+    found = [folder / name for folder in folders for name in METADATA if (folder / name).is_file()]
+    return [path for path in found if _tells_domains(path)]
+
+
+def _tells_domains(path: Path) -> bool:
+    """Whether the first row names a domain (captions for `pretrain` come in the same form, without one)."""
+    for _, row in _rows(path):
+        return "domain" in row and any(name in row for name in LABEL_COLUMNS)
+    return False
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number of the line, and columns, of every row. Raises `DataError` naming the line."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    if path.suffix == ".csv":
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        for row in reader:
+            yield reader.line_num, row
+        return
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{path}, line {number}, is not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise DataError(f"{path}, line {number}, is no JSON object")
+            yield number, row
+
+
+def list_metadata(root: Path, metadata: list[Path]) -> tuple[dict[str, dict[str, list[Path]]], list[str]]:
+    """The image files that `metadata` names, as {domain: {class: [paths]}} with sorted lists, and notes.
+
+    Raises `DataError`, naming file and line, for a row without a value, a path out of the folder, a missing image,
+    and an image with two labels or two domains.
+    """
+    seen: dict[Path, tuple[str, str]] = {}
+    for path in metadata:
+        for number, row in _rows(path):
+            where = f"{path}, line {number}"
+            name, domain = row.get("file_name"), row.get("domain")
+            label = next((row[column] for column in LABEL_COLUMNS if row.get(column) not in (None, "")), None)
+            for column, value in (("file_name", name), ("domain", domain), ("label", label)):
+                if value in (None, ""):
+                    raise DataError(f"{where}: no {column}; every row needs file_name, label and domain")
+            parts = Path(str(name)).parts
+            if Path(str(name)).is_absolute() or ".." in parts:
+                raise DataError(f"{where}: {name} lies outside of {path.parent}; name files relative to the metadata")
+            image = path.parent / str(name)
+            if not image.is_file():
+                raise DataError(f"{where}: the image {image} is missing; restore it or remove the row")
+            pair = (str(domain), str(label))
+            if seen.setdefault(image, pair) != pair:
+                raise DataError(f"{where}: {name} is {'/'.join(pair)} here and {'/'.join(seen[image])} elsewhere")
+    listing: dict[str, dict[str, list[Path]]] = {}
+    for image, (domain, label) in seen.items():
+        listing.setdefault(domain, {}).setdefault(label, []).append(image)
+    for classes in listing.values():
+        for images in classes.values():
+            images.sort(key=lambda path: (str(path.parent), path.name))
+    notes = []
+    if all(label.isdigit() for classes in listing.values() for label in classes):
+        notes.append("the classes are numbers, which tell a latent diffusion model nothing: write names as labels")
+    return listing, notes
+
+
+def materialise_hub(name: str) -> Path:
+    """The data set `hf://OWNER/NAME[@REVISION]` as a folder `domain/class/image` in the cache, loaded once.
+
+    It needs a column of images, one called `label` or `class`, and one called `domain`; all splits are taken together.
+
+    Raises:
+        UsageError: the package `datasets` is missing (extra `hub`), or `name` is malformed.
+        DataError: the data set cannot be loaded, or lacks a column.
+    """
+    found = re.fullmatch(r"hf://([\w.-]+/)?([\w.-]+)(@[\w./-]+)?", name)
+    if not found:
+        raise UsageError(f"{name} is no data set of the hub: write hf://OWNER/NAME or hf://OWNER/NAME@REVISION")
+    try:
+        import datasets
+    except ImportError as error:
+        raise UsageError(
+            f"{name} needs the package datasets: pip install 'domainfusion[hub]' (or give a folder on disk)"
+        ) from error
+    owner, short, revision = found[1] or "", found[2], (found[3] or "@")[1:] or None
+    try:
+        splits = datasets.load_dataset(owner + short, revision=revision)
+    except Exception as error:  # network, permissions, unknown names, formats: the library raises whatever they make it
+        raise DataError(f"{name} cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]})") from error
+    address = hash_of([short, {split: part._fingerprint for split, part in splits.items()}])
+    folder = cache_folder() / "hub" / address / short
+    with locked(folder.parent.parent / f".{address}.lock"):
+        if not folder.exists():
+            make_folder(folder.parent)
+            work = Path(tempfile.mkdtemp(prefix=f".{short}.", dir=folder.parent))
+            try:
+                for split, part in splits.items():
+                    _write_split(name, split, part, work)
+                work.rename(folder)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def _write_split(name: str, split: str, part: Any, folder: Path) -> None:
+    """Write the images of one split below `folder`, each with the bytes that the data set has."""
+    import datasets
+
+    images = [column for column, kind in part.features.items() if isinstance(kind, datasets.Image)]
+    labels = [column for column in LABEL_COLUMNS if column in part.features]
+    for what, columns in (("images", images), ("label or class", labels)):
+        if not columns:
+            raise DataError(f"{name}, split {split}, has no column of {what}; it has: {', '.join(part.features)}")
+    if "domain" not in part.features:
+        raise DataError(f"{name}, split {split}, has no column domain; it has: {', '.join(part.features)}")
+    part = part.cast_column(images[0], datasets.Image(decode=False))
+    for number, row in enumerate(tqdm(part, desc=f"writing {split}", unit="image", disable=len(part) < 500)):
+        names = [_value_name(part.features[column], row[column]) for column in ("domain", labels[0])]
+        cell = row[images[0]]
+        data = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
+        target = folder / names[0] / names[1]
+        target.mkdir(parents=True, exist_ok=True)
+        (target / f"{split}-{number:07d}{_suffix(data)}").write_bytes(data)
+
+
+def _value_name(kind: Any, value: Any) -> str:
+    """A label or domain as the name of a folder."""
+    if hasattr(kind, "int2str") and isinstance(value, int):
+        value = kind.int2str(value)
+    name = str(value).replace("/", "_").strip(". ")
+    if not name or value is None:
+        raise DataError("an image of the data set has no label or no domain")
+    return name
+
+
+def _suffix(data: bytes) -> str:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return {"JPEG": ".jpg", "PNG": ".png"}.get(image.format or "", f".{(image.format or 'png').lower()}")
+    except OSError:
+        return ".png"  # whoever decodes it will say what is wrong

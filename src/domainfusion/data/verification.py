@@ -1,0 +1,273 @@
+"""What a folder of images is, what is wrong with it, and what that does to labels.
+
+The folder is compared with the benchmark that its names say it is, or with itself where it is none: every domain
+should have every class. Each image is decoded in full, and its pixels hashed, so that damaged files and pictures that
+occur twice (in two domains: a leak from source to target; under two labels: an error in one of them) are found.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import defaultdict
+from pathlib import Path
+
+from domainfusion.data.benchmarks import Benchmark, plain, recognise
+from domainfusion.data.domains import SUFFIXES
+from domainfusion.data.duplicates import decode_all
+from domainfusion.data.findings import Finding, Verification, number, some
+from domainfusion.data.imagefolder import find_metadata, list_metadata
+from domainfusion.errors import DataError
+
+Listing = dict[str, dict[str, list[Path]]]
+SPLITS = ("full", "train", "test", "crossval", "val")
+
+
+def verify_folder(
+    root: Path, benchmark: Benchmark | None = None, *, quick: bool = False, workers: int = 0, progress: bool = True
+) -> Verification:
+    """Check the image folder `root` against `benchmark` (default: the one its folder names say it is).
+
+    Args:
+        quick: only list the files; do not decode them, and do not look for equal images.
+        workers: threads that decode; 0 takes one for each CPU, at most 8.
+
+    Raises `DataError` where `root` holds no images in the form `root/domain/class/image`, with the form that it has.
+    """
+    problems: list[Finding] = []
+    metadata = find_metadata(root)
+    if metadata:
+        listing, remarks = list_metadata(root, metadata)
+        notes = [Finding("metadata", remark) for remark in remarks]
+    else:
+        listing, problems, notes = _scan(root)
+    benchmark = benchmark or recognise(listing, {name for classes in listing.values() for name in classes})
+    counts = {d: {c: len(paths) for c, paths in sorted(classes.items())} for d, classes in sorted(listing.items())}
+    state = Verification(root, "metadata" if metadata else "folders", benchmark, counts, decoded=not quick)
+    state.problems += problems
+    state.notes += notes
+    if len(counts) < 2:
+        state.problems.append(Finding("domains", f"there is one domain, {next(iter(counts))}; two at least are needed"))
+    if benchmark:
+        _compare_names(state, benchmark)
+        _compare_counts(state, benchmark)
+    _compare_domains(state)
+    if not quick:
+        problems, notes = decode_all(root, listing, workers or min(8, os.cpu_count() or 1), progress)
+        state.problems += problems
+        state.notes += notes
+    return state
+
+
+def _scan(root: Path) -> tuple[Listing, list[Finding], list[Finding]]:
+    """The image files of `root/domain/class`, problems, and notes on what lies elsewhere; empty classes are kept."""
+    listing: Listing = {}
+    misplaced: list[str] = []
+    other: list[str] = []
+    for domain in _folders(root):
+        for entry in sorted(domain.iterdir()):
+            if entry.name.startswith("."):
+                continue
+            if entry.is_file():
+                (misplaced if entry.suffix.lower() in SUFFIXES else other).append(f"{domain.name}/{entry.name}")
+                continue
+            images = listing.setdefault(domain.name, {}).setdefault(entry.name, [])
+            for path in sorted(entry.rglob("*"), key=lambda p: (str(p.parent), p.name)):
+                if path.is_file():
+                    if path.suffix.lower() in SUFFIXES:
+                        images.append(path)
+                    elif not path.name.startswith("."):
+                        other.append(path.relative_to(root).as_posix())
+    if not any(paths for classes in listing.values() for paths in classes.values()):
+        raise DataError(_other_form(root))
+    for inner in _folders(root):  # the folder above a benchmark's
+        names = _folders(inner)
+        if recognise(listing, {entry.name for entry in names}) is None and recognise(
+            {entry.name for entry in names}, {leaf.name for entry in names for leaf in _folders(entry)}
+        ):
+            raise DataError(_other_form(root))
+    splits = {name for classes in listing.values() for name in classes}
+    if splits <= set(SPLITS):
+        raise DataError(
+            f"{root} is laid out as DOMAIN/SPLIT/CLASS (splits: {', '.join(sorted(splits))}): merge the splits with "
+            f"`domainfusion data prepare VLCS {root} OUTPUT`, or with PACS, OfficeHome ... for another benchmark"
+        )
+    notes = []
+    if misplaced:
+        notes.append(
+            Finding("misplaced", f"{number(len(misplaced), 'image')} outside of class folders, not used",
+                    where=tuple(misplaced))
+        )  # fmt: skip
+    if other:
+        notes.append(
+            Finding(
+                "other", f"{number(len(other), 'file')} that are no images, not used: {some(other)}", where=tuple(other)
+            )
+        )
+    empty = tuple(domain.name for domain in _folders(root) if not any(listing.get(domain.name, {}).values()))
+    problems = []
+    if empty:
+        problems.append(
+            Finding(
+                "domain-empty", f"{number(len(empty), 'folder')} without class folders that hold images", where=empty,
+                effect="they would be domains, and loading stops at them: fill them or move them away",
+            )
+        )  # fmt: skip
+    return {name: classes for name, classes in listing.items() if name not in empty}, problems, notes
+
+
+def _folders(path: Path) -> list[Path]:
+    return [entry for entry in sorted(path.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
+
+
+def _other_form(root: Path) -> str:
+    """Why `root` is no image folder, and the nearest thing that is."""
+    for inner in _folders(root):
+        classes = [leaf for domain in _folders(inner) for leaf in _folders(domain)]
+        if any(
+            path.suffix.lower() in SUFFIXES for leaf in classes[:50] for path in itertools.islice(leaf.iterdir(), 5)
+        ):
+            return f"{root} holds no DOMAIN/CLASS/IMAGE; {inner} does: give that path"
+    archives = [path.name for path in sorted(root.iterdir()) if path.name.endswith((".zip", ".tar", ".tgz", ".tar.gz"))]
+    if archives:
+        return f"{root} holds archives ({some(archives)}): unpack them with `domainfusion data prepare`"
+    return f"{root} holds no images in the form DOMAIN/CLASS/IMAGE"
+
+
+def _compare_names(state: Verification, benchmark: Benchmark) -> None:
+    """Domains and classes that the benchmark has and the folder lacks, or the other way, or spells otherwise."""
+    found = {domain: benchmark.domain_of(domain) for domain in state.counts}
+    missing = [name for name in benchmark.domains if name not in found.values()]
+    extra = [name for name, domain in found.items() if domain is None]
+    if missing:
+        state.problems.append(
+            Finding(
+                "missing-domain", f"{number(len(missing), 'domain')} of {benchmark.name} missing", where=tuple(missing),
+                effect="targets and averages do not compare with published ones; domains are numbered otherwise",
+            )
+        )  # fmt: skip
+    if extra:
+        state.problems.append(
+            Finding(
+                "extra-domain", f"{number(len(extra), 'domain')} not of {benchmark.name}", where=tuple(extra),
+                effect="they would train as further source domains, and shift the numbers of the others",
+            )
+        )  # fmt: skip
+    renamed = [f"{name} for {domain}" for name, domain in found.items() if domain and domain != name]
+    if renamed:
+        order = [found[name] for name in sorted(found)]
+        shifted = order != sorted(order, key=lambda domain: str(domain))
+        effect = (
+            "domains come in another order, so splits and target numbers differ from DomainBed's" if shifted else ""
+        )
+        kept = Finding("renamed-domain", f"domains spelled otherwise: {some(renamed)}", effect, tuple(renamed))
+        (state.problems if shifted else state.notes).append(kept)
+    classes = sorted({name for domain in state.counts.values() for name in domain})
+    known = {name: benchmark.class_of(name) for name in classes}
+    extra = [name for name in classes if known[name] is None]
+    missing = [name for name in benchmark.class_names if name not in known.values()]
+    if extra:
+        later = sum(name > min(extra) for name in classes if name not in extra)
+        state.problems.append(
+            Finding(
+                "extra-class", f"{number(len(extra), 'class folder')} not of {benchmark.name}", where=tuple(extra),
+                effect=f"the classifier gets {len(classes)} classes for {benchmark.classes}"
+                + (f", and the numbers of {later} classes shift" if later else ""),
+            )
+        )  # fmt: skip
+    if missing:
+        state.problems.append(
+            Finding(
+                "missing-class", f"{number(len(missing), 'class')} of {benchmark.name} in no domain",
+                where=tuple(missing),
+                effect=f"the task has {len(classes)} classes for {benchmark.classes}: easier than the published one",
+            )
+        )  # fmt: skip
+    spelled = [f"{name} for {known[name]}" for name in classes if known[name] not in (None, name)]
+    if spelled:
+        numbers = all(name.split(" for ")[0].isdigit() for name in spelled)
+        effect = "prompts for a latent diffusion model would name numbers" if numbers else ""
+        kept = Finding("renamed-class", f"classes spelled otherwise: {some(spelled)}", effect, tuple(spelled))
+        (state.problems if numbers else state.notes).append(kept)
+
+
+def _compare_counts(state: Verification, benchmark: Benchmark) -> None:
+    """Numbers of images against the published ones, by domain, and by class where those are certain."""
+    totals: dict[str, int] = defaultdict(int)
+    by_class: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for domain, classes in state.counts.items():
+        name = benchmark.domain_of(domain)
+        if name:
+            totals[name] += sum(classes.values())
+            for folder, count in classes.items():
+                by_class[name][benchmark.class_of(folder) or folder] += count
+    expected = dict(zip(benchmark.domains, benchmark.counts, strict=True))
+    different = [name for name in benchmark.domains if name in totals and totals[name] != expected[name]]
+    if not different:
+        return
+    where = [f"{name}: {totals[name]} for {expected[name]} ({totals[name] - expected[name]:+d})" for name in different]
+    for name in different:
+        for label, count in zip(benchmark.class_names, benchmark.class_counts.get(name, ()), strict=False):
+            if by_class[name][label] != count:
+                where.append(
+                    f"{name}/{label}: {by_class[name][label]} for {count} ({by_class[name][label] - count:+d})"
+                )
+    known = next(
+        (
+            version.meaning
+            for version in benchmark.versions
+            if all(totals[name] == count for name, count in zip(benchmark.domains, version.counts, strict=False))
+            and (version.counts or sum(totals.values()) == version.total)
+        ),
+        None,
+    )
+    message = f"the number of images differs in {number(len(different), 'domain')} of {len(benchmark.domains)}"
+    state.problems.append(
+        Finding(
+            "count", message + (f"; this is the version that is {known}" if known else ""),
+            effect="DomainBed's splits are drawn from the number of images: other images are held out",
+            where=tuple(where),
+        )
+    )  # fmt: skip
+
+
+def _compare_domains(state: Verification) -> None:
+    """Classes that a domain lacks, and what that does where class folders are numbered domain by domain."""
+    classes = sorted({name for domain in state.counts.values() for name in domain})
+    for domain, found in state.counts.items():
+        empty = [name for name, count in found.items() if not count]
+        missing = [name for name in classes if name not in found]
+        if missing:
+            # What ImageFolder, and so DomainBed, does: number the class folders that this domain has.
+            numbers = {name: number for number, name in enumerate(sorted(found))}
+            wrong = [name for name in found if numbers[name] != classes.index(name)]
+            images = sum(found[name] for name in wrong)
+            example = f" ({wrong[0]} becomes {classes[numbers[wrong[0]]]})" if wrong else ""
+            state.problems.append(
+                Finding(
+                    "class-missing-in-domain", f"domain {domain} lacks {len(missing)} of {len(classes)} classes",
+                    effect=f"tools that number class folders by domain (ImageFolder, DomainBed) label {images} of its "
+                    f"{sum(found.values())} images wrongly{example}; domainfusion goes by name, and no label shifts",
+                    where=tuple(missing),
+                )
+            )  # fmt: skip
+        if empty:
+            state.problems.append(
+                Finding(
+                    "class-empty", f"domain {domain} has {number(len(empty), 'class folder')} without images",
+                    where=tuple(empty),
+                    effect="ImageFolder refuses them; domainfusion leaves the class out of this domain",
+                )
+            )  # fmt: skip
+    spellings: dict[str, set[str]] = defaultdict(set)
+    for name in classes:
+        spellings[plain(name)].add(name)
+    for names in spellings.values():
+        if len(names) > 1:
+            state.problems.append(
+                Finding(
+                    "class-spelling", f"one class in several spellings: {', '.join(sorted(names))}",
+                    effect=f"they are {len(names)} different classes to every tool; rename the folders",
+                    where=tuple(sorted(names)),
+                )
+            )  # fmt: skip

@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from domainfusion import cli
+from domainfusion.data.benchmarks import BENCHMARKS, Benchmark
+from domainfusion.data.duplicates import hash_of_image
+from domainfusion.data.findings import Finding, Verification
+from domainfusion.data.verification import verify_folder
+from domainfusion.errors import DataError
+
+PACS = BENCHMARKS["PACS"]
+
+
+def check(root: Path, benchmark: Benchmark | None = None, *, quick: bool = False) -> Verification:
+    return verify_folder(root, benchmark, quick=quick, workers=2, progress=False)
+
+
+def kinds(state: Verification) -> set[str]:
+    return {finding.kind for finding in state.problems}
+
+
+def only(state: Verification, kind: str) -> Finding:
+    (found,) = [finding for finding in [*state.problems, *state.notes] if finding.kind == kind]
+    return found
+
+
+@pytest.fixture
+def pacs(make_image_folder: Callable[..., Path]) -> Path:
+    """PACS's names, with one picture in each class folder."""
+    return make_image_folder("PACS", domains=PACS.domains, classes=PACS.class_names, count=1)
+
+
+def of_this_size(count: int) -> Benchmark:
+    """PACS as if it had `count` images in each class folder."""
+    import dataclasses
+
+    return dataclasses.replace(
+        PACS, counts=(7 * count,) * 4, class_counts=dict.fromkeys(PACS.domains, (count,) * 7), versions=()
+    )
+
+
+def test_a_folder_without_fault(make_image_folder: Callable[..., Path]) -> None:
+    root = make_image_folder("mine")
+    state = check(root)
+    assert state.ok
+    assert state.notes == []
+    assert state.benchmark is None
+    assert state.counts == {d: dict.fromkeys(("cat", "dog", "house"), 12) for d in ("cartoon", "photo", "sketch")}
+    assert "every image decoded; no problem found" in state.as_text()
+
+
+def test_counts_are_compared_with_the_published_ones(pacs: Path) -> None:
+    state = check(pacs)
+    assert state.benchmark is PACS
+    assert kinds(state) == {"count"}
+    assert "photo: 7 for 1670 (-1663)" in only(state, "count").where
+    assert "photo/dog: 1 for 189 (-188)" in only(state, "count").where
+    assert "other images are held out" in only(state, "count").effect
+    assert check(pacs, of_this_size(1)).ok
+
+
+def test_a_known_other_version_is_named(pacs: Path) -> None:
+    import dataclasses
+
+    from domainfusion.data.benchmarks import Version
+
+    other = dataclasses.replace(PACS, versions=(Version("the small one", total=28),))
+    assert "this is the version that is the small one" in only(check(pacs, other), "count").message
+    other = dataclasses.replace(PACS, versions=(Version("another", total=29), Version("by domain", (7, 7, 7, 7))))
+    assert "this is the version that is by domain" in only(check(pacs, other), "count").message
+
+
+def test_a_class_that_a_domain_lacks_shifts_the_labels_of_tools_that_number_folders(pacs: Path) -> None:
+    from torchvision.datasets import ImageFolder
+
+    shutil.rmtree(pacs / "photo" / "giraffe")
+    state = check(pacs, of_this_size(1))
+    finding = only(state, "class-missing-in-domain")
+    assert finding.where == ("giraffe",)
+    # The reference: torchvision's own numbers against the numbers of all seven classes.
+    folder = ImageFolder(str(pacs / "photo"))
+    wrong = [name for name, number in folder.class_to_idx.items() if PACS.class_names[number] != name]
+    assert wrong == ["guitar", "horse", "house", "person"]
+    assert "label 4 of its 6 images wrongly (guitar becomes giraffe)" in finding.effect
+    assert "no label shifts" in finding.effect
+
+
+def test_an_empty_class_folder_is_told_from_a_missing_one(pacs: Path) -> None:
+    for path in (pacs / "sketch" / "person").iterdir():
+        path.unlink()
+    state = check(pacs, of_this_size(1), quick=True)
+    assert kinds(state) == {"class-empty", "count"}
+    assert "sketch/person: 0 for 1 (-1)" in only(state, "count").where
+
+
+def test_names_that_are_not_the_benchmarks(pacs: Path) -> None:
+    shutil.rmtree(pacs / "cartoon")
+    shutil.copytree(pacs / "photo", pacs / "watercolour")
+    for domain in pacs.iterdir():
+        shutil.rmtree(domain / "horse")
+        (domain / "banjo").mkdir()
+        shutil.copy(domain / "dog" / "00.png", domain / "banjo" / "00.png")
+    state = check(pacs, of_this_size(1), quick=True)
+    assert only(state, "missing-domain").where == ("cartoon",)
+    assert only(state, "extra-domain").where == ("watercolour",)
+    assert only(state, "missing-class").where == ("horse",)
+    assert only(state, "extra-class").where == ("banjo",)
+    assert "the numbers of 6 classes shift" in only(state, "extra-class").effect
+
+
+def test_other_spellings_matter_where_they_change_the_order(make_image_folder: Callable[..., Path]) -> None:
+    classes = BENCHMARKS["OfficeHome"].class_names
+    root = make_image_folder("oh", domains=("Art", "Clipart", "Product", "Real_World"), classes=classes, count=1)
+    state = check(root, quick=True)
+    assert state.benchmark is BENCHMARKS["OfficeHome"]
+    assert only(state, "renamed-domain") in state.notes
+    (root / "Art").rename(root / "art")  # sorts last
+    assert only(check(root, quick=True), "renamed-domain").effect.startswith("domains come in another order")
+
+
+def test_one_class_in_two_spellings(make_image_folder: Callable[..., Path]) -> None:
+    root = make_image_folder("mine")
+    (root / "photo" / "dog").rename(root / "photo" / "Dog")
+    state = check(root, quick=True)
+    assert kinds(state) == {"class-spelling", "class-missing-in-domain"}
+    assert only(state, "class-spelling").where == ("Dog", "dog")
+
+
+def test_images_that_cannot_be_decoded(make_image_folder: Callable[..., Path]) -> None:
+    root = make_image_folder("mine")
+    whole = root / "photo" / "dog" / "00.png"
+    (root / "photo" / "dog" / "01.png").write_bytes(whole.read_bytes()[:-40])  # cut short: only a full decode tells
+    (root / "photo" / "dog" / "02.png").write_bytes(b"")
+    Image.open(whole).save(root / "photo" / "dog" / "99.jpg", quality=95)
+    jpeg = (root / "photo" / "dog" / "99.jpg").read_bytes()
+    (root / "photo" / "dog" / "99.jpg").write_bytes(jpeg[: len(jpeg) // 2])
+    found = only(check(root), "unreadable")
+    assert [line.split(": ")[0] for line in found.where] == [
+        f"photo/dog/{name}" for name in ("01.png", "02.png", "99.jpg")
+    ]
+    assert check(root, quick=True).ok
+
+
+def test_equal_pictures_leak_or_contradict(make_image_folder: Callable[..., Path]) -> None:
+    root = make_image_folder("mine")
+    source = root / "photo" / "dog" / "00.png"
+    # Another file format, the same pixels: a hash of the file would not see it.
+    Image.open(source).save(root / "sketch" / "dog" / "copy.bmp")
+    shutil.copy(root / "photo" / "cat" / "03.png", root / "photo" / "house" / "again.png")
+    shutil.copy(root / "cartoon" / "cat" / "01.png", root / "cartoon" / "cat" / "twice.png")
+    state = check(root)
+    assert kinds(state) == {"leak", "two-labels"}
+    assert only(state, "leak").where == ("photo/dog/00.png = sketch/dog/copy.bmp",)
+    assert "1 in photo and sketch" in only(state, "leak").message
+    assert only(state, "two-labels").where == ("photo/cat/03.png = photo/house/again.png",)
+    assert only(state, "repeated").where == ("cartoon/cat/01.png = cartoon/cat/twice.png",)
+    assert check(root, quick=True).ok
+
+
+def test_the_hash_is_of_the_picture(tmp_path: Path) -> None:
+    pixels = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    Image.fromarray(pixels).save(tmp_path / "b.tiff")
+    Image.fromarray(pixels.reshape(6, 4, 3)).save(tmp_path / "other_shape.png")
+    changed = pixels.copy()
+    changed[3, 5, 2] ^= 1
+    Image.fromarray(changed).save(tmp_path / "changed.png")
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by half a circle
+    Image.fromarray(pixels[::-1, ::-1]).save(tmp_path / "turned.png", exif=exif)
+    reference = hash_of_image(tmp_path / "a.png")
+    assert hash_of_image(tmp_path / "b.tiff") == reference
+    assert hash_of_image(tmp_path / "turned.png") == reference
+    assert hash_of_image(tmp_path / "other_shape.png") != reference
+    assert hash_of_image(tmp_path / "changed.png") != reference
+    grey = np.arange(16, dtype=np.uint16).reshape(4, 4) * 1000
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    Image.fromarray(grey + 1).save(tmp_path / "grey1.png")  # 8 bits would not tell them apart
+    assert hash_of_image(tmp_path / "grey.png") != hash_of_image(tmp_path / "grey1.png")
+
+
+def test_what_lies_elsewhere_is_noted(make_image_folder: Callable[..., Path]) -> None:
+    root = make_image_folder("mine")
+    shutil.copy(root / "photo" / "dog" / "00.png", root / "photo" / "loose.png")
+    (root / "photo" / "dog" / "Thumbs.db").write_bytes(b"x")
+    (root / ".hidden").mkdir()
+    state = check(root, quick=True)
+    assert state.ok
+    assert only(state, "misplaced").where == ("photo/loose.png",)
+    assert only(state, "other").where == ("photo/dog/Thumbs.db",)
+    (root / "image_list").mkdir()
+    assert only(check(root, quick=True), "domain-empty").where == ("image_list",)
+
+
+def test_one_domain_alone_is_not_enough(make_image_folder: Callable[..., Path]) -> None:
+    assert "domains" in kinds(check(make_image_folder("mine", domains=("photo",)), quick=True))
+
+
+def test_folders_of_another_form_say_which(make_image_folder: Callable[..., Path], tmp_path: Path) -> None:
+    root = make_image_folder("data/PACS", domains=PACS.domains, classes=PACS.class_names, count=1)
+    with pytest.raises(DataError, match=r"data/PACS does: give that path"):
+        check(root.parent)
+    with pytest.raises(DataError, match=r"holds no images in the form DOMAIN/CLASS/IMAGE"):
+        check(root / "photo" / "dog")
+    (tmp_path / "archives").mkdir()
+    (tmp_path / "archives" / "PACS.zip").write_bytes(b"")
+    with pytest.raises(DataError, match=r"holds archives \(PACS.zip\): unpack them with `domainfusion data prepare`"):
+        check(tmp_path / "archives")
+    split = tmp_path / "split"
+    for name in ("CALTECH", "SUN"):
+        for part in ("train", "test"):
+            shutil.copytree(root / "photo", split / name / part)
+    with pytest.raises(DataError, match=r"DOMAIN/SPLIT/CLASS \(splits: test, train\): merge the splits with"):
+        check(split)
+
+
+def test_a_folder_with_metadata_is_verified_by_it(tmp_path: Path, image_folder: Path) -> None:
+    rows = ["file_name,label,domain"]
+    for number, path in enumerate(sorted(image_folder.rglob("*.png"))):
+        shutil.copy(path, tmp_path / f"{number}.png")
+        rows.append(f"{number}.png,{path.parent.name},{path.parent.parent.name}")
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for path in tmp_path.glob("*.png"):
+        path.rename(flat / path.name)
+    (flat / "metadata.csv").write_text("\n".join(rows))
+    state = check(flat)
+    assert state.ok
+    assert state.form == "metadata"
+    assert state.counts == check(image_folder).counts
+    (flat / "metadata.csv").write_text("\n".join([*rows[:-1], rows[-1].replace("house", "cat")]))
+    assert check(flat).ok  # a wrong label of a picture that occurs once cannot be seen
+    shutil.copy(flat / "107.png", flat / "108.png")
+    (flat / "metadata.csv").write_text("\n".join([*rows, "108.png,cat,sketch"]))
+    assert kinds(check(flat)) == {"two-labels"}
+
+
+def test_the_command_exits_with_1_where_there_are_problems(pacs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["data", "verify", str(pacs), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["dataset"], found["ok"], found["images"], found["decoded"]) == ("PACS", False, 28, True)
+    assert [problem["kind"] for problem in found["problems"]] == ["count"]
+    assert cli.run(["data", "verify", str(pacs), "--quick"]) == 1
+    printed = capsys.readouterr().out
+    assert "photo: 7 images of 1670 expected" in printed
+    assert "images listed, not decoded; 1 problem\n" in printed
+
+
+def test_the_command_exits_with_0_where_there_are_none(image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["data", "verify", str(image_folder)]) == 0
+    assert "no problem found" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data", "verify", "absent"], "there is no folder absent"),
+        (["data", "verify", ".", "--dataset", "PACKS"], "unknown benchmark 'PACKS'; did you mean 'PACS'?"),
+        (["data", "verfy"], "unknown command data 'verfy'; did you mean 'verify'?"),
+        (["data"], "usage: domainfusion data {splits,verify,prepare,download}"),
+        (["data", "verify", ".", "--quik"], "unknown option --quik; did you mean --quick?"),
+    ],
+)
+def test_wrong_usage(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(words) == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.count("\n") == 1
