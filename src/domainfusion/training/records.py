@@ -32,7 +32,7 @@ def build_record(
     """
     hparams = {name: getattr(config, name) for name in HYPERPARAMETERS} | {"backbone": config.backbone}
     name = ALGORITHM_NAMES.get(config.algorithm, config.algorithm)
-    if config.average.method != "none":  # a method of its own in every table
+    if config.average.method != "none" and step > 0:  # a method of its own in every table, where weights were trained
         name += f"+{config.average.method.upper()}"
         hparams["average"] = plain_values(config.average)
     if dataclasses.is_dataclass(own := getattr(config, config.algorithm, None)):
