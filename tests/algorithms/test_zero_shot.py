@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from domainfusion.algorithms import diffusion_net
 from domainfusion.algorithms.diffusion_classifier import DiffusionClassifier, StagedSearch, stage_draws
 from domainfusion.algorithms.diffusion_net import DiffusionNet, PairedSearch, paired_p_values
 from domainfusion.algorithms.zero_shot import BATCHES_READY, Scores, ZeroShot
@@ -245,11 +247,16 @@ def pruned_one_by_one(scores: np.ndarray, least: int, most: int, cutoff: float) 
     return draws
 
 
-@settings(max_examples=12)
-@given(st.integers(2, 6), st.integers(2, 30), st.integers(0, 1000), st.sampled_from([0.0, 1e-3, 0.05, 0.3]))
+@settings(max_examples=16)
+@given(st.integers(2, 30), st.integers(0, 1000), st.sampled_from([1e-3, 0.02, 0.2]), st.sampled_from([1, 16]))
 def test_pruning_is_that_of_the_paper_however_many_draws_come_at_once(
-    classes: int, least: int, seed: int, cutoff: float
+    least: int, seed: int, cutoff: float, ahead: int
 ) -> None:
+    with mock.patch.object(diffusion_net, "AHEAD", ahead):  # at 1, as many draws again as there were
+        check_pruning(8, least, seed, cutoff)
+
+
+def check_pruning(classes: int, least: int, seed: int, cutoff: float) -> None:
     rng = np.random.default_rng(seed)
     scores = rng.normal(size=(120, 1)) + rng.normal(size=(120, classes)) + rng.normal(size=classes) * 0.3
     search = PairedSearch(classes, least, 120, cutoff)

@@ -7,11 +7,13 @@ it is done, so that a killed evaluation loses the images under way and no more.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -35,6 +37,9 @@ FORMAT = 1  # raised when the computation changes, so that older scores are not 
 class ScoreStore:
     """Scores of a data set's images by one method, LDM and set of options, in `images.jsonl`.
 
+    Processes that work on the same images share them out: each claims an image by a lock on the byte of that number in
+    `claims`, which the system takes off when the process ends, however it ends.
+
     Args:
         key: what they depend on.
     """
@@ -43,6 +48,7 @@ class ScoreStore:
         self.path = cache_folder() / "zero_shot" / key / "images.jsonl"
         self.known: dict[int, Scores] = {}
         self._read = 0  # bytes
+        self._file: BinaryIO | None = None
         self.refresh()
 
     def refresh(self) -> None:
@@ -74,15 +80,42 @@ class ScoreStore:
             "row": row, "errors": scores.errors.tolist(), "draws": scores.draws.tolist(), "passes": scores.passes,
             "seconds": round(scores.seconds, 4),
         }  # fmt: skip
-        make_folder(self.path.parent)
-        append_whole_lines(self.path, [record])
+        append_whole_lines(make_folder(self.path.parent) / self.path.name, [record])
+        fcntl.lockf(self._claims(), fcntl.LOCK_UN, 1, row)
 
-    def missing(self, rows: np.ndarray) -> Iterator[int]:
-        """Those of `rows` that have no scores at the moment that they are asked for."""
-        for row in rows.tolist():
+    def missing(self, rows: np.ndarray) -> list[int]:
+        """Those of `rows` that have no scores."""
+        self.refresh()
+        return [row for row in rows.tolist() if row not in self.known]
+
+    def claim(self, rows: list[int]) -> Iterator[int]:
+        """Those of `rows` that have no scores and are nobody else's, claimed when they are asked for."""
+        for row in rows:
+            try:
+                fcntl.lockf(self._claims(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, row)
+            except (BlockingIOError, PermissionError):  # another process has it
+                continue
             self.refresh()
-            if row not in self.known:
+            if row in self.known:
+                fcntl.lockf(self._claims(), fcntl.LOCK_UN, 1, row)
+            else:
                 yield row
+
+    def wait(self, row: int) -> None:
+        """Return when no other process has `row`. To be called without claims, or two could wait for each other."""
+        fcntl.lockf(self._claims(), fcntl.LOCK_EX, 1, row)
+        fcntl.lockf(self._claims(), fcntl.LOCK_UN, 1, row)
+
+    def close(self) -> None:
+        """Give up all claims."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _claims(self) -> BinaryIO:
+        if self._file is None:
+            self._file = open(make_folder(self.path.parent) / "claims", "ab")  # noqa: SIM115 (held while it is used)
+        return self._file
 
 
 def score_store(
@@ -153,17 +186,20 @@ def scores_of(kind: type[ZeroShot], context: Context, rows: np.ndarray) -> dict[
     """{row: scores} of rows (n,) at least; the LDM is loaded only where some are missing."""
     config, dataset = context.config, context.dataset
     store = score_store(kind, dataset, config, choose_dtype(config.precision, context.device))
-    lacking = sum(row not in store.known for row in rows.tolist())
+    lacking = store.missing(rows)
     if not lacking:
         return store.known
     ldm = LatentDiffusion.load(config.ldm, device=context.device, precision=config.precision)
     method = kind(ldm, class_prompts(dataset, config), config.zero_shot, config.generate.image_size)
-    bar = tqdm(total=lacking, desc=config.algorithm, unit="image", disable=not context.progress)
-    for row, scores in method.run(store.missing(rows), lambda some: from_uint8(dataset.images[some])):
-        store.add(row, scores)
-        bar.update()
-    bar.close()
-    store.refresh()
+    bar = tqdm(total=len(lacking), desc=config.algorithm, unit="image", disable=not context.progress)
+    with contextlib.closing(store), contextlib.closing(bar):
+        while lacking:
+            for row, scores in method.run(store.claim(lacking), lambda some: from_uint8(dataset.images[some])):
+                store.add(row, scores)
+                bar.update()
+            if lacking := store.missing(rows):  # what another process is at; it may yet be killed
+                store.wait(lacking[0])
+                lacking = store.missing(rows)
     return store.known
 
 
