@@ -20,6 +20,7 @@ ROWS = {
     "distillation_run": distillation.distillation_run,
     "sweep_share": distillation.sweep_share,
     "candidates": candidates.candidates,
+    "solver_error": candidates.solver_error,
     "generation_share": candidates.generation_share,
     "candidates_full_size": candidates.candidates_full_size,
     "distillation_memory": distillation.distillation_memory,

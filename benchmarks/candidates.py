@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from typing import Any
 
@@ -16,6 +17,7 @@ from domainfusion.data.transforms import from_uint8
 from domainfusion.diffusion.image_to_image import image_to_image
 from domainfusion.diffusion.ldm import LatentDiffusion, embedded_folder
 
+SPACINGS = ("uniform", "karras")
 STRENGTH, STEPS = 0.55, GenerateConfig().steps
 
 
@@ -125,6 +127,44 @@ def candidates_full_size() -> dict[str, Any]:
         "diffusers' pipeline, same steps, solver and type", ratio=ratio, target=">= 1.5", reached=ratio >= 1.5,
         ours=mine, theirs=baseline, unit="s",
     )  # fmt: skip
+
+
+def solver_error() -> list[dict[str, Any]]:
+    """How far few steps end from the limit of many, as a share of how far the candidates moved.
+
+    The other side is DDIM with evenly spaced timesteps, at as many passes as a pipeline of ten steps makes of the
+    strength. `all` holds every solver, spacing and number of steps.
+    """
+    ldm = LatentDiffusion.load("embedded")
+    images, prompts = pictures(48)
+    start = ldm.encode(images)
+    noise = torch.randn(start.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        unmoved = ldm.decode(start).clamp(-1, 1)
+
+    def made_by(strength: float, steps: int, solver: str, spacing: str) -> torch.Tensor:
+        made = image_to_image(
+            ldm, images, prompts, torch.full((len(images), 1), strength), noise=noise, steps=steps, solver=solver,
+            spacing=spacing,
+        )  # fmt: skip
+        return made[:, 0]
+
+    rows = []
+    for strength in (0.4, 0.7):
+        limit = made_by(strength, 60, "ddim", "uniform")
+        moved = (limit - unmoved).square().mean().sqrt()
+        found = {}
+        for solver, spacing, steps in itertools.product(("ddim", "dpm", "unipc"), SPACINGS, (2, 3, 4, 5, 7)):
+            error = (made_by(strength, steps, solver, spacing) - limit).square().mean().sqrt()
+            found[f"{solver} {spacing} {steps}"] = float(error / moved)
+        passes = round(10 * strength)
+        ours, theirs = found[f"unipc karras {STEPS}"], found[f"ddim uniform {passes}"]
+        rows.append(
+            row("solver_error", f"error of {STEPS} steps of UniPC from the limit, strength {strength}",
+                f"{passes} evenly spaced steps of DDIM", ratio=ours / theirs, target="<= 1", reached=ours <= theirs,
+                ours=ours, theirs=theirs, unit="of the way", all=found)
+        )  # fmt: skip
+    return rows
 
 
 def matmul_rate(dtype: torch.dtype) -> float:

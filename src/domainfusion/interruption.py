@@ -41,6 +41,11 @@ def stoppable() -> Iterator[None]:
         _requested = None
 
 
+def requested() -> bool:
+    """Whether a signal has come."""
+    return _requested is not None
+
+
 def check() -> None:
     """Raise `Interrupted` where a signal has come."""
     if _requested is not None:

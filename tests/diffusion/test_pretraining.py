@@ -6,6 +6,8 @@ import csv
 import dataclasses
 import json
 import math
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,7 @@ from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.optimization import Averaged, WorkingCopy, learning_rate_factor
 from domainfusion.diffusion.pretraining import pretrain, sample_prompts
 from domainfusion.diffusion.text_encoder import build_text_encoder, fit_tokenizer
-from domainfusion.errors import DataError, UsageError
+from domainfusion.errors import DataError, Interrupted, UsageError
 from domainfusion.tensors import load_state
 
 SIZE = 32
@@ -121,27 +123,37 @@ def test_init_refuses_an_ldm_that_predicts_no_noise(corpus_folder: Path, tmp_pat
         pretrain(corpus_folder, dataclasses.replace(TINY, init=str(first)), tmp_path / "second")
 
 
-def interrupt_after(monkeypatch: pytest.MonkeyPatch, module: object, steps: int) -> None:
-    """Ctrl-C in the stage of `module` when `steps` of its steps are done."""
+class Killed(BaseException):
+    """What a test raises in place of SIGKILL; nothing catches it."""
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, module: object, steps: int, politely: bool) -> None:
+    """Stop the stage of `module` in its step after `steps`: by a signal that lets it save, or dead on the spot."""
 
     class Interrupting(Averaged):
         def update(self, trained: torch.nn.Module) -> None:
             super().update(trained)
             if self.updates == steps + 1:
-                raise KeyboardInterrupt
+                if not politely:
+                    raise Killed
+                os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(module, "Averaged", Interrupting)
 
 
+@pytest.mark.parametrize("politely", [False, True])
 def test_resumed_equals_uninterrupted_bit_by_bit(
-    corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, politely: bool
 ) -> None:
     pretrain(corpus_folder, TINY, tmp_path / "whole")
     for module in (autoencoder_training, denoiser_training):
         with monkeypatch.context() as patch:
-            interrupt_after(patch, module, 3)  # a state is kept every 2 steps: step 3 is made twice
-            with pytest.raises(KeyboardInterrupt):
+            interrupt_after(patch, module, 3 - politely, politely)  # a state is kept every 2 steps
+            with pytest.raises(Interrupted if politely else Killed):
                 pretrain(corpus_folder, TINY, tmp_path / "parts")
+        if politely:
+            stage = module.__name__.rpartition(".")[2].removesuffix("_training")
+            assert load_state(tmp_path / "parts" / f"{stage}-state.safetensors")["step"] == 3
     torch.manual_seed(12345)  # nothing may hang on the process's own generator
     pretrain(corpus_folder, TINY, tmp_path / "parts")
     for stage in ("autoencoder", "denoiser"):

@@ -26,6 +26,7 @@ from domainfusion.diffusion.optimization import (
 )
 from domainfusion.errors import TrainingError
 from domainfusion.files import append_json_line, keep_json_lines
+from domainfusion.interruption import check, requested
 from domainfusion.seeding import derive_numpy_rng
 
 
@@ -126,6 +127,9 @@ def train_autoencoder(corpus: Corpus, config: PretrainConfig, folder: Path) -> A
             record = {"stage": "autoencoder", "step": done, "loss": loss.item(), "mse": squared.item(),
                       "seconds": time.monotonic() - clock}  # fmt: skip
             append_json_line(folder / "metrics.jsonl", record)
+        if requested():
+            save_training(state_path, model, optimizer, averaged, done)
+            check()
         if done % config.save_every == 0 or done == config.vae_steps:
             save_training(state_path, model, optimizer, averaged, done)
             with averaged.applied_to(model):

@@ -31,6 +31,7 @@ from domainfusion.diffusion.optimization import (
 )
 from domainfusion.errors import TrainingError
 from domainfusion.files import append_json_line, keep_json_lines
+from domainfusion.interruption import check, requested
 from domainfusion.seeding import derive_numpy_rng
 from domainfusion.tensors import load_state, save_state
 
@@ -219,6 +220,9 @@ def train_denoiser(
             record = {"stage": "denoiser", "step": done, "loss": loss.item(), "mse": per_sample.mean().item(),
                       "seconds": time.monotonic() - clock}  # fmt: skip
             append_json_line(folder / "metrics.jsonl", record)
+        if requested():
+            save_training(state_path, denoiser, optimizer, averaged, done)
+            check()
         if done % config.save_every == 0 or done == config.unet_steps:
             save_training(state_path, denoiser, optimizer, averaged, done)
             with averaged.applied_to(denoiser), torch.no_grad():

@@ -22,17 +22,24 @@ from domainfusion.diffusion.denoiser_training import Denoiser, build_pipeline, b
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.text_encoder import build_text_encoder, fit_tokenizer
 from domainfusion.errors import UsageError
-from domainfusion.files import hash_of, make_folder, read_json, write_json, write_text
+from domainfusion.files import exclusive, hash_of, read_json, write_json, write_text
+from domainfusion.interruption import stoppable
 
 
 def pretrain(corpus_path: Path, config: PretrainConfig, folder: Path) -> Path:
     """Train autoencoder, tokenizer and denoiser on a corpus; returns `folder/pipeline`. The same call again resumes.
 
+    A signal saves the step at hand and raises `Interrupted`; `FileError` where another process is at work in `folder`.
+
     Beside the pipeline, `folder` holds `metrics.jsonl` (losses, held-out PSNR and noise error), sample sheets, and the
     states that training resumes from.
     """
     corpus = load_corpus(corpus_path, config.size)
-    make_folder(folder)
+    with exclusive(folder), stoppable():
+        return _pretrain(corpus, config, folder)
+
+
+def _pretrain(corpus: Corpus, config: PretrainConfig, folder: Path) -> Path:
     refuse_other_options(corpus, config, folder)
     write_text(folder / "pretrain.toml", to_toml(config))
     if config.init:

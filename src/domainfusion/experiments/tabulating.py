@@ -14,6 +14,7 @@ from domainfusion.data.domains import load_dataset
 from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
 from domainfusion.distillation.curves import CurveStore
 from domainfusion.experiments.runs import choose_device
+from domainfusion.interruption import stoppable
 from domainfusion.results.tables import text_table
 
 
@@ -29,7 +30,8 @@ def tabulate_curves(data: str, config: TrainConfig, export: Path | None = None) 
     started = time.monotonic()
     if before:
         ldm = LatentDiffusion.load(config.ldm, device=choose_device(config.device), precision=config.precision)
-        curves = store.tabulate(ldm, rows)
+        with stoppable():
+            curves = store.tabulate(ldm, rows)
     else:
         curves = store.load()
     seconds = time.monotonic() - started
