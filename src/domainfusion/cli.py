@@ -24,6 +24,7 @@ COMMANDS = {
     "collect": "tables from folders of runs, DomainBed's and SWAD's too",
     "report": "one HTML file from finished runs",
     "pretrain": "train a small latent diffusion model from captioned images",
+    "generate": "make the candidates of a data set ahead, for all runs, or as pictures",
     "distill": "tabulate the slopes of latent distillation for a data set",
     "judge": "measure what an LDM is worth for DomainFusion on a data set",
     "data": "splits, verify, prepare or download data sets",

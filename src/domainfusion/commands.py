@@ -89,6 +89,29 @@ class JudgeCommand:
 
 
 @dataclasses.dataclass(frozen=True)
+class GenerateCommand:
+    """Make the candidates of all images of DATA, and keep them for every run that asks for the same.
+
+    The same command again makes what is missing. Runs share them where the LDM, the --generate options and the styles
+    that --target leaves are equal.
+    """
+
+    data: tyro.conf.Positional[str]
+    """An embedded benchmark (pictograms) or a folder DOMAIN/CLASS/IMAGE."""
+    options: Annotated[TrainConfig, Flat]
+    generations: int = 1
+    """Generations made from the stored images (more than one with --generate.no-updating only)."""
+    shard: tuple[int, int] = (0, 1)
+    """I N: only every N-th image from the I-th, so that N processes share the work."""
+    output: Path | None = None
+    """Folder for the candidates as DOMAIN/CLASS/NAME.png."""
+    config: Path | None = None
+    """TOML file with options; the command line has the last word."""
+    json: bool = False
+    """Print what was made as JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
 class DistillCommand:
     """Tabulate the slopes of latent distillation for every image of DATA; the same command again goes on.
 
@@ -422,6 +445,17 @@ def pretrain(words: list[str]) -> None:
     from domainfusion.diffusion.pretraining import pretrain as run_pretraining
 
     print(run_pretraining(command.corpus, command.options, command.output))
+
+
+def generate(words: list[str]) -> None:
+    """`domainfusion generate`."""
+    command = parse(GenerateCommand, words, "domainfusion generate", _base_options(TrainConfig, words))
+    from domainfusion.experiments.generating import generate_candidates, generation_text
+
+    found = generate_candidates(
+        command.data, command.options, generations=command.generations, shard=command.shard, output=command.output
+    )
+    _show(found, generation_text(found), command.json)
 
 
 def distill(words: list[str]) -> None:

@@ -1,0 +1,81 @@
+"""Candidates of a whole data set made ahead of training, for all runs that will ask for them, and as pictures."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from domainfusion.config import TrainConfig
+from domainfusion.data.domains import load_dataset
+from domainfusion.diffusion.ldm import LatentDiffusion
+from domainfusion.diffusion.prompts import allowed_styles
+from domainfusion.errors import UsageError
+from domainfusion.experiments.runs import choose_device
+from domainfusion.files import make_folder
+from domainfusion.fusion.candidates import candidates_of
+from domainfusion.interruption import stoppable
+
+
+def generate_candidates(
+    data: str, config: TrainConfig, *, generations: int = 1, shard: tuple[int, int] = (0, 1), output: Path | None = None
+) -> dict[str, Any]:
+    """Make what is missing of the candidates of all images of `data`, and say what that took.
+
+    Args:
+        generations: how many generations from the stored images (more than one without `generate.updating` only, where
+            later generations start from them too).
+        shard: (i, n): every n-th image from the i-th, so that n processes share the work.
+        output: folder for the candidates as `DOMAIN/CLASS/NAME-gG-cC.png`, itself a data set.
+    """
+    if generations < 1:
+        raise UsageError(f"--generations {generations} makes nothing; give 1 or more")
+    if generations > 1 and config.generate.updating:
+        raise UsageError(
+            "with updating, generations after the first start from a run's own images: --generations 1, or "
+            "--generate.no-updating"
+        )
+    if not 0 <= shard[0] < shard[1]:
+        raise UsageError(f"--shard {shard[0]} {shard[1]} is not I N with I from 0 to N - 1")
+    dataset = load_dataset(data, config.data)
+    ldm = LatentDiffusion.load(config.ldm, device=choose_device(config.device), precision=config.precision)
+    styles = allowed_styles(ldm.styles, config.target)
+    rows = np.arange(shard[0], len(dataset), shard[1])
+    current = dataset.images[rows]
+    started, made, files = time.monotonic(), 0, 0
+    with stoppable():
+        for number in range(generations):
+            for part, _, found in candidates_of(
+                ldm, dataset, rows, current, config.generate, number=number, styles=styles, stored=True
+            ):
+                made += found.shape[0] * found.shape[1]
+                if output is not None:
+                    files += _write_pictures(output, dataset, rows[part], found, number)
+    seconds = time.monotonic() - started
+    return {
+        "data": data, "ldm": config.ldm, "images": len(rows), "generations": generations, "candidates": made,
+        "seconds": round(seconds, 1), "files": files, "output": None if output is None else str(output),
+    }  # fmt: skip
+
+
+def _write_pictures(output: Path, dataset: Any, rows: np.ndarray, candidates: np.ndarray, number: int) -> int:
+    """Write candidates (b, N, S, S, 3) of rows (b,) as PNG files; returns how many."""
+    for row, images in zip(rows, candidates, strict=True):
+        place = output / dataset.domains[dataset.domain_of[row]] / dataset.classes[dataset.labels[row]]
+        make_folder(place)
+        for c, image in enumerate(images):
+            Image.fromarray(image).save(place / f"{row:06d}-g{number}-c{c}.png")
+    return candidates.shape[0] * candidates.shape[1]
+
+
+def generation_text(found: dict[str, Any]) -> str:
+    """The summary as text."""
+    rate = found["candidates"] / max(found["seconds"], 1e-9)
+    where = f"; written to {found['output']}" if found["output"] else ""
+    return (
+        f"{found['candidates']:,} candidates of {found['images']:,} images are there, {found['generations']} "
+        f"generation(s), after {found['seconds']:.0f} s ({rate:.1f} a second, those made before included){where}"
+    )
