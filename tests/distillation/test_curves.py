@@ -97,11 +97,11 @@ def test_a_curve_is_its_slopes_taken_one_by_one(
 
 def test_the_error_is_honest(ldm: LatentDiffusion, dataset: MultiDomainDataset) -> None:
     """Against a reference of many more draws, curves are off by as much as their standard errors say."""
-    rows = np.arange(18)
+    rows = np.arange(0, 18, 2)
     words = list(dataset.words())
     config = dataclasses.replace(CONFIG, curve_samples=4, curve_rounds=6)
     found = curves_of(SlopeEstimator(ldm, config), dataset, rows, words, 16)
-    many = dataclasses.replace(config, curve_samples=64, curve_rounds=8, min_timestep=0.02)
+    many = dataclasses.replace(config, curve_samples=32, curve_rounds=6, min_timestep=0.02)
     reference = curves_of(SlopeEstimator(ldm, many), dataset, rows, words, 16)
     scaled = (found["slopes"] - reference["slopes"]) / found["errors"].clamp_min(1e-12)
     # Student's t with 5 degrees of freedom has a root mean square of 1.29; confidences of an image err alike.
