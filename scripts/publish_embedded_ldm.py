@@ -45,6 +45,8 @@ code of ours; `domainfusion` uses it when `--ldm` is `embedded`.
 2 % are held out by a hash of their pixels. Captions join the drawing's name, its Unicode subgroup in words ("animal
 mammal", "vehicle transport ground") and the style words of its set, each dropped at random; monochrome drawings are
 recoloured half of the time, and the caption then names the colours.
+`styles.json` lists the style words that prompts of `domainfusion` draw from: those of the sets in which at least half
+of the categories are drawn. The model knows the words of the other sets too.
 `scripts/build_embedded_corpus.py` packs the corpus.
 
 No drawing of the Pictograms benchmark is among them (a test compares hashes of all images), and the families that the
@@ -117,12 +119,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pretrained", type=Path)
     parser.add_argument("judged", type=Path)
-    parser.add_argument("--corpus-images", type=int, default=40_425)
+    parser.add_argument("--corpus", type=int, nargs=2, default=(40_425, 24), help="images and sets")
     arguments = parser.parse_args()
-    publish(arguments.pretrained, arguments.judged, arguments.corpus_images)
+    publish(arguments.pretrained, arguments.judged, tuple(arguments.corpus))
 
 
-def publish(pretrained: Path, judged: Path, corpus_images: int) -> None:
+def publish(pretrained: Path, judged: Path, corpus: tuple[int, int]) -> None:
     """Copy the pipeline and write its card."""
     known = WEIGHTS / "training.json"
     rounds = json.loads(known.read_text()) if known.exists() else []
@@ -136,7 +138,7 @@ def publish(pretrained: Path, judged: Path, corpus_images: int) -> None:
     for source, name in ((judged / "candidates.png", "candidates.png"), (newest_samples(pretrained), "samples.png")):
         with Image.open(source) as image:
             image.convert("RGB").save(WEIGHTS / name, optimize=True)
-    (WEIGHTS / "README.md").write_text(write_card(rounds, figures, corpus_images), encoding="utf-8")
+    (WEIGHTS / "README.md").write_text(write_card(rounds, figures, corpus), encoding="utf-8")
 
 
 def read_rounds(pretrained: Path) -> list[dict[str, Any]]:
@@ -181,16 +183,20 @@ def draw_curves(rounds: list[dict[str, Any]], path: Path) -> None:
                     images = [(before + step * item["batch"]) / 1000 for step, _ in points]
                     shown.plot(images, [value for _, value in points], **style)
             before += item["steps"] * item["batch"]
-        axis.set(xlabel="thousand images", title=stage, yscale="log", ylabel="MSE")
-        if stage == "autoencoder":
+        axis.set(xlabel="thousand images", title=stage)
+        if axis.get_lines():
+            axis.set(yscale="log", ylabel="MSE")
+        else:
+            axis.set_yticks([])
+        if other is not axis:
             other.set_ylabel(label)
         lines = {line.get_label(): line for drawn in {axis, other} for line in drawn.get_lines()}
-        axis.legend(lines.values(), lines.keys(), loc="upper right", frameon=False)
+        axis.legend(lines.values(), lines.keys(), loc="best", frameon=False)
     figure.savefig(path)
     plt.close(figure)
 
 
-def write_card(rounds: list[dict[str, Any]], figures: dict[str, Any], corpus_images: int) -> str:
+def write_card(rounds: list[dict[str, Any]], figures: dict[str, Any], corpus: tuple[int, int]) -> str:
     def parameters(part: str) -> str:
         total = 0
         for path in (WEIGHTS / part).glob("*.safetensors"):
@@ -230,8 +236,8 @@ def write_card(rounds: list[dict[str, Any]], figures: dict[str, Any], corpus_ima
     size = sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file())
     return CARD.format(
         parts="\n".join("| " + " | ".join(part) + " |" for part in parts), megabytes=size / 1e6,
-        channels=unet["in_channels"], side=unet["sample_size"], images=corpus_images,
-        styles=len(json.loads((WEIGHTS / "styles.json").read_text())),
+        channels=unet["in_channels"], side=unet["sample_size"], images=corpus[0],
+        styles=corpus[1],
         vae=steps["autoencoder"], unet=steps["denoiser"],
         dropout=options["caption_dropout"], ema=options["ema"], judged=figures["images"],
         held_psnr=last["autoencoder"], psnr=figures["psnr"], held_mse=last["denoiser"],
