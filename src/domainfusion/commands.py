@@ -15,7 +15,7 @@ import tyro
 from pydantic import ValidationError
 from pydantic_core import ArgsKwargs
 
-from domainfusion.config import PretrainConfig, TrainConfig, build_config, load_toml
+from domainfusion.config import GenerateConfig, PretrainConfig, TrainConfig, build_config, load_toml
 from domainfusion.errors import UsageError
 from domainfusion.registry import ALGORITHMS
 
@@ -84,6 +84,7 @@ class JudgeCommand:
     """Images measured on."""
     output: Path = Path("runs/judge")
     """Folder for the figures (judge.json) and a sheet of candidates (candidates.png)."""
+    generate: GenerateConfig = dataclasses.field(default_factory=GenerateConfig)
     json: bool = False
     """Print the figures as JSON."""
 
@@ -472,7 +473,7 @@ def judge(words: list[str]) -> None:
     command = parse(JudgeCommand, words, "domainfusion judge")
     from domainfusion.experiments.judging import judge_ldm, judgement_text
 
-    found = judge_ldm(command.data, command.ldm, command.images, command.output)
+    found = judge_ldm(command.data, command.ldm, command.images, command.output, generate=command.generate)
     _show(found, judgement_text(found), command.json)
 
 
