@@ -53,6 +53,14 @@ def test_atomic_write_makes_parents_and_leaves_only_the_file(tmp_path: Path) -> 
     assert os.listdir(path.parent) == ["text.txt"]
 
 
+def test_atomic_write_leaves_a_file_that_others_may_read_as_any_other(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("x")
+    with atomic_path(tmp_path / "private") as temporary:
+        temporary.write_text("x")
+        temporary.chmod(0o600)
+    assert (tmp_path / "private").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_atomic_write_keeps_the_old_file_where_the_writer_fails(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text("old")

@@ -17,6 +17,10 @@ from typing import Any
 from domainfusion.errors import FileError
 
 
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
+
 def cache_folder() -> Path:
     """The folder for decoded images and candidates: `$DOMAINFUSION_CACHE`, or `~/.cache/domainfusion`."""
     root = os.environ.get("DOMAINFUSION_CACHE")
@@ -49,6 +53,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_UMASK)  # safetensors writes files that nobody else may read
         os.replace(temporary, path)
     except OSError as error:
         remedy = "free some space" if error.errno == errno.ENOSPC else "check the folder's permissions"

@@ -193,6 +193,14 @@ class TestResume:
         run(image_folder, tmp_path / "stopped")
         assert_same_run(tmp_path / "stopped", whole)
 
+    def test_options_that_are_refused_leave_no_folder_that_insists_on_them(
+        self, image_folder: Path, tmp_path: Path, whole: Path
+    ) -> None:
+        with pytest.raises(UsageError, match="backbone"):
+            run(image_folder, tmp_path / "run", backbone="resnet10x")
+        run(image_folder, tmp_path / "run")
+        assert_same_run(tmp_path / "run", whole)
+
     def test_dropout_and_augmentation_resume_too(self, image_folder: Path, tmp_path: Path) -> None:
         run(image_folder, tmp_path / "whole", dropout=0.5, steps=4, evaluations=2)
         train_until(image_folder, tmp_path / "killed", 3, dropout=0.5, steps=4, evaluations=2)

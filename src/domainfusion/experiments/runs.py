@@ -93,12 +93,14 @@ def _run(data: str, context: Context, described: dict[str, Any]) -> dict[str, An
     config, folder = context.config, context.folder
     for note in context.dataset.notes:
         print(f"note: {note}", file=sys.stderr)
+    kind = ALGORITHMS.load(config.algorithm)
+    # Built before anything is written: options that it refuses leave no folder that insists on them.
+    algorithm = None if issubclass(kind, ZeroShot) else build_algorithm(context)
     write_text(folder / "config.toml", f"# domainfusion train {data!r}\n{to_toml(config)}")
     write_json(folder / "environment.json", describe_environment())
     write_json(folder / "data.json", described)
     started = time.monotonic()
-    kind = ALGORITHMS.load(config.algorithm)
-    result = _classify(kind, context) if issubclass(kind, ZeroShot) else _train(context)
+    result = _classify(kind, context) if algorithm is None else _train(algorithm)
     result["wall_seconds"] = time.monotonic() - started
     write_json(folder / "result.json", result)
     write_text(folder / "done", "done")  # DomainBed's mark of a run that ended
@@ -116,9 +118,9 @@ def save_calibration(folder: Path, classifier: torch.nn.Module, context: Context
     return found
 
 
-def _train(context: Context) -> dict[str, Any]:
+def _train(algorithm: Algorithm) -> dict[str, Any]:
     """Train, and what the selected weights came to."""
-    algorithm = build_algorithm(context)
+    context = algorithm.context
     done = train(algorithm)
     model = load_model(context.folder, algorithm.classifier)
     result = summarize(algorithm, context.folder / "predictions.csv")
