@@ -31,6 +31,10 @@ class FileError(DomainFusionError):
     """A file of a run that is missing, truncated or altered, or a folder that cannot be written."""
 
 
+class Busy(FileError):
+    """A folder that another process is at work in."""
+
+
 class Interrupted(DomainFusionError):
     """Asked to stop by a signal, `number`, and everything is saved; the command line exits with 128 + number."""
 

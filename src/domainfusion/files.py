@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from domainfusion.errors import FileError
-
+from domainfusion.errors import Busy, FileError
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)
@@ -81,7 +80,7 @@ def locked(path: Path) -> Iterator[None]:
 def exclusive(folder: Path) -> Iterator[None]:
     """Keep other processes out of `folder` for the length of the block.
 
-    Raises `FileError` naming the process that is at work there.
+    Raises `Busy` naming the process that is at work there.
     """
     make_folder(folder)
     try:
@@ -93,7 +92,7 @@ def exclusive(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise FileError(
+            raise Busy(
                 f"process {file.read().strip() or 'unknown'} is at work in {folder}: wait for it, or choose another "
                 "--output"
             ) from None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,10 @@ from typing import Any
 import pytest
 
 from domainfusion.config import DataConfig, TrainConfig, build_config, load_toml
-from domainfusion.errors import UsageError
+from domainfusion.errors import Busy, UsageError
 from domainfusion.experiments import benchmark, runs
 from domainfusion.experiments.benchmark import run_benchmark
-from domainfusion.files import read_json
+from domainfusion.files import exclusive, read_json
 from domainfusion.results.records import find_runs, load_run
 
 OPTIONS = TrainConfig(
@@ -141,3 +142,34 @@ def test_a_trial_that_the_protocol_lacks_is_refused_at_once(tmp_path):
     with pytest.raises(UsageError, match="trials 0 to 4"):
         run_benchmark("pictograms", TrainConfig(), ["erm"], list(range(6)), None, tmp_path / "b")
     assert not list((tmp_path / "b").rglob("result.json"))
+
+
+def test_runs_at_work_elsewhere_come_last(capsys: pytest.CaptureFixture[str]) -> None:
+    elsewhere = {"b": 2, "d": 3}  # how many times each is found at work
+    made: list[str] = []
+
+    def make(run: benchmark.Run) -> dict[str, Any]:
+        name = run[1]
+        if elsewhere.get(name, 0):
+            elsewhere[name] -= 1
+            raise Busy(f"process 7 is at work in {name}: wait for it")
+        made.append(name)
+        return {"name": name}
+
+    runs = [(0, name, "erm") for name in "abcde"]
+    found = list(benchmark.finished(runs, make, pause=0.001))
+    assert made == list("acebd")
+    assert [(run[1], result["name"]) for run, result in found] == [(name, name) for name in "acebd"]
+    said = capsys.readouterr().err
+    assert said == "note: process 7 is at work in b; going on with the other runs\n"
+
+
+def test_two_processes_share_a_benchmark(images: Path, tmp_path: Path, done: tuple[Path, dict[str, Any]]) -> None:
+    with exclusive(tmp_path / "b" / "erm" / "photo" / "trial-0"):
+        other = threading.Thread(target=bench, args=(images, tmp_path / "b"))
+        other.start()
+        while not (tmp_path / "b" / "erm" / "sketch" / "trial-1" / "result.json").exists():
+            assert other.is_alive()
+        assert not (tmp_path / "b" / "benchmark.json").exists()
+    other.join()
+    assert read_json(tmp_path / "b" / "benchmark.json")["accuracy"] == done[1]["accuracy"]
