@@ -132,7 +132,7 @@ class GenerateConfig:
     """Epochs from one generation to the next."""
     generations: Annotated[int, Field(ge=0)] = 0
     """Most generations in a run (0: no limit)."""
-    strength: StrengthRange = (0.4, 0.7)
+    strength: StrengthRange = (0.5, 0.9)
     """Range of image-to-image strengths; each image draws one, anew in each generation, for all its candidates."""
     steps: Count = 4
     """Denoising steps of every candidate, whatever its strength."""
@@ -152,8 +152,8 @@ class GenerateConfig:
     """Prompt without style words."""
     sampling: bool = True
     """Choose content and style among the candidates (off: the first candidate is taken as it is)."""
-    updating: bool = True
-    """Each generation starts from the last one's images (off: from the raw images)."""
+    updating: bool = False
+    """Each generation starts from the last one's images, as in Algorithm 1 (off: from the raw images)."""
     content_weight: Share = 0.4
     """Lambda_s: weight of feature similarity against confidence in the choice of content."""
     style_divergence: Literal["softmax", "gaussian"] = "softmax"
@@ -313,7 +313,7 @@ class TrainConfig:
     """Lambda_2: latent distillation; 0 removes its cost too."""
     synthetic_weight: Weight = 0.5
     """Lambda_3: cross-entropy on synthetic images; 0 removes their cost too."""
-    synthetic_share: Annotated[float, Field(gt=0, le=1)] = 0.34
+    synthetic_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Synthetic images used in a step, as a share of the raw ones (the paper uses one in three)."""
     ldm: str = "embedded"
     """Latent diffusion model: embedded, a diffusers folder, or a hub id."""

@@ -67,7 +67,7 @@ def test_as_a_data_set_of_pictures(images: Path, config: TrainConfig, tmp_path: 
 
 
 def test_what_cannot_be_made_ahead_is_refused(images: Path, config: TrainConfig) -> None:
-    updating = TrainConfig(ldm=config.ldm, data=config.data)
+    updating = TrainConfig(ldm=config.ldm, data=config.data, generate=GenerateConfig(updating=True))
     with pytest.raises(UsageError, match=r"--generate\.no-updating"):
         generate_candidates(str(images), updating, generations=2)
     with pytest.raises(UsageError, match="--shard 2 2 is not I N"):

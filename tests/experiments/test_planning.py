@@ -35,8 +35,12 @@ def files_below(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
 
 
-def test_it_counts_what_the_run_does(image_folder: Path, tiny_pipeline: Path, tmp_path: Path, cache: Path) -> None:
+@pytest.mark.parametrize("updating", [True, False])
+def test_it_counts_what_the_run_does(
+    image_folder: Path, tiny_pipeline: Path, tmp_path: Path, cache: Path, updating: bool
+) -> None:
     config = options(tiny_pipeline)
+    config = dataclasses.replace(config, generate=dataclasses.replace(config.generate, updating=updating))
     planned = plan_run(str(image_folder), config)
     assert not cache.exists()  # nothing was decoded or generated for good
     result = train_run(str(image_folder), config, tmp_path / "run", progress=False)
@@ -71,7 +75,7 @@ def test_it_counts_what_the_run_does(image_folder: Path, tiny_pipeline: Path, tm
     again = plan_run(str(image_folder), config)
     assert "decoding" not in again["seconds"]
     assert "candidates_cache" not in again["bytes"]
-    assert again["counts"]["cached_images"] == 58 * 2  # the first generation's
+    assert again["counts"]["cached_images"] == 58 * 2 * (1 if updating else 3)  # of generations from stored images
     assert files_below(cache) == cached
 
 
