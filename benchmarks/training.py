@@ -13,10 +13,11 @@ from PIL import Image
 
 from benchmarks.timing import compare, row, seconds_of
 from domainfusion.algorithms.base import Algorithm
+from domainfusion.algorithms.domainfusion import DomainFusion
 from domainfusion.config import DistillConfig, TrainConfig
 from domainfusion.distillation.curves import GRID, Curves
 from domainfusion.experiments.runs import build_algorithm, build_context, train_run
-from domainfusion.training.trainer import make_batch
+from domainfusion.training.trainer import compute_losses, descend, make_batch
 
 STEPS = 15
 
@@ -24,40 +25,27 @@ STEPS = 15
 def stepper(algorithm: Algorithm) -> Any:
     """A function that makes one optimizer step, as the trainer makes it, and the steps' counter with it."""
     optimizer = torch.optim.Adam(algorithm.parameters(), lr=1e-3, fused=True)
-    context, counter = algorithm.context, iter(range(10**9))
+    counter = iter(range(10**9))
     algorithm.train()
 
     def step() -> None:
-        batch = make_batch(algorithm, next(counter))
-        with torch.autocast(context.device.type, context.dtype, enabled=context.dtype != torch.float32):
-            terms = algorithm.losses(batch)
-        optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(terms.values())).sum().backward()
-        optimizer.step()
+        terms = compute_losses(algorithm, make_batch(algorithm, next(counter)))
+        descend(optimizer, torch.stack(list(terms.values())).sum())
 
     return step
 
 
 def training_step() -> dict[str, Any]:
     """A step of ERM beside one that also reads slopes from curves (their values do not matter for its time)."""
-    config = TrainConfig(
-        algorithm="domainfusion", target="pixel", synthetic_weight=0.0, distill=DistillConfig(estimator="curve")
-    )
-
-    def tabulated(algorithm: Any) -> Curves:
-        count = len(algorithm.context.dataset)
-        values = torch.randn(count, len(GRID), generator=torch.Generator().manual_seed(0))
-        return Curves(torch.tensor(GRID), values, values.abs(), torch.ones(count, dtype=torch.int64))
-
+    config = TrainConfig(algorithm="domainfusion", target="pixel", synthetic_weight=0.0)
     with tempfile.TemporaryDirectory() as folder:
-        from domainfusion.algorithms.domainfusion import DomainFusion
-
-        computed, DomainFusion.load_curves = DomainFusion.load_curves, tabulated  # type: ignore[method-assign]
-        try:
-            context = build_context("pictograms", config, Path(folder), progress=False)
-            ours = stepper(build_algorithm(context).to(context.device))
-        finally:
-            DomainFusion.load_curves = computed  # type: ignore[method-assign]
+        context = build_context("pictograms", config, Path(folder), progress=False)
+        algorithm = build_algorithm(context).to(context.device)
+        assert isinstance(algorithm, DomainFusion)
+        count = len(context.dataset)
+        values = torch.randn(count, len(GRID), generator=torch.Generator().manual_seed(0))
+        algorithm.curves = Curves(torch.tensor(GRID), values, values.abs(), torch.ones(count, dtype=torch.int64))
+        ours = stepper(algorithm)
         plain = dataclasses.replace(context, config=dataclasses.replace(config, algorithm="erm"))
         theirs = stepper(build_algorithm(plain).to(context.device))
         found = compare(ours, theirs, repeats=STEPS, warm_up=3)

@@ -12,11 +12,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from PIL import Image
+
+if TYPE_CHECKING:
+    from domainfusion.diffusion.ldm import LatentDiffusion
 
 # The same examples every time, and no clock: a test that fails here fails for everybody.
 settings.register_profile(
@@ -78,7 +82,7 @@ def make_image_folder(tmp_path: Path) -> Callable[..., Path]:
     """`make_image_folder(name, domains=, classes=, count=, missing=)`: a new image folder, as `image_folder` is."""
 
     def make(name: str = "images", **options: object) -> Path:
-        return write_image_folder(tmp_path / name, **options)  # type: ignore[arg-type]
+        return write_image_folder(tmp_path / name, **options)
 
     return make
 
@@ -160,3 +164,17 @@ def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pipeline.save_pretrained(folder)
     (folder / "styles.json").write_text(json.dumps(["flat", "ink"]), encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def exact_ldm(tiny_pipeline: Path) -> LatentDiffusion:
+    """The tiny LDM in double precision, where the encoder's difference along p loses no digits that matter."""
+    import torch
+
+    from domainfusion.diffusion.ldm import LatentDiffusion
+
+    loaded = LatentDiffusion.load(str(tiny_pipeline), precision="float32")
+    return LatentDiffusion(
+        loaded.vae.double(), loaded.unet, loaded.text_encoder.double(), loaded.tokenizer, loaded.scheduler,
+        dtype=torch.float64,
+    )  # fmt: skip

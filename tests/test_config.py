@@ -10,17 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domainfusion.config import (
-    DataConfig,
-    DistillConfig,
-    GenerateConfig,
-    PretrainConfig,
-    TrainConfig,
-    build_config,
-    load_toml,
-    plain_values,
-    to_toml,
-)
+from domainfusion.config import DataConfig, DistillConfig, GenerateConfig, PretrainConfig, TrainConfig
+from domainfusion.config_files import build_config, load_toml, plain_values, to_toml
 from domainfusion.errors import FileError, UsageError
 
 shares = st.floats(0, 1)
@@ -165,7 +156,7 @@ def test_widths_must_fit_the_normalization(field: str) -> None:
 
 def test_configs_cannot_be_altered() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        TrainConfig().steps = 3  # type: ignore[misc]
+        TrainConfig().steps = 3
 
 
 def test_every_option_is_explained() -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from domainfusion.cli import COMMANDS
-from domainfusion.commands import TrainCommand, parse
+from domainfusion.commands.parsing import parse
+from domainfusion.commands.runs import TrainCommand
 from domainfusion.config import TrainConfig
 from domainfusion.registry import ALGORITHMS
 

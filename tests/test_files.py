@@ -64,9 +64,14 @@ def test_atomic_write_leaves_a_file_that_others_may_read_as_any_other(tmp_path: 
 def test_atomic_write_keeps_the_old_file_where_the_writer_fails(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text("old")
-    with pytest.raises(ZeroDivisionError), atomic_path(path) as temporary:  # noqa: PT012
-        temporary.write_text("half of the n")
-        raise ZeroDivisionError
+
+    def write() -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_text("half of the n")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["text.txt"]
 
@@ -86,9 +91,14 @@ def test_readers_see_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> 
 def test_a_failing_disk_is_named_with_a_remedy(tmp_path: Path, number: int, remedy: str) -> None:
     path = tmp_path / "text.txt"
     path.write_text("old")
-    with pytest.raises(FileError, match=f"cannot write .*text.txt.*{remedy}"), atomic_path(path) as temporary:  # noqa: PT012
-        temporary.write_text("half")
-        raise OSError(number, os.strerror(number))
+
+    def write() -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise OSError(number, os.strerror(number))
+
+    with pytest.raises(FileError, match=f"cannot write .*text.txt.*{remedy}"):
+        write()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["text.txt"]
 

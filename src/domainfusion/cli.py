@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from domainfusion.errors import DomainFusionError, Interrupted, UsageError, unknown_name
 
@@ -30,6 +30,14 @@ COMMANDS = {
     "data": "splits, verify, prepare or download data sets",
     "doctor": "what this machine can do, and how long and how large a planned run would be",
     "list": "list algorithms, datasets, backbones or ldms",
+}
+
+# Which module of `commands` each is in; `list` is here, and imports nothing.
+PLACES = {
+    **dict.fromkeys(("demo", "train", "benchmark", "evaluate", "collect", "report"), "runs"),
+    **dict.fromkeys(("pretrain", "generate", "distill", "judge"), "ldm"),
+    **dict.fromkeys(("predict", "export", "doctor"), "models"),
+    "data": "data",
 }
 
 HELP = """\
@@ -56,6 +64,16 @@ def help_text() -> str:
     return HELP.format(commands="\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()))
 
 
+def find_command(name: str) -> Callable[[list[str]], int | None]:
+    """The function of a command, its module imported now."""
+    if name == "list":
+        return list_names
+    command: Callable[[list[str]], int | None] = getattr(
+        importlib.import_module(f"domainfusion.commands.{PLACES[name]}"), name
+    )
+    return command
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit code. Expected errors are one line on stderr."""
     words = list(arguments)
@@ -77,10 +95,7 @@ def run(arguments: Sequence[str]) -> int:
                 if near
                 else UsageError(f"unknown command {words[0]!r}; commands: {', '.join(COMMANDS)}")
             )
-        if words[0] == "list":
-            return list_names(words[1:])
-        commands = importlib.import_module("domainfusion.commands")
-        return int(getattr(commands, words[0].replace("-", "_"))(words[1:]) or 0)
+        return int(find_command(words[0])(words[1:]) or 0)
     except UsageError as error:
         return _fail(error, 2, debug)
     except Interrupted as error:

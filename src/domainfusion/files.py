@@ -62,17 +62,27 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path` against other processes for the length of the block, waiting while one has it."""
+def open_lock(path: Path) -> Iterator[int]:
+    """The descriptor of the lock file `path`, made with its folder if missing, open for the length of the block."""
     make_folder(path.parent)
     try:
-        file = open(path, "w")  # noqa: SIM115 (the block's own errors are not the lock's)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise FileError(
-            f"cannot lock {path}: {error.strerror}; check the folder's permissions (for caches: $DOMAINFUSION_CACHE)"
+            f"cannot lock {path}: {error.strerror}; check the folder's permissions, or choose another with --output "
+            "(for caches: $DOMAINFUSION_CACHE)"
         ) from error
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path` against other processes for the length of the block, waiting while one has it."""
+    with open_lock(path) as descriptor:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
 
 
@@ -82,23 +92,14 @@ def exclusive(folder: Path) -> Iterator[None]:
 
     Raises `Busy` naming the process that is at work there.
     """
-    make_folder(folder)
-    try:
-        file = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (the block's own errors are not the lock's)
-    except OSError as error:
-        raise FileError(f"cannot write in {folder}: {error.strerror}; choose another folder with --output") from error
-    with file:
+    with open_lock(folder / ".lock") as descriptor:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
-            raise Busy(
-                f"process {file.read().strip() or 'unknown'} is at work in {folder}: wait for it, or choose another "
-                "--output"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+            owner = os.pread(descriptor, 32, 0).decode().strip() or "unknown"
+            raise Busy(f"process {owner} is at work in {folder}: wait for it, or choose another --output") from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield
 
 

@@ -19,8 +19,9 @@ import torch
 from PIL import Image
 
 from domainfusion.algorithms.classifier import Classifier, build_classifier
-from domainfusion.config import TrainConfig, build_config, load_toml
-from domainfusion.data.domains import prepare_image, read_image
+from domainfusion.config import TrainConfig
+from domainfusion.config_files import build_config, load_toml
+from domainfusion.data.images import prepare_image, read_image
 from domainfusion.data.transforms import MEAN, STD, to_float
 from domainfusion.diffusion.ldm import choose_dtype
 from domainfusion.errors import DataError, DomainFusionError, FileError, UsageError

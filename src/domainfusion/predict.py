@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 from tqdm import tqdm
 
-from domainfusion.data.domains import SUFFIXES
+from domainfusion.data.images import SUFFIXES
 from domainfusion.errors import DataError, UsageError
 from domainfusion.files import atomic_path
 from domainfusion.model import Model, note

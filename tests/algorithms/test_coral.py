@@ -43,7 +43,9 @@ def test_the_gradient_is_right() -> None:
     assert torch.autograd.gradcheck(coral_distance, (x, y))
 
 
-def test_the_terms_are_cross_entropy_and_the_mean_over_pairs(make_algorithm: Make) -> None:
+def test_the_terms_are_cross_entropy_and_the_mean_over_pairs(
+    make_algorithm: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     algorithm = make_algorithm("coral", target=None, coral=CoralConfig(weight=0.7))
     algorithm.eval()
     batch = make_batch(algorithm, 2)
@@ -52,7 +54,7 @@ def test_the_terms_are_cross_entropy_and_the_mean_over_pairs(make_algorithm: Mak
         log_p = algorithm.predict(batch.images).log_softmax(1)
     domain_of = algorithm.context.dataset.domain_of[batch.rows]
     parts = [features[domain_of == i][:, :40] for i in range(3)]  # the literal sum is slow: see the width below
-    algorithm.classifier.features = lambda images: torch.from_numpy(features[:, :40]).float()  # type: ignore[method-assign]
+    monkeypatch.setattr(algorithm.classifier, "features", lambda images: torch.from_numpy(features[:, :40]).float())
     algorithm.classifier.head = torch.nn.Linear(40, 3)
     terms = algorithm.losses(batch)
     expected = np.mean([literal_distance(parts[i], parts[j]) for i, j in ((0, 1), (0, 2), (1, 2))])
@@ -63,11 +65,11 @@ def test_the_terms_are_cross_entropy_and_the_mean_over_pairs(make_algorithm: Mak
     assert raw == pytest.approx(-log_p[torch.arange(18), batch.labels].mean().item(), rel=1e-5)
 
 
-def test_statistics_are_taken_in_full_precision(make_algorithm: Make) -> None:
+def test_statistics_are_taken_in_full_precision(make_algorithm: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """bfloat16 has 8 bits: covariances of features around 100 would lose everything."""
     algorithm = make_algorithm("coral")
     features = 100 + torch.randn(12, 16, generator=torch.Generator().manual_seed(0))
-    algorithm.classifier.features = lambda images: features  # type: ignore[method-assign]
+    monkeypatch.setattr(algorithm.classifier, "features", lambda images: features)
     algorithm.classifier.head = torch.nn.Linear(16, 3)
     batch = make_batch(algorithm, 0)
     with torch.autocast("cpu", torch.bfloat16):

@@ -62,7 +62,7 @@ def test_half_precision_maps_stay_half_precision() -> None:
 
 @pytest.mark.parametrize("partner", ["any", "other_domain"])
 def test_the_loss_is_the_network_written_out(make_algorithm: Make, partner: str) -> None:
-    options = MixStyleConfig(probability=0.6, alpha=0.4, stages=3, partner=partner)  # type: ignore[arg-type]
+    options = MixStyleConfig(probability=0.6, alpha=0.4, stages=3, partner=partner)
     algorithm = make_algorithm("mixstyle", mixstyle=options)
     algorithm.eval()  # each image by itself: BatchNorm would mix them too
     net = algorithm.classifier.backbone

@@ -101,7 +101,7 @@ def test_dropout_takes_no_part_in_the_choice(make_algorithm: Make, monkeypatch: 
     original = rsc.keep_mask
 
     def recording(*given: object) -> torch.Tensor:
-        masks.append(original(*given))  # type: ignore[arg-type]
+        masks.append(original(*given))
         return masks[-1]
 
     monkeypatch.setattr(rsc, "keep_mask", recording)

@@ -86,7 +86,7 @@ def server() -> Iterator[Server]:
 
 
 def get(server: Server, path: Path, **facts: object) -> dict[str, object]:
-    return fetch(Remote(f"{server.url}/file.zip", **facts), path, wait=0.0, progress=False)  # type: ignore[arg-type]
+    return fetch(Remote(f"{server.url}/file.zip", **facts), path, wait=0.0, progress=False)
 
 
 def test_a_file_arrives_with_its_checksums(server: Server, tmp_path: Path) -> None:

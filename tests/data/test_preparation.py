@@ -305,7 +305,7 @@ class TestTerraIncognita:
     def test_ten_thousand_images_take_one_pass(self) -> None:
         from domainfusion.data.layouts import plan_terra
 
-        class Counted(list):  # type: ignore[type-arg]
+        class Counted(list):
             passes = 0
 
             def __iter__(self) -> Any:
@@ -429,6 +429,17 @@ class TestArchives:
         with pytest.raises(DataError, match=r"PACS.zip cannot be read \(BadZipFile"):
             run(PACS, path, tmp_path / "o")
         assert not (tmp_path / "o").exists()
+
+    def test_members_that_cannot_be_unpacked_are_named(self, tmp_path: Path) -> None:
+        path = pack_zip(write_tree(tmp_path / "tree", PACS_NAMES), tmp_path / "PACS.zip")
+        data = path.read_bytes()
+        directory = data.index(b"PK\x01\x02")  # the first entry of the central directory: flags at 8, method at 10
+        for offset, value, said in ((8, 1, "is encrypted"), (10, 99, "is packed by method 99")):
+            changed = bytearray(data)
+            changed[directory + offset] = value
+            path.write_bytes(bytes(changed))
+            with pytest.raises(DataError, match=rf"PACS.zip: .* {said}, which is not read here: unpack it by hand"):
+                run(PACS, path, tmp_path / "o")
 
     def test_members_come_with_their_contents(self, tmp_path: Path) -> None:
         tree = write_tree(tmp_path / "tree", ["a/1.png", "a/.hidden", "__MACOSX/1.png", "b.txt"])

@@ -48,7 +48,10 @@ def test_it_reconstructs_the_benchmark_in_colour(ldm, images):
         back = ldm.decode(ldm.encode(images)).clamp(-1, 1)
     psnr = -10 * ((back - images) / 2).square().mean((1, 2, 3)).log10()
     assert psnr.mean() > 20
-    saturation = lambda x: (x.amax(1) - x.amin(1)).mean((1, 2))  # noqa: E731
+
+    def saturation(x):
+        return (x.amax(1) - x.amin(1)).mean((1, 2))
+
     coloured = saturation(images) > 0.2
     assert coloured.any()
     assert (saturation(back)[coloured] / saturation(images)[coloured]).median() > 0.7

@@ -161,7 +161,7 @@ def test_higher_strength_moves_further(ldm: LatentDiffusion, images: torch.Tenso
 
 def test_noise_comes_from_the_generator(ldm: LatentDiffusion, images: torch.Tensor) -> None:
     def run(**options: object) -> torch.Tensor:
-        return image_to_image(ldm, images, PROMPTS, torch.full((3, 1), 0.5), steps=4, **options)  # type: ignore[arg-type]
+        return image_to_image(ldm, images, PROMPTS, torch.full((3, 1), 0.5), steps=4, **options)
 
     drawn = run(generator=torch.Generator().manual_seed(5))
     assert torch.equal(drawn, run(noise=gaussian(3, seed=5)))

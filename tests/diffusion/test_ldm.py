@@ -130,7 +130,7 @@ def test_prompt_embeds_are_the_text_encoders_and_computed_once(
         asked.extend(texts)
         return tokenizer(texts, **options)
 
-    counting.model_max_length = tokenizer.model_max_length  # type: ignore[attr-defined]
+    counting.model_max_length = tokenizer.model_max_length
     monkeypatch.setattr(ldm, "tokenizer", counting)
     embeds = ldm.prompt_embeds(prompts)
     assert embeds.shape == (5, 12, 32)

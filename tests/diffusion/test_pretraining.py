@@ -173,14 +173,14 @@ def test_resumed_equals_uninterrupted_bit_by_bit(
 def assert_same(first: object, second: object, path: str = "state") -> None:
     assert type(first) is type(second), path
     if isinstance(first, torch.Tensor):
-        assert torch.equal(first, second), path  # type: ignore[arg-type]
+        assert torch.equal(first, second), path
     elif isinstance(first, dict):
-        assert first.keys() == second.keys(), path  # type: ignore[attr-defined]
+        assert first.keys() == second.keys(), path
         for key in first:
-            assert_same(first[key], second[key], f"{path}/{key}")  # type: ignore[index]
+            assert_same(first[key], second[key], f"{path}/{key}")
     elif isinstance(first, list):
-        assert len(first) == len(second), path  # type: ignore[arg-type]
-        for index, (a, b) in enumerate(zip(first, second, strict=True)):  # type: ignore[call-overload]
+        assert len(first) == len(second), path
+        for index, (a, b) in enumerate(zip(first, second, strict=True)):
             assert_same(a, b, f"{path}/{index}")
     else:
         assert first == second, path
@@ -291,7 +291,7 @@ def test_psnr_of_known_errors() -> None:
             return (z + 0.2,)
 
     images = np.full((3, 8, 8, 3), 100, dtype=np.uint8)
-    assert reconstruction_psnr(Brighter(), images, batch=2) == pytest.approx(20.0, abs=1e-3)  # type: ignore[arg-type]
+    assert reconstruction_psnr(Brighter(), images, batch=2) == pytest.approx(20.0, abs=1e-3)
 
 
 # The corpus

@@ -94,7 +94,7 @@ def test_styles_are_drawn_evenly() -> None:
     prompts = compose_prompts(
         ("cat",), np.zeros(4000, dtype=np.int64), GenerateConfig(), styles, np.random.default_rng(0)
     )
-    counts = Counter(re.fullmatch("cat, (.*)", prompt)[1] for prompt in prompts)  # type: ignore[index]
+    counts = Counter(re.fullmatch("cat, (.*)", prompt)[1] for prompt in prompts)
     assert set(counts) == set(styles)
     assert all(count == pytest.approx(1000, abs=110) for count in counts.values())  # 4 standard deviations
 

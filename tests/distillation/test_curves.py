@@ -31,16 +31,6 @@ def ldm(tiny_pipeline: Path) -> LatentDiffusion:
     return LatentDiffusion.load(str(tiny_pipeline), precision="float32")
 
 
-@pytest.fixture(scope="module")
-def exact_ldm(tiny_pipeline: Path) -> LatentDiffusion:
-    """The tiny LDM in double precision, where the encoder's difference along p loses no digits that matter."""
-    loaded = LatentDiffusion.load(str(tiny_pipeline), precision="float32")
-    return LatentDiffusion(
-        loaded.vae.double(), loaded.unet, loaded.text_encoder.double(), loaded.tokenizer, loaded.scheduler,
-        dtype=torch.float64,
-    )  # fmt: skip
-
-
 @pytest.fixture
 def few_images(make_image_folder: Callable[..., Path]) -> Path:
     """3 domains x 3 classes x 2 images."""

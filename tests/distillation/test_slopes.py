@@ -24,14 +24,9 @@ def single(tiny_pipeline: Path) -> LatentDiffusion:
     return LatentDiffusion.load(str(tiny_pipeline), precision="float32")
 
 
-@pytest.fixture(scope="module")
-def ldm(tiny_pipeline: Path) -> LatentDiffusion:
-    """The tiny LDM in double precision."""
-    loaded = LatentDiffusion.load(str(tiny_pipeline), precision="float32")
-    return LatentDiffusion(
-        loaded.vae.double(), loaded.unet, loaded.text_encoder.double(), loaded.tokenizer, loaded.scheduler,
-        dtype=torch.float64,
-    )  # fmt: skip
+@pytest.fixture
+def ldm(exact_ldm: LatentDiffusion) -> LatentDiffusion:
+    return exact_ldm
 
 
 @pytest.fixture

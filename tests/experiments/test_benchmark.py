@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from domainfusion.config import DataConfig, TrainConfig, build_config, load_toml
+from domainfusion.config import DataConfig, TrainConfig
+from domainfusion.config_files import build_config, load_toml
 from domainfusion.errors import Busy, UsageError
 from domainfusion.experiments import benchmark, runs
 from domainfusion.experiments.benchmark import run_benchmark

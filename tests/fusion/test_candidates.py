@@ -47,7 +47,7 @@ def count_denoised(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def counting(ldm: LatentDiffusion, images: torch.Tensor, *args: object, **options: object) -> torch.Tensor:
         calls.append(len(images))
-        return image_to_image(ldm, images, *args, **options)  # type: ignore[arg-type]
+        return image_to_image(ldm, images, *args, **options)
 
     monkeypatch.setattr(module, "image_to_image", counting)
     return calls
@@ -145,7 +145,7 @@ def test_the_cache_tells_apart_what_makes_candidates_differ(
 
     def made(**options: object) -> bool:
         calls.clear()
-        run(options.pop("ldm", ldm), options.pop("dataset", dataset), [5], **options)  # type: ignore[arg-type]
+        run(options.pop("ldm", ldm), options.pop("dataset", dataset), [5], **options)
         return bool(calls)
 
     assert made()

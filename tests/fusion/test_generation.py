@@ -91,8 +91,8 @@ def remake(
     ldm: LatentDiffusion, source: np.ndarray, record: dict[str, object], part: str, config: GenerateConfig
 ) -> np.ndarray:
     """The candidate that a record names, from its source image, seed, prompt and strength: (S, S, 3) in [-1, 1]."""
-    generator = torch.Generator().manual_seed(record["seed"])  # type: ignore[arg-type]
-    number = int(record[f"{part}_candidate"])  # type: ignore[call-overload]
+    generator = torch.Generator().manual_seed(record["seed"])
+    number = int(record[f"{part}_candidate"])
     noise = torch.randn(config.candidates, 4, 8, 8, generator=generator)[number : number + 1]
     image = torch.from_numpy(source[None].copy()).permute(0, 3, 1, 2) / 127.5 - 1
     made = image_to_image(

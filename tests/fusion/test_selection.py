@@ -61,7 +61,7 @@ def literal(
 @pytest.mark.parametrize("divergence", ["softmax", "gaussian"])
 @pytest.mark.parametrize("weight", [0.0, 0.4, 1.0])
 def test_select_is_the_algorithms_lines(inputs: dict[str, np.ndarray], weight: float, divergence: str) -> None:
-    config = GenerateConfig(content_weight=weight, style_divergence=divergence, candidates=N)  # type: ignore[arg-type]
+    config = GenerateConfig(content_weight=weight, style_divergence=divergence, candidates=N)
     found = select(*map(torch.from_numpy, inputs.values()), config)
     for i in range(B):
         x_gen, content, style = literal(*(value[i] for value in inputs.values()), weight, divergence)

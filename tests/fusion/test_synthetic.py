@@ -75,7 +75,7 @@ def test_every_generation_is_kept_and_the_newest_is_used(tmp_path: Path, dataset
         store.add(make(number), dataset)
     again = SyntheticDataset(tmp_path)
     assert again.count == store.count == 102
-    assert np.array_equal(again.latest.images, make(101).images)  # type: ignore[union-attr]
+    assert np.array_equal(again.latest.images, make(101).images)
     assert np.array_equal(load_generation(store.path(1)).images, make(1).images)
 
 
@@ -86,9 +86,9 @@ def test_rewind_and_advance(tmp_path: Path, dataset: MultiDomainDataset) -> None
     store.rewind(5)
     assert store.count == 3
     store.rewind(2)
-    assert np.array_equal(store.latest.images, make(1).images)  # type: ignore[union-attr]
+    assert np.array_equal(store.latest.images, make(1).images)
     assert store.advance()
-    assert np.array_equal(store.latest.images, make(2).images)  # type: ignore[union-attr]
+    assert np.array_equal(store.latest.images, make(2).images)
     assert not store.advance()
     assert store.count == 3
     store.rewind(0)

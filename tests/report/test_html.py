@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from domainfusion.config import DataConfig, TrainConfig, to_toml
+from domainfusion.config import DataConfig, TrainConfig
+from domainfusion.config_files import to_toml
 from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.data.splits import build_split
 from domainfusion.errors import UsageError

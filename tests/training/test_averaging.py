@@ -18,7 +18,8 @@ from torch import nn
 
 from domainfusion.algorithms.domainfusion import DomainFusion
 from domainfusion.algorithms.erm import ERM
-from domainfusion.config import AverageConfig, DataConfig, GenerateConfig, TrainConfig, build_config
+from domainfusion.config import AverageConfig, DataConfig, GenerateConfig, TrainConfig
+from domainfusion.config_files import build_config
 from domainfusion.data.transforms import normalize
 from domainfusion.errors import UsageError
 from domainfusion.experiments.evaluation import evaluate_run
@@ -29,8 +30,7 @@ from domainfusion.tensors import load_state
 from domainfusion.training import trainer
 from domainfusion.training.averaging import EMA, SWAD, refresh_batch_norm, swapped
 from domainfusion.training.trainer import make_batch
-
-CLOCKS = ("seconds", "wall_seconds", "step_time")
+from same_run import assert_same_run, without_clocks
 
 
 def options(**changes: Any) -> TrainConfig:
@@ -302,32 +302,6 @@ def test_ema_measures_and_keeps_its_average(images: Path, tmp_path: Path) -> Non
     assert result["target_accuracy"] == read_json_lines(tmp_path / "ema/metrics.jsonl")[-1]["target_accuracy"]
     (line,) = read_json_lines(tmp_path / "ema" / "results.jsonl")
     assert line["args"]["algorithm"] == "ERM+EMA"
-
-
-def without_clocks(value: dict[str, Any]) -> dict[str, Any]:
-    value = {name: item for name, item in value.items() if name not in CLOCKS}
-    if "args" in value:
-        value["args"] = {**value["args"], "output_dir": ""}
-    return value
-
-
-def tensors_of(state: Any, prefix: str = "") -> dict[str, torch.Tensor]:
-    if isinstance(state, torch.Tensor):
-        return {prefix: state}
-    items = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list) else ()
-    return {name: value for key, item in items for name, value in tensors_of(item, f"{prefix}/{key}").items()}
-
-
-def assert_same_run(first: Path, second: Path) -> None:
-    for load, name in ((load_file, "model.safetensors"), (load_state, "checkpoints/last.safetensors")):
-        a, b = tensors_of(load(first / name)), tensors_of(load(second / name))
-        assert list(a) == list(b)
-        assert [key for key in a if not torch.equal(a[key], b[key])] == [], name
-    for name in ("metrics.jsonl", "results.jsonl"):
-        lines = [[without_clocks(line) for line in read_json_lines(folder / name)] for folder in (first, second)]
-        assert lines[0] == lines[1]
-    assert without_clocks(read_json(first / "result.json")) == without_clocks(read_json(second / "result.json"))
-    assert read_json(first / "model.json") == read_json(second / "model.json")
 
 
 @pytest.mark.parametrize("average", [AverageConfig(method="ema", decay=0.7), SHORT_VALLEY], ids=["ema", "swad"])

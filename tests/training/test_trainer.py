@@ -30,8 +30,7 @@ from domainfusion.tensors import load_state
 from domainfusion.training import trainer
 from domainfusion.training.evaluation import Evaluation
 from domainfusion.training.trainer import evaluation_steps, learning_rate, make_batch
-
-CLOCKS = ("seconds", "wall_seconds", "step_time")
+from same_run import assert_same_run, tensors_of, without_clocks
 
 
 def options(**changes: Any) -> TrainConfig:
@@ -45,35 +44,6 @@ def options(**changes: Any) -> TrainConfig:
 
 def run(images: Path, folder: Path, /, **changes: Any) -> dict[str, Any]:
     return train_run(str(images), options(**changes), folder, progress=False)
-
-
-def without_clocks(value: dict[str, Any]) -> dict[str, Any]:
-    return {name: item for name, item in value.items() if name not in CLOCKS}
-
-
-def tensors_of(state: Any, prefix: str = "") -> dict[str, torch.Tensor]:
-    """All tensors of a nested state by their place."""
-    if isinstance(state, torch.Tensor):
-        return {prefix: state}
-    items = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list) else ()
-    return {name: value for key, item in items for name, value in tensors_of(item, f"{prefix}/{key}").items()}
-
-
-def assert_same_run(first: Path, second: Path) -> None:
-    """Weights, optimizer, records and result are equal to the last bit; only clocks may differ."""
-    for load, name in ((load_file, "model.safetensors"), (load_state, "checkpoints/last.safetensors")):
-        a, b = tensors_of(load(first / name)), tensors_of(load(second / name))
-        assert list(a) == list(b)
-        different = [key for key in a if not torch.equal(a[key], b[key])]
-        assert different == [], name
-    records = [[without_clocks(r) for r in read_json_lines(folder / "metrics.jsonl")] for folder in (first, second)]
-    assert records[0] == records[1]
-    results = [[without_clocks(r) for r in read_json_lines(folder / "results.jsonl")] for folder in (first, second)]
-    for record in (*results[0], *results[1]):
-        del record["args"]["output_dir"]
-    assert results[0] == results[1]
-    assert without_clocks(read_json(first / "result.json")) == without_clocks(read_json(second / "result.json"))
-    assert read_json(first / "model.json") == read_json(second / "model.json")
 
 
 class Killed(BaseException):

@@ -7,6 +7,8 @@ choose a path. Archives that try (`../`, absolute paths, links) are refused as a
 from __future__ import annotations
 
 import dataclasses
+import gzip
+import lzma
 import os
 import stat
 import tarfile
@@ -20,8 +22,10 @@ from typing import Protocol
 from domainfusion.errors import DataError
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
-# What a damaged archive makes the readers raise.
-DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
+# What a damaged archive makes the readers raise (other errors of reading are the disk's, and say so themselves).
+DAMAGE = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError)
+# How the members of a .zip may be packed.
+PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 
 
 class Readable(Protocol):
@@ -92,6 +96,9 @@ def _list_zip(path: Path) -> list[Member]:
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             name = _safe(path, info.orig_filename)
+            if info.flag_bits & 1 or info.compress_type not in PACKED:
+                how = "encrypted" if info.flag_bits & 1 else f"packed by method {info.compress_type}"
+                raise DataError(f"{path}: {info.filename} is {how}, which is not read here: unpack it by hand")
             if stat.S_ISLNK(info.external_attr >> 16):
                 raise DataError(f"{path} holds a link ({info.filename}), which is not followed: unpack it by hand")
             if not info.is_dir() and not any(map(_hidden, name.split("/"))):
@@ -121,7 +128,7 @@ def _safe(path: Path, name: str) -> str:
 
 def _damaged(path: Path, error: Exception) -> DataError:
     return DataError(
-        f"{path} cannot be read ({type(error).__name__}: {error}); it is damaged, cut short or encrypted: get it again"
+        f"{path} cannot be read ({type(error).__name__}: {error}); it is damaged or cut short: get it again"
     )
 
 

@@ -7,24 +7,22 @@ sizes, modification times) and the working size; training reads that array and n
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import shutil
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from domainfusion.config import DataConfig
 from domainfusion.data.imagefolder import HUB_PREFIX, find_metadata, list_metadata, materialise_hub
+from domainfusion.data.images import SUFFIXES, prepare_image, read_image
 from domainfusion.errors import DataError, FileError, UsageError, unknown_name
 from domainfusion.files import cache_folder, hash_of, locked, read_json, reserve, write_json
 from domainfusion.registry import DATASETS
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 CACHE_FORMAT = 1
 
 
@@ -109,7 +107,7 @@ def _load_pictograms(config: DataConfig) -> MultiDomainDataset:
         table = load_pictograms()
         domains, classes = sorted(set(table.domains)), sorted(set(table.classes))
         order = np.lexsort((np.arange(len(table.keys)), table.classes, table.domains))
-        images = np.stack([_resized(Image.fromarray(table.images[i]), config.size) for i in order])
+        images = np.stack([prepare_image(Image.fromarray(table.images[i]), config.size) for i in order])
         np.save(target / "images.npy", images)
         write_json(
             target / "index.json",
@@ -129,8 +127,7 @@ def _load_pictograms(config: DataConfig) -> MultiDomainDataset:
 def load_folder(root: Path, config: DataConfig) -> MultiDomainDataset:
     """The image folder `root` as a data set; labels by class name over the union of the domains."""
     listing, notes = list_images(root)
-    domains = sorted(listing)
-    classes = sorted({name for domain in listing.values() for name in domain})
+    domains, classes, files = in_order(listing)
     for domain in domains:
         missing = [name for name in classes if name not in listing[domain]]
         if missing:
@@ -138,7 +135,6 @@ def load_folder(root: Path, config: DataConfig) -> MultiDomainDataset:
                 f"domain {domain} has no images of {len(missing)} of {len(classes)} classes: "
                 f"{', '.join(missing[:8])}{' ...' if len(missing) > 8 else ''}; labels go by name and do not shift"
             )
-    files = [(d, c, path) for d in domains for c in sorted(listing[d]) for path in listing[d][c]]
     address = folder_address(root, files, config)
     folder = cache_folder() / "images" / address
 
@@ -180,6 +176,14 @@ def load_folder(root: Path, config: DataConfig) -> MultiDomainDataset:
         if number not in present:
             raise DataError(f"domain {domain} of {root} has no readable image")
     return _dataset(root.resolve().name, address, index, images, (), tuple(notes))
+
+
+def in_order(
+    listing: dict[str, dict[str, list[Path]]],
+) -> tuple[list[str], list[str], list[tuple[str, str, Path]]]:
+    """Domains, classes (the union over the domains) and (domain, class, path) of all files, as rows are numbered."""
+    domains, classes = sorted(listing), sorted({name for domain in listing.values() for name in domain})
+    return domains, classes, [(d, c, path) for d in domains for c in sorted(listing[d]) for path in listing[d][c]]
 
 
 def folder_address(root: Path, files: list[tuple[str, str, Path]], config: DataConfig) -> str:
@@ -232,40 +236,6 @@ def list_folder(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str]
     return listing, notes
 
 
-def read_image(path: Path, size: int) -> np.ndarray:
-    """The image at `path` as (size, size, 3) uint8: first frame, upright, transparency on white, RGB.
-
-    Raises `DataError` naming the file where it cannot be decoded.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                if image.format == "JPEG":  # decode at a fraction of the size: much faster for photographs
-                    image.draft("RGB", (2 * size, 2 * size))
-                return prepare_image(image, size)
-    except Exception as error:  # Pillow's plugins raise whatever their formats make them
-        raise DataError(f"{path} cannot be read as an image ({type(error).__name__}: {error})") from error
-
-
-def prepare_image(image: Image.Image, size: int) -> np.ndarray:
-    """An opened image as training sees it: (size, size, 3) uint8, upright, transparency on white, RGB."""
-    return _resized(ImageOps.exif_transpose(image), size)
-
-
-def _resized(image: Image.Image, size: int) -> np.ndarray:
-    if image.mode in ("I;16", "I;16B", "I"):  # 16-bit grey: scale to 8 bits, not clip
-        values = np.asarray(image, dtype=np.float64)
-        image = Image.fromarray((values / max(values.max(), 255) * 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)
-    image = image.convert("RGB")
-    if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(image)
-
-
 def _dataset(
     name: str, address: str, index: dict[str, Any], images: np.ndarray, words: tuple[str, ...], notes: tuple[str, ...]
 ) -> MultiDomainDataset:
@@ -300,8 +270,3 @@ def _cached(folder: Path, build: Any) -> tuple[dict[str, Any], np.ndarray]:
         return read_json(folder / "index.json"), np.load(folder / "images.npy", mmap_mode="r")
     except (ValueError, OSError) as error:
         raise FileError(f"the decoded images in {folder} are damaged ({error}); delete that folder") from error
-
-
-def hash_of_pixels(image: np.ndarray) -> str:
-    """The SHA-256 of an image's pixels."""
-    return hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()

@@ -15,7 +15,7 @@ from typing import Any
 
 from domainfusion.data.archives import Member, open_members
 from domainfusion.data.benchmarks import Benchmark
-from domainfusion.data.domains import SUFFIXES
+from domainfusion.data.images import SUFFIXES
 from domainfusion.errors import DataError
 
 SPLITS = ("full", "train", "crossval", "val", "test")

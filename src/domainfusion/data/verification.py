@@ -13,10 +13,10 @@ from collections import defaultdict
 from pathlib import Path
 
 from domainfusion.data.benchmarks import Benchmark, plain, recognise
-from domainfusion.data.domains import SUFFIXES
 from domainfusion.data.duplicates import decode_all
 from domainfusion.data.findings import Finding, Verification, number, some
 from domainfusion.data.imagefolder import find_metadata, list_metadata
+from domainfusion.data.images import SUFFIXES
 from domainfusion.errors import DataError
 
 Listing = dict[str, dict[str, list[Path]]]

@@ -15,7 +15,8 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPTokenizer
 
-from domainfusion.config import PretrainConfig, build_config, load_toml, plain_values, to_toml
+from domainfusion.config import PretrainConfig
+from domainfusion.config_files import build_config, load_toml, plain_values, to_toml
 from domainfusion.diffusion.autoencoder_training import train_autoencoder
 from domainfusion.diffusion.corpus import Corpus, load_corpus
 from domainfusion.diffusion.denoiser_training import Denoiser, build_pipeline, build_unet, train_denoiser

@@ -10,7 +10,8 @@ import numpy as np
 
 from domainfusion.algorithms.classifier import build_classifier
 from domainfusion.algorithms.zero_shot import ZeroShot
-from domainfusion.config import TrainConfig, build_config, load_toml
+from domainfusion.config import TrainConfig
+from domainfusion.config_files import build_config, load_toml
 from domainfusion.data.domains import load_dataset
 from domainfusion.data.splits import build_split
 from domainfusion.diffusion.ldm import choose_dtype

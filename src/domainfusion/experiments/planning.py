@@ -22,7 +22,8 @@ import torch
 from domainfusion.algorithms.base import Algorithm, Context
 from domainfusion.algorithms.domainfusion import DomainFusion
 from domainfusion.config import TrainConfig
-from domainfusion.data.domains import MultiDomainDataset, folder_address, list_images, load_dataset, read_image
+from domainfusion.data.domains import MultiDomainDataset, folder_address, in_order, list_images, load_dataset
+from domainfusion.data.images import read_image
 from domainfusion.diffusion.ldm import source_fingerprint
 from domainfusion.distillation.curves import GRID, CurveStore, curves_of
 from domainfusion.errors import DataError
@@ -32,7 +33,7 @@ from domainfusion.fusion.candidates import cache_path, cached_rows
 from domainfusion.fusion.generation import make_generation
 from domainfusion.registry import ALGORITHMS
 from domainfusion.training.evaluation import evaluate
-from domainfusion.training.trainer import make_batch
+from domainfusion.training.trainer import compute_losses, descend, make_batch
 
 BUDGET = 3.0  # seconds that a timing may take, about
 KNOWN = ("erm", "domainfusion")
@@ -86,8 +87,7 @@ def outline(data: str, config: TrainConfig, plan: Plan) -> MultiDomainDataset:
     if data == "pictograms" or not root.is_dir():
         return load_dataset(data, config.data)
     listing, notes = list_images(root)
-    domains, classes = sorted(listing), sorted({name for domain in listing.values() for name in domain})
-    files = [(d, c, path) for d in domains for c in sorted(listing[d]) for path in listing[d][c]]
+    domains, classes, files = in_order(listing)
     address = folder_address(root, files, config.data)
     if (cache_folder() / "images" / address / "index.json").exists():
         return load_dataset(data, config.data)
@@ -147,12 +147,8 @@ def _time_steps(algorithm: Algorithm, plan: Plan) -> None:
     algorithm.train()
 
     def step() -> None:
-        batch = make_batch(algorithm, 0)
-        with torch.autocast(context.device.type, context.dtype, enabled=context.dtype != torch.float32):
-            loss = torch.stack(list(algorithm.losses(batch).values())).sum()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+        terms = compute_losses(algorithm, make_batch(algorithm, 0))
+        descend(optimizer, torch.stack(list(terms.values())).sum())
 
     plan.each["step"] = timed(step, context.device)
     plan.seconds["steps"] = plan.each["step"] * config.steps

@@ -16,7 +16,8 @@ import torch
 
 from domainfusion.algorithms.base import Algorithm, Context
 from domainfusion.algorithms.zero_shot import ZeroShot
-from domainfusion.config import TrainConfig, build_config, load_toml, plain_values, to_toml
+from domainfusion.config import TrainConfig
+from domainfusion.config_files import build_config, load_toml, plain_values, to_toml
 from domainfusion.data.batches import steps_per_epoch
 from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.data.splits import build_split

@@ -12,8 +12,9 @@ import dataclasses
 import fcntl
 import json
 import math
+import os
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,8 @@ from tqdm import tqdm
 
 from domainfusion.algorithms.base import Context
 from domainfusion.algorithms.zero_shot import Scores, ZeroShot
-from domainfusion.config import TrainConfig, plain_values
+from domainfusion.config import TrainConfig
+from domainfusion.config_files import plain_values
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.data.transforms import from_uint8
 from domainfusion.diffusion.ldm import LatentDiffusion, choose_dtype, source_fingerprint
@@ -48,7 +50,7 @@ class ScoreStore:
         self.path = cache_folder() / "zero_shot" / key / "images.jsonl"
         self.known: dict[int, Scores] = {}
         self._read = 0  # bytes
-        self._file: BinaryIO | None = None
+        self._descriptor: int | None = None
         self.refresh()
 
     def refresh(self) -> None:
@@ -108,14 +110,15 @@ class ScoreStore:
 
     def close(self) -> None:
         """Give up all claims."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
-    def _claims(self) -> BinaryIO:
-        if self._file is None:
-            self._file = open(make_folder(self.path.parent) / "claims", "ab")  # noqa: SIM115 (held while it is used)
-        return self._file
+    def _claims(self) -> int:
+        """The descriptor of the file whose bytes are locked, open until `close`."""
+        if self._descriptor is None:
+            self._descriptor = os.open(make_folder(self.path.parent) / "claims", os.O_RDWR | os.O_CREAT, 0o666)
+        return self._descriptor
 
 
 def score_store(

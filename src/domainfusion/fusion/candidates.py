@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from domainfusion.config import GenerateConfig, plain_values
+from domainfusion.config import GenerateConfig
+from domainfusion.config_files import plain_values
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.data.transforms import from_uint8, resize, to_uint8
 from domainfusion.diffusion.image_to_image import image_to_image

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from domainfusion.config import DataConfig, build_config
+from domainfusion.config import DataConfig
+from domainfusion.config_files import build_config
 from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.errors import DomainFusionError
 from domainfusion.report.study import Run, Study

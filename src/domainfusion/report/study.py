@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from domainfusion.config import TrainConfig, load_toml, plain_values
+from domainfusion.config import TrainConfig
+from domainfusion.config_files import load_toml, plain_values
 from domainfusion.errors import UsageError
 from domainfusion.results.records import find_runs, load_run
 

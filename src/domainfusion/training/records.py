@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from domainfusion.config import TrainConfig, plain_values
+from domainfusion.config import TrainConfig
+from domainfusion.config_files import plain_values
 from domainfusion.data.benchmarks import canonical_name
 
 ALGORITHM_NAMES = {

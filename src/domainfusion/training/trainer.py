@@ -64,6 +64,20 @@ def make_batch(algorithm: Algorithm, step: int) -> Batch:
     return Batch(step, step // context.steps_per_epoch, rows, images, labels)
 
 
+def compute_losses(algorithm: Algorithm, batch: Batch) -> dict[str, torch.Tensor]:
+    """The named, weighted terms of a batch's loss, in the context's autocast type."""
+    context = algorithm.context
+    with torch.autocast(context.device.type, context.dtype, enabled=context.dtype != torch.float32):
+        return algorithm.losses(batch)
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+    """One optimizer step down `loss`."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+
+
 def train(algorithm: Algorithm) -> Progress:
     """Train to the last step, from the run folder's checkpoint where there is one.
 
@@ -102,8 +116,7 @@ def train(algorithm: Algorithm) -> Progress:
         batch = make_batch(algorithm, step)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config.steps, config.lr)
-        with torch.autocast(context.device.type, context.dtype, enabled=context.dtype != torch.float32):
-            terms = algorithm.losses(batch)
+        terms = compute_losses(algorithm, batch)
         loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):
             values = ", ".join(f"{name} {value.item():g}" for name, value in terms.items())
@@ -111,9 +124,7 @@ def train(algorithm: Algorithm) -> Progress:
                 f"the loss is not finite at step {step} ({values}); the checkpoint of step {progress.step} is kept. "
                 f"Lower --lr (now {config.lr:g}), or use --precision float32, with another --output"
             )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+        descend(optimizer, loss)
         average.update(step + 1)
         meter.add(terms)
         bar.update()

@@ -11,6 +11,7 @@ from typing import Any
 
 import tyro
 
+from domainfusion.commands.parsing import parse, show
 from domainfusion.config import DataConfig
 from domainfusion.errors import UsageError
 
@@ -99,13 +100,9 @@ class DownloadCommand:
     """Print sizes and checksums as JSON."""
 
 
-Parse = Callable[[type[Any], list[str], str], Any]
-Show = Callable[[Any, str, bool], None]
-
-
-def run_data(words: list[str], parse: Parse, show: Show) -> int:
-    """`domainfusion data ...`; returns the exit code. `parse` and `show` are the command line's."""
-    commands: dict[str, tuple[type[Any], Callable[[Any, Show], int]]] = {
+def data(words: list[str]) -> int:
+    """`domainfusion data ...`; returns the exit code."""
+    commands: dict[str, tuple[type[Any], Callable[[Any], int]]] = {
         "splits": (SplitsCommand, splits), "verify": (VerifyCommand, verify), "prepare": (PrepareCommand, prepare),
         "download": (DownloadCommand, download),
     }  # fmt: skip
@@ -118,10 +115,10 @@ def run_data(words: list[str], parse: Parse, show: Show) -> int:
         given = f"unknown command data {words[0]!r}{hint} " if words else ""
         raise UsageError(f"{given}usage: domainfusion data {{{','.join(commands)}}} ...")
     kind, function = commands[words[0]]
-    return function(parse(kind, words[1:], f"domainfusion data {words[0]}"), show)
+    return function(parse(kind, words[1:], f"domainfusion data {words[0]}"))
 
 
-def splits(command: SplitsCommand, show: Show) -> int:
+def splits(command: SplitsCommand) -> int:
     """`domainfusion data splits`."""
     from domainfusion.data.domains import load_dataset
     from domainfusion.data.splits import domainbed_split, strict_split
@@ -145,7 +142,7 @@ def splits(command: SplitsCommand, show: Show) -> int:
     return 0
 
 
-def verify(command: VerifyCommand, show: Show) -> int:
+def verify(command: VerifyCommand) -> int:
     """`domainfusion data verify`."""
     from domainfusion.data.benchmarks import get_benchmark
     from domainfusion.data.verification import verify_folder
@@ -158,7 +155,7 @@ def verify(command: VerifyCommand, show: Show) -> int:
     return 0 if state.ok else 1
 
 
-def prepare(command: PrepareCommand, show: Show) -> int:
+def prepare(command: PrepareCommand) -> int:
     """`domainfusion data prepare`."""
     from domainfusion.data.benchmarks import get_benchmark
     from domainfusion.data.preparation import prepare as prepare_folder
@@ -181,7 +178,7 @@ def prepare(command: PrepareCommand, show: Show) -> int:
     return 0
 
 
-def download(command: DownloadCommand, show: Show) -> int:
+def download(command: DownloadCommand) -> int:
     """`domainfusion data download`."""
     from domainfusion.data.benchmarks import get_benchmark
     from domainfusion.data.downloads import DOWNLOADS

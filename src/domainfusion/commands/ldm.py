@@ -1,0 +1,120 @@
+"""pretrain, generate, distill, judge: the latent diffusion model, and what is made with it ahead of training."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from domainfusion.commands.parsing import Flat, base_options, parse, show
+from domainfusion.config import GenerateConfig, PretrainConfig, TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainCommand:
+    """Train a small latent diffusion model in Stable Diffusion's layout from captioned images."""
+
+    corpus: tyro.conf.Positional[Path]
+    """A folder with images and metadata.csv (file_name, text), or an .npz file."""
+    options: Annotated[PretrainConfig, Flat]
+    output: Path = Path("runs/ldm")
+    """Folder of states, losses, samples, and the finished pipeline."""
+    config: Path | None = None
+    """TOML file with options; the command line has the last word."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateCommand:
+    """Make the candidates of all images of DATA, and keep them for every run that asks for the same.
+
+    The same command again makes what is missing. Runs share them where the LDM, the --generate options and the styles
+    that --target leaves are equal.
+    """
+
+    data: tyro.conf.Positional[str]
+    """An embedded benchmark (pictograms) or a folder DOMAIN/CLASS/IMAGE."""
+    options: Annotated[TrainConfig, Flat]
+    generations: int = 1
+    """Generations made from the stored images (more than one with --generate.no-updating only)."""
+    shard: tuple[int, int] = (0, 1)
+    """I N: only every N-th image from the I-th, so that N processes share the work."""
+    output: Path | None = None
+    """Folder for the candidates as DOMAIN/CLASS/NAME.png."""
+    config: Path | None = None
+    """TOML file with options; the command line has the last word."""
+    json: bool = False
+    """Print what was made as JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillCommand:
+    """Tabulate the slopes of latent distillation for every image of DATA; the same command again goes on.
+
+    Training with --distill.estimator curve and the same --ldm, --distill and --generate options reads the table.
+    """
+
+    data: tyro.conf.Positional[str]
+    """An embedded benchmark (pictograms) or a folder DOMAIN/CLASS/IMAGE."""
+    options: Annotated[TrainConfig, Flat]
+    export: Path | None = None
+    """Also write the table as one file."""
+    config: Path | None = None
+    """TOML file with options; the command line has the last word."""
+    json: bool = False
+    """Print what the table came to as JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeCommand:
+    """Measure an LDM for DomainFusion: candidates still recognised, style moved, slopes that know labels."""
+
+    data: tyro.conf.Positional[str]
+    """An embedded benchmark or a folder DOMAIN/CLASS/IMAGE."""
+    ldm: str = "embedded"
+    """Latent diffusion model: embedded, a diffusers folder, or a hub id."""
+    images: int = 400
+    """Images measured on."""
+    output: Path = Path("runs/judge")
+    """Folder for the figures (judge.json) and a sheet of candidates (candidates.png)."""
+    generate: GenerateConfig = dataclasses.field(default_factory=GenerateConfig)
+    json: bool = False
+    """Print the figures as JSON."""
+
+
+def pretrain(words: list[str]) -> None:
+    """`domainfusion pretrain`."""
+    command = parse(PretrainCommand, words, "domainfusion pretrain", base_options(PretrainConfig, words))
+    from domainfusion.diffusion.pretraining import pretrain as run_pretraining
+
+    print(run_pretraining(command.corpus, command.options, command.output))
+
+
+def generate(words: list[str]) -> None:
+    """`domainfusion generate`."""
+    command = parse(GenerateCommand, words, "domainfusion generate", base_options(TrainConfig, words))
+    from domainfusion.experiments.generating import generate_candidates, generation_text
+
+    found = generate_candidates(
+        command.data, command.options, generations=command.generations, shard=command.shard, output=command.output
+    )
+    show(found, generation_text(found), command.json)
+
+
+def distill(words: list[str]) -> None:
+    """`domainfusion distill`."""
+    command = parse(DistillCommand, words, "domainfusion distill", base_options(TrainConfig, words))
+    from domainfusion.experiments.tabulating import tabulate_curves, tabulation_text
+
+    found = tabulate_curves(command.data, command.options, command.export)
+    show(found, tabulation_text(found), command.json)
+
+
+def judge(words: list[str]) -> None:
+    """`domainfusion judge`."""
+    command = parse(JudgeCommand, words, "domainfusion judge")
+    from domainfusion.experiments.judging import judge_ldm, judgement_text
+
+    found = judge_ldm(command.data, command.ldm, command.images, command.output, generate=command.generate)
+    show(found, judgement_text(found), command.json)

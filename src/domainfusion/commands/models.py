@@ -1,0 +1,119 @@
+"""predict, export, doctor: a trained model in use, and the machine it is trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from domainfusion.commands.parsing import Flat, base_options, parse, show
+from domainfusion.config import TrainConfig
+from domainfusion.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictCommand:
+    """Labels and calibrated confidences of images. A file that cannot be read is a row with an error."""
+
+    model: tyro.conf.Positional[Path]
+    """Folder of a run, or of an exported model."""
+    images: tyro.conf.Positional[tuple[str, ...]]
+    """Image files, folders (with their subfolders), patterns such as 'new/*.jpg'."""
+    output: Path | None = None
+    """File to write, its form by its ending: .csv, .json, .parquet (default: CSV to stdout)."""
+    format: Literal["csv", "json", "parquet"] | None = None
+    """Form of the table."""
+    top: int = 1
+    """Classes named for each image, the most probable first."""
+    batch_size: int = 64
+    """Images in a pass."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    json: bool = False
+    """The same as --format json."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportCommand:
+    """Write a model to deploy: a self-contained folder, or an ONNX file checked against PyTorch."""
+
+    model: tyro.conf.Positional[Path]
+    """Folder of a run, or of an exported model."""
+    output: Path
+    """Folder to write to."""
+    format: Literal["folder", "onnx"] = "folder"
+    """folder: model.safetensors, config.json and model card; onnx: model.onnx and model card (extra: export)."""
+    input: Literal["uint8", "float"] = "uint8"
+    """What the ONNX graph takes: uint8 (batch, height, width, 3), or float (batch, 3, height, width) in [0, 1]."""
+    benchmark: Path | None = None
+    """benchmark.json whose leave-one-domain-out accuracies the card quotes (default: the one the run is part of)."""
+    json: bool = False
+    """Print the files written as JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DoctorCommand:
+    """What this machine can do and what will be slow; with DATA, what a run with these options would take.
+
+    Nothing is trained or kept: a few real steps are timed, the rest is counted.
+    """
+
+    options: Annotated[TrainConfig, Flat]
+    data: tyro.conf.Positional[str | None] = None
+    """Data set of a planned run: its time, disk and memory are estimated."""
+    online: bool = False
+    """Also ask whether the model hub can be reached."""
+    config: Path | None = None
+    """TOML file with the planned run's options; the command line has the last word."""
+    json: bool = False
+    """Print the findings as JSON."""
+
+
+def predict(words: list[str]) -> int:
+    """`domainfusion predict`; 1 where no image could be read."""
+    command = parse(PredictCommand, words, "domainfusion predict")
+    if command.top < 1 or command.batch_size < 1:
+        raise UsageError("--top and --batch-size are at least 1")
+    from domainfusion.model import load
+    from domainfusion.predict import choose_format, run_predictions
+
+    form = choose_format("json" if command.json else command.format, command.output)
+    model = load(command.model, device=command.device)
+    top = min(command.top, len(model.classes))
+    read = run_predictions(
+        model, command.images, top=top, batch_size=command.batch_size, form=form, output=command.output
+    )
+    return 0 if read else 1
+
+
+def export(words: list[str]) -> None:
+    """`domainfusion export`."""
+    command = parse(ExportCommand, words, "domainfusion export")
+    from domainfusion.export import export_folder, export_onnx
+    from domainfusion.model import load
+    from domainfusion.model_card import find_leave_one_out
+
+    model = load(command.model, device="cpu")
+    found = find_leave_one_out(model, command.benchmark)
+    if found is not None:
+        model.facts["leave_one_domain_out"] = found
+    onnx = command.format == "onnx"
+    files = export_onnx(model, command.output, command.input) if onnx else export_folder(model, command.output)
+    names = [str(path) for path in files]
+    show({"format": command.format, "files": names}, "\n".join(names), command.json)
+
+
+def doctor(words: list[str]) -> int:
+    """`domainfusion doctor`; 1 where something stops runs."""
+    command = parse(DoctorCommand, words, "domainfusion doctor", base_options(TrainConfig, words))
+    from domainfusion.doctor import examine, machine_text, plan, plan_text
+
+    found = examine(online=command.online)
+    text = machine_text(found)
+    if command.data is not None:
+        found["plan"] = plan(command.data, command.options, found)
+        text += f"\n\n{plan_text(found['plan'])}"
+    show(found, text, command.json)
+    return 1 if found["problems"] else 0

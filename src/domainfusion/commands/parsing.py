@@ -1,0 +1,108 @@
+"""Commands from the command line: typed options, a config file beneath them, errors in one line, output."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import json
+import sys
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+from pydantic import ValidationError
+from pydantic_core import ArgsKwargs
+
+from domainfusion.config_files import build_config, load_toml
+from domainfusion.errors import UsageError
+
+Flat = tyro.conf.arg(name="")
+T = TypeVar("T")
+
+
+def parse(kind: type[T], words: list[str], prog: str, options: Any = None) -> T:
+    """`kind` from the command line, with `options` as the defaults of its flat config.
+
+    Raises `UsageError` for an unknown or missing option (naming the nearest) and a value out of range.
+    """
+    known = _flags(kind)
+    for word in words:
+        flag = word.split("=")[0]
+        if flag.startswith("--") and flag not in ("--help",) and flag.replace("_", "-") not in known:
+            near = difflib.get_close_matches(flag.replace("_", "-"), sorted(known), n=1, cutoff=0.4)
+            raise UsageError(f"unknown option {flag}" + (f"; did you mean {near[0]}?" if near else ""))
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            if options is None:
+                return tyro.cli(kind, args=words, prog=prog)
+            # tyro takes the fields of a flat config from the default of the whole command.
+            return tyro.cli(kind, args=words, prog=prog, default=_with_options(kind, options))
+    except (ValidationError, SystemExit) as error:
+        # A value refused by a group (`--data.crop 2`) ends in an exit: what was refused is in the exit's context.
+        group, cause = "", error.__context__ if isinstance(error, SystemExit) else error
+        while cause is not None and not isinstance(cause, ValidationError):
+            group, cause = str(getattr(cause, "arg", "")), cause.__context__
+        if cause is None:
+            sys.stderr.write(printed.getvalue())
+            raise
+        first = cause.errors()[0]
+        where = [*group.split(".")[1:], *(part for part in first["loc"] if isinstance(part, str))]
+        if isinstance(first["input"], ArgsKwargs):  # a rule about several options, which names them itself
+            raise UsageError(
+                (f"--{'.'.join(where)}: " if where else "") + first["msg"].removeprefix("Value error, ")
+            ) from None
+        raise UsageError(f"--{'.'.join(where).replace('_', '-')} {first['input']}: {first['msg']}") from None
+
+
+def _with_options(kind: Any, options: Any) -> Any:
+    """A command whose flat config is `options`, its other required fields still to be given."""
+    values: dict[str, Any] = {"options": options}
+    for field in dataclasses.fields(kind):
+        if field.name not in values and field.default is dataclasses.MISSING:
+            values[field.name] = tyro.MISSING
+    return kind(**values)
+
+
+def _flags(kind: Any, prefix: str = "") -> set[str]:
+    """Every long flag of a command."""
+
+    flags: set[str] = set()
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        name = (prefix + field.name).replace("_", "-")
+        if dataclasses.is_dataclass(hint):
+            flags |= _flags(hint, "" if field.name == "options" else f"{prefix}{field.name}.")
+        else:
+            stem, _, leaf = name.rpartition(".")
+            flags |= {f"--{name}", f"--{stem}.no-{leaf}" if stem else f"--no-{leaf}"}
+    return flags
+
+
+def base_options(kind: type, words: list[str]) -> Any:
+    """The options that a `--config FILE.toml` on the command line gives, or the defaults."""
+    for i, word in enumerate(words):
+        if word == "--config" and i + 1 < len(words):
+            return build_config(kind, load_toml(Path(words[i + 1])), words[i + 1])
+        if word.startswith("--config="):
+            path = word.split("=", 1)[1]
+            return build_config(kind, load_toml(Path(path)), path)
+    return kind()
+
+
+def show(value: Any, text: str, as_json: bool) -> None:
+    """Print a result for people, or as JSON."""
+    print(json.dumps(value, indent=2, sort_keys=True) if as_json else text)
+
+
+def refuse(words: list[str], flags: dict[str, str], command: str) -> None:
+    """Raise `UsageError` for options of a single run that `command` sets itself, naming what it has instead."""
+    for word in words:
+        flag = word.split("=")[0]
+        if flag in flags:
+            instead = f"; use {flags[flag]}" if flags[flag] else ""
+            raise UsageError(f"{flag} does nothing in `domainfusion {command}`, which chooses it itself{instead}")

@@ -1,0 +1,184 @@
+"""train, benchmark, demo, evaluate, report, collect: runs, and what came out of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from domainfusion.commands.parsing import Flat, base_options, parse, refuse, show
+from domainfusion.config import TrainConfig
+from domainfusion.errors import UsageError
+from domainfusion.registry import ALGORITHMS
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainCommand:
+    """Train one classifier on DATA; the same command again resumes, or just prints what came out."""
+
+    data: tyro.conf.Positional[str]
+    """An embedded benchmark (pictograms) or a folder DOMAIN/CLASS/IMAGE."""
+    options: Annotated[TrainConfig, Flat]
+    output: Path | None = None
+    """Folder of the run (default: runs/DATA-ALGORITHM-TARGET-tTRIAL-sSEED)."""
+    config: Path | None = None
+    """TOML file with options; the command line has the last word."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkCommand:
+    """Train algorithms on every target domain and trial, and print the table of their accuracies."""
+
+    data: tyro.conf.Positional[str]
+    """An embedded benchmark (pictograms) or a folder DOMAIN/CLASS/IMAGE."""
+    options: Annotated[TrainConfig, Flat]
+    algorithms: tuple[str, ...] = ("erm", "domainfusion")
+    """Algorithms to compare; differences are taken to erm."""
+    trials: int = 3
+    """Number of trials (splits and seeds 0, 1, ...)."""
+    targets: tuple[str, ...] = ()
+    """Target domains (default: each in turn)."""
+    output: Path = Path("runs/benchmark")
+    """Folder of the runs."""
+    config: Path | None = None
+    """TOML file with options; the command line has the last word."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoCommand:
+    """Train ERM and DomainFusion on the embedded benchmark without one drawing style, and test on that style."""
+
+    options: Annotated[TrainConfig, Flat]
+    output: Path = Path("runs/demo")
+    """Folder of the two runs and the report."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateCommand:
+    """Accuracy of a finished run's model on its target's test images, or on the domains of DATA."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a finished run."""
+    data: tyro.conf.Positional[str | None] = None
+    """Data set to evaluate on instead: every domain of it, by class name."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportCommand:
+    """Write one self-contained HTML file from finished runs."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders, or folders above them."""
+    output: Path = Path("report.html")
+    """The file to write."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CollectCommand:
+    """Tables of accuracies from folders of runs: ours, DomainBed's and SWAD's (every results.jsonl below them)."""
+
+    folders: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of runs."""
+    format: Literal["text", "markdown", "latex", "json"] = "text"
+    """Form of the tables."""
+    selection: tuple[Literal["training-domain", "leave-one-domain-out", "oracle"], ...] = ()
+    """Model selection methods (default: all three)."""
+    json: bool = False
+    """The same as --format json."""
+
+
+def train(words: list[str]) -> None:
+    """`domainfusion train`."""
+    command = parse(TrainCommand, words, "domainfusion train", base_options(TrainConfig, words))
+    options = command.options
+    ALGORITHMS.get(options.algorithm)
+    from domainfusion.experiments.runs import train_run
+    from domainfusion.results.tables import run_summary
+
+    name = "-".join([Path(command.data).name, options.algorithm, options.target or "all"])
+    folder = command.output or Path("runs") / f"{name}-t{options.trial}-s{options.seed}"
+    result = train_run(command.data, options, folder)
+    show(result, run_summary(result, str(folder)), command.json)
+
+
+def benchmark(words: list[str]) -> None:
+    """`domainfusion benchmark`."""
+    refuse(words, {"--target": "--targets", "--trial": "--trials", "--algorithm": "--algorithms"}, "benchmark")
+    command = parse(BenchmarkCommand, words, "domainfusion benchmark", base_options(TrainConfig, words))
+    for name in command.algorithms:
+        ALGORITHMS.get(name)
+    from domainfusion.experiments.benchmark import run_benchmark
+    from domainfusion.results.tables import accuracy_rows, text_table
+
+    summary = run_benchmark(
+        command.data, command.options, list(command.algorithms), list(range(command.trials)),
+        list(command.targets) or None, command.output, command=" ".join(["domainfusion", "benchmark", *words]),
+    )  # fmt: skip
+    heading = (
+        f"{summary['dataset']}, {summary['protocol']} splits, {command.trials} trials, "
+        f"model chosen on source validation: target accuracy in %"
+    )
+    show(summary, f"{heading}\n\n{text_table(accuracy_rows(summary['accuracy']))}", command.json)
+
+
+def demo(words: list[str]) -> None:
+    """`domainfusion demo`."""
+    from domainfusion.experiments.demo import demo_options, run_demo
+
+    refuse(words, {"--algorithm": ""}, "demo")
+    command = parse(DemoCommand, words, "domainfusion demo", demo_options())
+    if command.options.target is None:
+        raise UsageError("the demo tests on a style held out: give --target pixel, or another of the five styles")
+    result, text = run_demo(command.options, command.output)
+    show(result, text, command.json)
+
+
+def evaluate(words: list[str]) -> None:
+    """`domainfusion evaluate`."""
+    command = parse(EvaluateCommand, words, "domainfusion evaluate")
+    from domainfusion.experiments.evaluation import evaluate_run
+    from domainfusion.results.tables import text_table
+
+    found = evaluate_run(command.run, command.data, command.device)
+    rows = [["domain", "images", "accuracy"]]
+    rows += [[name, str(entry["images"]), f"{100 * entry['accuracy']:.1f} %"] for name, entry in found.items()]
+    show(found, text_table(rows), command.json)
+
+
+def report(words: list[str]) -> None:
+    """`domainfusion report`."""
+    command = parse(ReportCommand, words, "domainfusion report")
+    from domainfusion.report.html import write_report
+
+    print(write_report(list(command.runs), command.output))
+
+
+def collect(words: list[str]) -> None:
+    """`domainfusion collect`."""
+    command = parse(CollectCommand, words, "domainfusion collect")
+    from domainfusion.results.collect import collect as collect_tables
+    from domainfusion.results.collect import tables_json, tables_text
+
+    for folder in command.folders:
+        if not folder.exists():
+            raise UsageError(f"there is no folder {folder}")
+    tables, notes = collect_tables(list(command.folders), list(command.selection) or None)
+    if not tables:
+        raise UsageError(f"no records (results.jsonl) at or below {', '.join(map(str, command.folders))}")
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    form = "json" if command.json else command.format
+    show(tables_json(tables), tables_text(tables, form), form == "json")

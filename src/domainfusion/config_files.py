@@ -1,0 +1,91 @@
+"""Options from and to TOML and plain values; what is unknown or out of range is refused, naming the field."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import typing
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ArgsKwargs
+
+from domainfusion.errors import FileError, UsageError
+
+
+def _names(kind: Any, prefix: str = "") -> list[str]:
+    names: list[str] = []
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        names.append(prefix + field.name)
+        if dataclasses.is_dataclass(hints[field.name]):
+            names += _names(hints[field.name], f"{prefix}{field.name}.")
+    return names
+
+
+def build_config(kind: type, values: dict[str, Any], origin: str) -> Any:
+    """`kind` from nested plain values. Raises `UsageError` naming the field, the rule, and the nearest valid name.
+
+    >>> build_config(TrainConfig, {"stesp": 3}, "x.toml")
+    Traceback (most recent call last):
+    domainfusion.errors.UsageError: x.toml: unknown option 'stesp'; did you mean 'steps'?
+    """
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            near = difflib.get_close_matches(where, _names(kind), n=1, cutoff=0.4)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UsageError(f"{origin}: unknown option {where!r}{hint}") from None
+        if isinstance(first["input"], ArgsKwargs):  # a rule about several options, which names them itself
+            rule = first["msg"].removeprefix("Value error, ")
+            raise UsageError(f"{origin}: {where}: {rule}" if where else f"{origin}: {rule}") from None
+        raise UsageError(f"{origin}: {where} = {first['input']!r}: {first['msg']}") from None
+
+
+def plain_values(config: Any) -> dict[str, Any]:
+    """A config as nested plain values, tuples as lists, unset options left out (TOML has no null)."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            values[field.name] = plain_values(value)
+        elif value is not None:
+            values[field.name] = list(value) if isinstance(value, tuple) else value
+    return values
+
+
+def to_toml(config: Any) -> str:
+    """A config as TOML text; `load_toml` reads it back equal."""
+    values = plain_values(config)
+    lines = [f"{name} = {_toml_value(value)}" for name, value in values.items() if not isinstance(value, dict)]
+    for name, table in values.items():
+        if isinstance(table, dict):
+            lines += ["", f"[{name}]"] + [f"{key} = {_toml_value(value)}" for key, value in table.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        escaped = "".join(c if c >= " " and c != "\x7f" else f"\\u{ord(c):04x}" for c in escaped)
+        return f'"{escaped}"'
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    return repr(value)
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    """The nested values of a TOML file. Raises `FileError` or `UsageError` naming the file and the line."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from error
