@@ -177,6 +177,19 @@ def test_one_test_of_two_algorithms_opens_with_the_answer(tmp_path: Path, root: 
     assert "abacus" in page.text
 
 
+@pytest.mark.parametrize(
+    ("steps_per_epoch", "said"),
+    [(1, "again and again, every 5 epochs;"), (100, "at 1, 4 and 7 tenths of the run's steps;")],
+)
+def test_it_tells_when_generations_were_made(tmp_path: Path, root: Path, steps_per_epoch: int, said: str) -> None:
+    folder = write_run(tmp_path / "run", root, "domainfusion", 12 / 24)
+    add_generations(folder, root)
+    data = json.loads((folder / "data.json").read_text())
+    (folder / "data.json").write_text(json.dumps(data | {"steps_per_epoch": steps_per_epoch}))
+    (folder / "config.toml").write_text("steps = 400\n\n[generate]\ninterval = 5\n")
+    assert said in read_page(folder, output=tmp_path / "report.html").text
+
+
 def test_everything_that_people_name_is_escaped(tmp_path: Path, root: Path) -> None:
     folder = write_run(tmp_path / "runs", root, "domainfusion", 0.5)
     add_generations(folder, root)

@@ -25,6 +25,7 @@ from domainfusion.distillation.noise_pictures import noise_maps, noise_sheet
 from domainfusion.distillation.slopes import SlopeEstimator, distillation_loss, draw
 from domainfusion.files import write_text
 from domainfusion.fusion.generation import make_generation
+from domainfusion.fusion.schedule import generations_due
 from domainfusion.fusion.synthetic import Generation, SyntheticDataset
 from domainfusion.seeding import derive_numpy_rng, seed_hash
 
@@ -81,18 +82,11 @@ class DomainFusion(Algorithm):
         return self.config.generate.image_size or self.ldm.image_size
 
     def generations_due(self, step: int) -> int:
-        """How many generations there are to be before `step` (counted from 0).
-
-        Algorithm 1 makes one at the beginning of every `interval`-th epoch, counted from 1, the first of them early in
-        its 120 epochs. A run of fewer than 4·`interval` epochs would wait for a quarter of its time and more; it has
-        three generations, at 1, 4 and 7 tenths of its steps. None falls into the last tenth, which would hardly use it.
-        """
-        config, steps, epoch = self.config.generate, self.config.steps, self.context.steps_per_epoch
-        if steps < 4 * config.interval * epoch:
-            due = sum(step >= steps * (1 + 3 * k) / 10 for k in range(3))
-        else:
-            due = (min(step, int(0.9 * steps)) // epoch + 1) // config.interval
-        return min(due, config.generations) if config.generations else due
+        """How many generations there are to be before `step` (see `domainfusion.fusion.schedule`)."""
+        config = self.config
+        return generations_due(
+            step, config.steps, self.context.steps_per_epoch, config.generate.interval, config.generate.generations
+        )
 
     def before_step(self, step: int, epoch: int) -> None:
         """Refresh the synthetic dataset when a generation is due (lines 4 to 13)."""

@@ -14,6 +14,7 @@ from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.errors import FileError
 from domainfusion.files import read_json
 from domainfusion.fusion.generation import SHEET_ROWS, sheet_positions
+from domainfusion.fusion.schedule import describe
 from domainfusion.report.pictures import TILE, png_uri
 from domainfusion.report.study import Run, Study
 
@@ -64,12 +65,19 @@ def build_evolution(study: Study, dataset: MultiDomainDataset | None, images: in
                 return {
                     "arm": arm, "run": run, "count": len(list((run.folder / "synthetic").glob("generation-*"))),
                     "updating": run.options.get("generate.updating", True),
-                    "interval": run.options.get("generate.interval"),
+                    "when": _schedule(run),
                     "items": [_item(row, generations, dataset) for row in choose_rows(generations[-1], images)],
                     "frames": len(generations) + (dataset is not None),
                     "strips": strips, "sheet": None if strips else _whole_sheet(generations[0]),
                 }  # fmt: skip
     return None
+
+
+def _schedule(run: Run) -> str:
+    """When the run made its generations, in words; empty where it does not tell."""
+    steps, interval = run.options.get("steps"), run.options.get("generate.interval")
+    per_epoch = run.data.get("steps_per_epoch")
+    return describe(steps, per_epoch, interval) if steps and interval and per_epoch else ""
 
 
 def choose_rows(generation: StoredGeneration, count: int) -> list[int]:

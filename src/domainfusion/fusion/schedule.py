@@ -1,0 +1,45 @@
+"""When a run makes its generations.
+
+Algorithm 1 makes one at the beginning of every `interval`-th epoch, counted from 1, the first of them early in its 120
+epochs. A run of fewer than 4·`interval` epochs would wait for a quarter of its time and more; it has three generations,
+at 1, 4 and 7 tenths of the run's steps. None falls into the last tenth, which would hardly use it.
+"""
+
+from __future__ import annotations
+
+TENTHS = (1, 4, 7)
+
+
+def is_short(steps: int, steps_per_epoch: int, interval: int) -> bool:
+    """Whether a run has too few epochs for Algorithm 1's schedule.
+
+    >>> is_short(400, 21, 5), is_short(5000, 21, 5)
+    (True, False)
+    """
+    return steps < 4 * interval * steps_per_epoch
+
+
+def generations_due(step: int, steps: int, steps_per_epoch: int, interval: int, most: int = 0) -> int:
+    """How many generations there are to be before `step` (counted from 0), at most `most` of them (0: no limit).
+
+    >>> [generations_due(step, 400, 21, 5) for step in (39, 40, 160, 280, 399)]
+    [0, 1, 2, 3, 3]
+    >>> [generations_due(step, 1000, 10, 5) for step in (39, 40, 90, 999)]
+    [0, 1, 2, 18]
+    """
+    if is_short(steps, steps_per_epoch, interval):
+        due = sum(step >= steps * tenth / 10 for tenth in TENTHS)
+    else:
+        due = (min(step, int(0.9 * steps)) // steps_per_epoch + 1) // interval
+    return min(due, most) if most else due
+
+
+def describe(steps: int, steps_per_epoch: int, interval: int) -> str:
+    """The schedule in words.
+
+    >>> describe(400, 21, 5), describe(5000, 21, 5), describe(5000, 21, 1)
+    ("at 1, 4 and 7 tenths of the run's steps", 'every 5 epochs', 'every epoch')
+    """
+    if is_short(steps, steps_per_epoch, interval):
+        return f"at {TENTHS[0]}, {TENTHS[1]} and {TENTHS[2]} tenths of the run's steps"
+    return "every epoch" if interval == 1 else f"every {interval} epochs"
