@@ -28,6 +28,7 @@ def _names(kind: Any, prefix: str = "") -> list[str]:
 def build_config(kind: type, values: dict[str, Any], origin: str) -> Any:
     """`kind` from nested plain values. Raises `UsageError` naming the field, the rule, and the nearest valid name.
 
+    >>> from domainfusion.config import TrainConfig
     >>> build_config(TrainConfig, {"stesp": 3}, "x.toml")
     Traceback (most recent call last):
     domainfusion.errors.UsageError: x.toml: unknown option 'stesp'; did you mean 'steps'?
