@@ -1,4 +1,4 @@
-"""train, benchmark, demo, evaluate, report, collect: runs, and what came out of them."""
+"""train, benchmark, reproduce, demo, evaluate, report, collect: runs, and what came out of them."""
 
 from __future__ import annotations
 
@@ -49,6 +49,30 @@ class BenchmarkCommand:
     """TOML file with options; the command line has the last word."""
     json: bool = False
     """Print the result as JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReproduceCommand:
+    """Make tables of the paper, row by row, and write them beside the paper's values."""
+
+    tables: tyro.conf.Positional[tuple[str, ...]]
+    """table2 (sampling, updating), table3 (N), table4 (corruptions), table5 (beside ERM and zero-shot classifiers),
+    parts (each part off in turn), all."""
+    options: Annotated[TrainConfig, Flat]
+    dataset: tuple[str, ...] = ("pictograms",)
+    """Embedded benchmarks or folders DOMAIN/CLASS/IMAGE."""
+    trials: int = 3
+    """Number of trials (splits and seeds 0, 1, ...)."""
+    targets: tuple[str, ...] = ()
+    """Target domains (default: each in turn)."""
+    budget: float = 0.0
+    """Minutes after which no further run is begun; the same command goes on later (0: no limit)."""
+    output: Path = Path("runs/reproduce")
+    """Folder of the runs, the tables (JSON) and reproduce.html."""
+    config: Path | None = None
+    """TOML file with options; the command line has the last word."""
+    json: bool = False
+    """Print the tables as JSON."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +156,22 @@ def benchmark(words: list[str]) -> None:
         f"model chosen on source validation: target accuracy in %"
     )
     show(summary, f"{heading}\n\n{text_table(accuracy_rows(summary['accuracy']))}", command.json)
+
+
+def reproduce(words: list[str]) -> None:
+    """`domainfusion reproduce`."""
+    refuse(words, {"--target": "--targets", "--trial": "--trials", "--algorithm": "a table's name"}, "reproduce")
+    command = parse(ReproduceCommand, words, "domainfusion reproduce", base_options(TrainConfig, words))
+    if not command.tables:
+        raise UsageError("name a table: domainfusion reproduce table2|table3|table4|table5|parts|all")
+    from domainfusion.experiments.reproducing import reproduce as make
+    from domainfusion.experiments.reproducing import reproduction_text
+
+    found = make(
+        command.tables, command.dataset, command.options, command.trials, command.targets, command.output,
+        minutes=command.budget, command=" ".join(["domainfusion", "reproduce", *words]),
+    )  # fmt: skip
+    show(found, reproduction_text(found), command.json)
 
 
 def demo(words: list[str]) -> None:

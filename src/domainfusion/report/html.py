@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from domainfusion import __version__
@@ -41,12 +41,12 @@ def write_report(paths: list[Path], output: Path) -> Path:
     """
     runs = read_runs(paths)
     studies = build_studies(runs)
-    page = _environment().from_string(_resource("report.html")).render(
+    page = render(
+        "report.html",
         studies=[describe_study(study, len(studies)) for study in studies],
-        environments=environments(runs), runs=len(runs), selection=SELECTION, version=__version__,
+        environments=environments(runs), runs=len(runs), selection=SELECTION,
         command=shlex.join(["domainfusion", "report", *map(str, paths), "--output", str(output)]),
         title=f"DomainFusion report: {', '.join(dict.fromkeys(study.name for study in studies))}",
-        css=Markup(_resource("report.css")),
     )  # fmt: skip
     write_text(output, page)
     return output
@@ -65,11 +65,16 @@ def describe_study(study: Study, studies: int = 1) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _environment() -> Environment:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+def render(template: str, **values: Any) -> str:
+    """A page of this folder's `template`, in the report's style."""
+    environment = Environment(
+        loader=PackageLoader("domainfusion.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
     environment.filters["prose"] = typeset
     environment.globals.update(series_class=series_class, swatch=swatch, listed=listed)
-    return environment
+    css = importlib.resources.files(__package__).joinpath("report.css").read_text(encoding="utf-8")
+    return environment.get_template(template).render(css=Markup(css), version=__version__, **values)
 
 
 def typeset(text: str) -> Markup:
@@ -89,7 +94,3 @@ def listed(names: Sequence[str]) -> str:
     'a, b and c'
     """
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
-
-
-def _resource(name: str) -> str:
-    return importlib.resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
