@@ -9,6 +9,7 @@ from typing import Any
 
 from domainfusion.data.transforms import MEAN, STD
 from domainfusion.errors import UsageError
+from domainfusion.experiments.expectation import HELD_OUT
 from domainfusion.files import read_json
 from domainfusion.model import Model
 
@@ -64,9 +65,11 @@ def find_leave_one_out(model: Model, given: Path | None) -> dict[str, Any] | Non
     """What a benchmark says of the model's algorithm on each held-out domain of its data set, or None.
 
     {"accuracy": {target: [per cent, by trial]}, "protocol", "command"}, from `given` (benchmark.json, or its folder),
-    or from the benchmark that the run is part of. Raises `UsageError` where `given` is about something else.
+    from the run's own ones without each domain, or from the benchmark that it is part of. Raises `UsageError` where
+    `given` is about something else.
     """
-    for folder in [given] if given is not None else list(model.source.resolve().parents)[:3]:
+    source = model.source.resolve()
+    for folder in [given] if given is not None else [source / HELD_OUT, *source.parents[:3]]:
         path = folder / "benchmark.json" if folder.is_dir() else folder
         if given is None and not path.exists():
             continue

@@ -17,13 +17,17 @@ from domainfusion.registry import ALGORITHMS
 
 @dataclasses.dataclass(frozen=True)
 class TrainCommand:
-    """Train one classifier on DATA; the same command again resumes, or just prints what came out."""
+    """Train one classifier on DATA; the same command again resumes, or just prints what came out.
+
+    Without --target it is trained on all domains, and then once without each, to say what to expect elsewhere."""
 
     data: tyro.conf.Positional[str]
     """An embedded benchmark (pictograms) or a folder DOMAIN/CLASS/IMAGE."""
     options: Annotated[TrainConfig, Flat]
     output: Path | None = None
     """Folder of the run (default: runs/DATA-ALGORITHM-TARGET-tTRIAL-sSEED)."""
+    expect: bool = True
+    """Without --target: also train without each domain in turn, and say what to expect on a new one."""
     config: Path | None = None
     """TOML file with options; the command line has the last word."""
     json: bool = False
@@ -135,7 +139,19 @@ def train(words: list[str]) -> None:
     name = "-".join([Path(command.data).name, options.algorithm, options.target or "all"])
     folder = command.output or Path("runs") / f"{name}-t{options.trial}-s{options.seed}"
     result = train_run(command.data, options, folder)
-    show(result, run_summary(result, str(folder)), command.json)
+    text = run_summary(result, str(folder))
+    if options.target is None and command.expect and result["steps"]:  # zero-shot results have every domain already
+        from domainfusion.experiments.expectation import expect_elsewhere, expectation_text
+
+        print(
+            "note: the model is trained and saved; now once without each domain, to say what to expect on a new one "
+            "(--no-expect leaves that out)", file=sys.stderr,
+        )  # fmt: skip
+        expected = expect_elsewhere(
+            command.data, options, folder, command=" ".join(["domainfusion", "train", *words])
+        )  # fmt: skip
+        result, text = {**result, "expected": expected}, f"{text}\n{expectation_text(expected)}"
+    show(result, text, command.json)
 
 
 def benchmark(words: list[str]) -> None:
