@@ -15,6 +15,7 @@ from typing import Any
 from domainfusion.config import TrainConfig
 from domainfusion.config_files import load_toml, plain_values
 from domainfusion.errors import UsageError
+from domainfusion.files import read_json
 from domainfusion.results.records import find_runs, load_run
 
 Unit = tuple[int, int]  # (trial, seed): what an algorithm is repeated over
@@ -153,7 +154,8 @@ def read_runs(paths: Iterable[Path]) -> list[Run]:
     for path in paths:
         for folder in find_runs(path):
             # Other tools write a result.json too (Ray does); a run of ours also tells of its data.
-            if (folder / "data.json").exists():
+            # A run that held out a second domain was made to select others by.
+            if (folder / "data.json").exists() and "second_target" not in read_json(folder / "data.json"):
                 folders.setdefault(folder.resolve(), folder)
     if not folders:
         places = ", ".join(str(path) for path in paths) or "no folder"
