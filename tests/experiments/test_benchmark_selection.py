@@ -15,10 +15,12 @@ from domainfusion.cli import run
 from domainfusion.config import AverageConfig, DataConfig, TrainConfig
 from domainfusion.errors import UsageError
 from domainfusion.experiments import benchmark
-from domainfusion.experiments.benchmark import Bench, Run, Search, run_benchmark
+from domainfusion.experiments.benchmark import run_benchmark
+from domainfusion.experiments.search import Plan, PlannedRun, Search
 from domainfusion.files import read_json, read_json_lines
 from domainfusion.report.study import read_runs
 from domainfusion.results.collect import collect
+from domainfusion.seeding import seed_hash
 
 DOMAINS = ("art", "cartoon", "photo", "sketch")
 OPTIONS = TrainConfig(
@@ -124,29 +126,29 @@ def test_training_domain_validation_chooses_a_draw_by_the_sources_alone(
     assert found["selection"] == "training-domain validation"
 
 
-def bench(**changes: Any) -> Bench:
+def plan(**changes: Any) -> Plan:
     values: dict[str, Any] = {
         "data": "d", "config": OPTIONS, "algorithms": ["erm"], "trials": [0], "targets": list(DOMAINS),
         "domains": DOMAINS, "dataset": "PACS", "folder": Path("f"), "search": Search(), **changes,
     }  # fmt: skip
-    return Bench(**values)
+    return Plan(**values)
 
 
 def test_pairs_are_shared_between_targets() -> None:
     search = Search(selection="leave-one-domain-out", draws=(0, 1))
-    runs = bench(search=search, algorithms=["erm", "diffusion_net"]).runs()
+    runs = plan(search=search, algorithms=["erm", "diffusion_net"]).runs()
     assert len(runs) == len(set(runs)) == 4 * (2 + 1) + 6 * 2
     # What is not trained is not selected either: one run for each target.
     assert all((run.draw, run.second) == (0, None) for run in runs if run.algorithm == "diffusion_net")
 
 
 def test_seeds_are_the_trials_or_domainbeds() -> None:
-    run = Run(2, "photo", "erm", 1, "art")
-    plain = bench(config=dataclasses.replace(OPTIONS, seed=10)).options(run)
+    run = PlannedRun(2, "photo", "erm", 1, "art")
+    plain = plan(config=dataclasses.replace(OPTIONS, seed=10)).options(run)
     assert (plain.seed, plain.trial, plain.hparams_seed) == (12, 2, 1)
     assert (plain.target, plain.second_target) == ("photo", "art")
-    hashed = bench(search=Search(seeds="domainbed")).options(run)
-    assert hashed.seed == benchmark.seed_hash("PACS", "ERM", [0, 2], 1, 2)
+    hashed = plan(search=Search(seeds="domainbed")).options(run)
+    assert hashed.seed == seed_hash("PACS", "ERM", [0, 2], 1, 2)
 
 
 @pytest.mark.parametrize(

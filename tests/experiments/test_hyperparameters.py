@@ -11,8 +11,8 @@ import pytest
 
 from domainfusion.config import TrainConfig
 from domainfusion.errors import UsageError
-from domainfusion.experiments.benchmark import Run, domainbed_seed
 from domainfusion.experiments.hyperparameters import draw_options, draw_values, read_space
+from domainfusion.experiments.search import PlannedRun, domainbed_seed
 
 VLCS = ("Caltech101", "LabelMe", "SUN09", "VOC2007")
 
@@ -37,10 +37,10 @@ def test_draws_are_those_that_domainbed_recorded(
 
 
 def test_seeds_of_runs_are_those_that_domainbed_recorded() -> None:
-    assert domainbed_seed(Run(0, "Caltech101", "erm", 0), "VLCS", VLCS) == 1721972278
-    assert domainbed_seed(Run(1, "Caltech101", "erm", 1), "vlcs", VLCS) == 1826196677
+    assert domainbed_seed(PlannedRun(0, "Caltech101", "erm", 0), "VLCS", VLCS) == 1721972278
+    assert domainbed_seed(PlannedRun(1, "Caltech101", "erm", 1), "vlcs", VLCS) == 1826196677
     for target, second in (("LabelMe", "SUN09"), ("SUN09", "LabelMe")):
-        assert domainbed_seed(Run(0, target, "erm", 1, second), "VLCS", VLCS) == 360234358
+        assert domainbed_seed(PlannedRun(0, target, "erm", 1, second), "VLCS", VLCS) == 360234358
 
 
 def random_of(hparams_seed: int, trial: int, name: str) -> np.random.RandomState:

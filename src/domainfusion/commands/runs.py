@@ -137,7 +137,8 @@ def benchmark(words: list[str]) -> None:
         ALGORITHMS.get(name)
     if command.hparams_seeds < 1:
         raise UsageError("--hparams-seeds is at least 1")
-    from domainfusion.experiments.benchmark import SELECTIONS, Search, run_benchmark
+    from domainfusion.experiments.benchmark import run_benchmark
+    from domainfusion.experiments.search import SELECTIONS, Search
     from domainfusion.results.tables import accuracy_rows, text_table
 
     table, origin = search_table(words)
