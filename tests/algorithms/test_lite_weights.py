@@ -156,3 +156,25 @@ def test_photographs_are_of_imagenets_classes(
     with torch.no_grad():
         found = classifier(pixels).argmax(1)
     assert np.isin(found.numpy(), list(classes)).mean() > 0.6
+
+
+def test_an_exported_model_says_what_it_needs(stored: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    from domainfusion.export import export_folder
+    from domainfusion.files import read_json
+    from domainfusion.model import Model, load
+
+    torch.manual_seed(0)
+    classifier = build_classifier(OPTIONS, 3).eval()
+    cpu = torch.device("cpu")
+    config = TrainConfig(backbone="efficientnet_lite0", pretrained=True, precision="float32")
+    model = Model(classifier, config, ("cat", "dog", "house"), 48, 1.0, cpu, {}, tmp_path)
+    export_folder(model, tmp_path / "out")
+    written = read_json(tmp_path / "out" / "config.json")
+    assert written["architecture"] == LITE_ARCHITECTURE
+    assert written["pretrained_cfg"]["mean"] == [127 / 255] * 3
+    again = load(tmp_path / "out", device="cpu")
+    pixels = np.random.default_rng(0).integers(0, 255, (2, 48, 48, 3), dtype=np.uint8)
+    assert torch.allclose(again.logits(pixels), model.logits(pixels), atol=1e-4)
+    assert (again.classifier.mean, again.classifier.std) == STATISTICS["lite"]
+    described = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "mean (0.498039, 0.498039, 0.498039)" in described

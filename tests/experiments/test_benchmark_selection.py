@@ -18,7 +18,7 @@ from domainfusion.experiments import benchmark
 from domainfusion.experiments.benchmark import run_benchmark
 from domainfusion.experiments.search import Plan, PlannedRun, Search
 from domainfusion.files import read_json, read_json_lines
-from domainfusion.report.study import read_runs
+from domainfusion.report.study import build_arms, read_runs
 from domainfusion.results.collect import collect
 from domainfusion.seeding import seed_hash
 
@@ -105,7 +105,17 @@ def test_collect_prints_every_method_of_these_runs(done: tuple[Path, dict[str, A
     for table in tables:
         assert len(table.accuracy["ERM"]["photo"]) == 2
         assert all(len(table.accuracy["ERM"][domain]) == 0 for domain in DOMAINS if domain != "photo")
-    assert len({run.folder for run in read_runs([folder])}) == 4  # those that hold out one domain
+
+
+def test_the_report_shows_the_draws_that_count_as_one_arm(done: tuple[Path, dict[str, Any]]) -> None:
+    folder, summary = done
+    runs = read_runs([folder])  # of those that hold out one domain
+    assert {run.unit[0]: run.options["hparams_seed"] for run in runs} == dict(
+        zip((0, 1), summary["draws"]["erm"]["photo"], strict=True)
+    )
+    assert len(runs) == 2
+    (arm,) = build_arms(runs)
+    assert len(arm.runs) == 2
 
 
 def test_training_domain_validation_chooses_a_draw_by_the_sources_alone(
@@ -124,6 +134,21 @@ def test_training_domain_validation_chooses_a_draw_by_the_sources_alone(
     assert found["accuracy"]["rsc"] == {"photo": [10.0], "art": [10.0]}
     assert found["seconds"]["erm"] == [4.0, 4.0]
     assert found["selection"] == "training-domain validation"
+
+
+def test_without_a_search_options_are_taken_as_they_are(
+    images: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[TrainConfig] = []
+
+    def train_run(data: str, config: TrainConfig, where: Path) -> dict[str, Any]:
+        seen.append(config)
+        return {"target_accuracy": 0.5, "validation_accuracy": 0.5, "seconds": 1.0, "protocol": "domainbed"}
+
+    monkeypatch.setattr(benchmark, "train_run", train_run)
+    config = dataclasses.replace(OPTIONS, hparams_seed=4, lr=0.123, algorithm="erm", target="art")
+    run_benchmark(str(images), config, ["erm"], [1], ["art"], tmp_path)
+    assert seen == [dataclasses.replace(config, trial=1, seed=1)]
 
 
 def plan(**changes: Any) -> Plan:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from domainfusion.config import TrainConfig
+from domainfusion.config_files import flat_values, plain_values
 from domainfusion.data.domains import load_dataset
 from domainfusion.data.splits import build_split
 from domainfusion.errors import Busy, UsageError
@@ -43,7 +44,8 @@ def run_benchmark(
     chosen = list(dict.fromkeys(targets or dataset.domains))
     for target in chosen:
         dataset.index_of(target)
-    search = search or Search(draws=(config.hparams_seed,))
+    if search is None:  # the options are what they are: nothing is drawn that the caller may have drawn already
+        search = Search(draws=(config.hparams_seed,), given=flat_values(plain_values(config)))
     plan = Plan(data, config, algorithms, trials, chosen, dataset.domains, dataset.name, folder, search)
     plan.check()
     runs = plan.runs()
