@@ -30,7 +30,7 @@ COMMANDS = {
     "judge": "measure what an LDM is worth for DomainFusion on a data set",
     "data": "splits, verify, prepare or download data sets",
     "doctor": "what this machine can do, and how long and how large a planned run would be",
-    "list": "list algorithms, datasets, backbones or ldms",
+    "list": "list algorithms, datasets, backbones, ldms or presets",
 }
 
 # Which module of `commands` each is in; `list` is here, and imports nothing.
@@ -127,9 +127,11 @@ def _fail(error: Exception, code: int, debug: bool) -> int:
 
 def list_names(words: list[str]) -> int:
     """`domainfusion list KIND [PATTERN] [--json]`."""
-    from domainfusion.registry import ALGORITHMS, BACKBONES, DATASETS, LDMS
+    from domainfusion.registry import ALGORITHMS, BACKBONES, DATASETS, LDMS, PRESETS
 
-    kinds = {"algorithms": ALGORITHMS, "datasets": DATASETS, "backbones": BACKBONES, "ldms": LDMS}
+    kinds = {
+        "algorithms": ALGORITHMS, "datasets": DATASETS, "backbones": BACKBONES, "ldms": LDMS, "presets": PRESETS
+    }  # fmt: skip
     as_json = "--json" in words
     words = [word for word in words if word != "--json"]
     if words in (["--help"], ["-h"]) or not words:
@@ -148,5 +150,5 @@ def list_names(words: list[str]) -> int:
     for entry in entries:
         print(f"{entry.name:<{width}}  {entry.summary} [{entry.source}]")
     if words[0] == "backbones":
-        print("... and every other model that timm knows, by its name")
+        print("... and every other model that timm knows, by its name, or torchvision, by torchvision:NAME")
     return 0

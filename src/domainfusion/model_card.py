@@ -7,7 +7,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from domainfusion.data.transforms import MEAN, STD
 from domainfusion.errors import UsageError
 from domainfusion.experiments.expectation import HELD_OUT
 from domainfusion.files import read_json
@@ -93,13 +92,18 @@ def build_card(model: Model) -> str:
         title=_plain(f"{facts.get('dataset')}, {facts.get('algorithm')}"),
         summary=_summary(model), accuracy=_accuracy(facts), confidence=_confidence(model),
         temperature=model.temperature, classes=", ".join(f"`{_plain(name)}`" for name in model.classes),
-        size=model.size, timm=version("timm"), mean=MEAN, std=STD, count=len(model.classes),
+        size=model.size, timm=version("timm"), mean=_numbers(model.classifier.mean),
+        std=_numbers(model.classifier.std), count=len(model.classes),
     )  # fmt: skip
 
 
 def _plain(text: str) -> str:
     """A name as one line that Markdown's tables and code can hold."""
     return " ".join(str(text).split()).replace("|", "\\|").replace("`", "'")
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return f"({', '.join(f'{value:.6g}' for value in values)})"
 
 
 def _list(names: list[str]) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from domainfusion.commands.parsing import Flat, base_options, parse, show
+from domainfusion.commands.parsing import Flat, base_options, drawn, parse, show
 from domainfusion.config import TrainConfig
 from domainfusion.errors import UsageError
 
@@ -113,7 +113,7 @@ def doctor(words: list[str]) -> int:
     found = examine(online=command.online)
     text = machine_text(found)
     if command.data is not None:
-        found["plan"] = plan(command.data, command.options, found)
+        found["plan"] = plan(command.data, drawn(command.options, command.data, words), found)
         text += f"\n\n{plan_text(found['plan'])}"
     show(found, text, command.json)
     return 1 if found["problems"] else 0

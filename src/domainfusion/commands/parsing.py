@@ -16,8 +16,10 @@ import tyro
 from pydantic import ValidationError
 from pydantic_core import ArgsKwargs
 
-from domainfusion.config_files import build_config, load_toml
+from domainfusion.config import TrainConfig
+from domainfusion.config_files import build_config, flat_values, load_toml
 from domainfusion.errors import UsageError
+from domainfusion.presets import load_preset
 
 Flat = tyro.conf.arg(name="")
 T = TypeVar("T")
@@ -84,14 +86,79 @@ def _flags(kind: Any, prefix: str = "") -> set[str]:
 
 
 def base_options(kind: type, words: list[str]) -> Any:
-    """The options that a `--config FILE.toml` on the command line gives, or the defaults."""
+    """What lies beneath the command line: the defaults, `--preset NAME` over them, `--config FILE.toml` over that.
+
+    A preset may be named in the file too. Tables `[search]` are left out; `search_table` reads them.
+    """
+    path = flag_value(words, "--config")
+    values = {} if path is None else load_toml(Path(path))
+    has_presets = any(field.name == "preset" for field in dataclasses.fields(kind))
+    if has_presets:
+        values.pop("search", None)
+    options = build_config(kind, values, path or "")  # by itself first: what is wrong in it is the file's fault
+    preset = (flag_value(words, "--preset") or values.get("preset")) if has_presets else None
+    if not preset:
+        return options
+    below = load_preset(preset)
+    below.pop("search", None)
+    return build_config(kind, merge(below, {**values, "preset": preset}), path or f"preset {preset}")
+
+
+def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Nested values, those of `above` before those of `below`.
+
+    >>> merge({"a": 1, "b": {"c": 2, "d": 3}}, {"b": {"c": 4}})
+    {'a': 1, 'b': {'c': 4, 'd': 3}}
+    """
+    both = {
+        name: merge(below[name], value) if isinstance(value, dict) and isinstance(below.get(name), dict) else value
+        for name, value in above.items()
+    }
+    return below | both
+
+
+def search_table(words: list[str]) -> tuple[dict[str, Any] | None, str]:
+    """The table `[search]` of `--config`, or of the preset, and where it is from; None where there is none."""
+    path = flag_value(words, "--config")
+    values = {} if path is None else load_toml(Path(path))
+    preset = flag_value(words, "--preset") or values.get("preset")
+    for found, origin in ((values, path or ""), (load_preset(preset) if preset else {}, f"preset {preset}")):
+        if "search" in found:
+            if not isinstance(found["search"], dict):
+                raise UsageError(f"{origin}: search is a table, not {found['search']!r}")
+            return found["search"], origin
+    return None, ""
+
+
+def given_options(words: list[str]) -> set[str]:
+    """The dotted names of the options that the command line or `--config` gives; a preset gives none."""
+    path = flag_value(words, "--config")
+    given = set() if path is None else set(flat_values(load_toml(Path(path))))
+    for word in words:
+        if word.startswith("--"):
+            *groups, leaf = word.split("=")[0][2:].replace("-", "_").split(".")
+            given |= {".".join([*groups, leaf]), ".".join([*groups, leaf.removeprefix("no_")])}
+    return given
+
+
+def drawn(options: TrainConfig, data: str, words: list[str]) -> TrainConfig:
+    """`options` with what `--hparams-seed` draws for those that neither the command line nor `--config` gives."""
+    if options.hparams_seed == 0:
+        return options
+    from domainfusion.experiments.hyperparameters import draw_options
+
+    table, origin = search_table(words)
+    return draw_options(options, data, table=table, origin=origin, given=given_options(words))
+
+
+def flag_value(words: list[str], flag: str) -> str | None:
+    """What stands behind a flag on the command line, `--flag X` or `--flag=X`; None where it is not there."""
     for i, word in enumerate(words):
-        if word == "--config" and i + 1 < len(words):
-            return build_config(kind, load_toml(Path(words[i + 1])), words[i + 1])
-        if word.startswith("--config="):
-            path = word.split("=", 1)[1]
-            return build_config(kind, load_toml(Path(path)), path)
-    return kind()
+        if word == flag and i + 1 < len(words):
+            return words[i + 1]
+        if word.startswith(f"{flag}="):
+            return word.split("=", 1)[1]
+    return None
 
 
 def show(value: Any, text: str, as_json: bool) -> None:

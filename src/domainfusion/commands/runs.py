@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from domainfusion.commands.parsing import Flat, base_options, parse, refuse, show
+from domainfusion.commands.parsing import Flat, base_options, drawn, given_options, parse, refuse, search_table, show
 from domainfusion.config import TrainConfig
 from domainfusion.errors import UsageError
 from domainfusion.registry import ALGORITHMS
@@ -45,6 +45,13 @@ class BenchmarkCommand:
     """Algorithms to compare; differences are taken to erm."""
     trials: int = 3
     """Number of trials (splits and seeds 0, 1, ...)."""
+    hparams_seeds: int = 1
+    """How many draws of hyperparameters are tried, from --hparams-seed on (0: as given); selection chooses one."""
+    selection: Literal["training-domain", "leave-one-domain-out"] = "training-domain"
+    """What chooses draw and step: the sources' validation images, or further domains held out one at a time, which
+    takes a run more for each pair of domains."""
+    run_seeds: Literal["trial", "domainbed"] = "trial"
+    """A run's seed: its trial's number plus --seed, or DomainBed's hash of what the run is plus --seed."""
     targets: tuple[str, ...] = ()
     """Target domains (default: each in turn)."""
     output: Path = Path("runs/benchmark")
@@ -136,8 +143,11 @@ def train(words: list[str]) -> None:
     from domainfusion.experiments.runs import train_run
     from domainfusion.results.tables import run_summary
 
-    name = "-".join([Path(command.data).name, options.algorithm, options.target or "all"])
-    folder = command.output or Path("runs") / f"{name}-t{options.trial}-s{options.seed}"
+    options = drawn(options, command.data, words)
+    held = "+".join(name for name in (options.target, options.second_target) if name is not None)
+    name = "-".join([Path(command.data).name, options.algorithm, held or "all"])
+    draw = f"-h{options.hparams_seed}" if options.hparams_seed else ""
+    folder = command.output or Path("runs") / f"{name}-t{options.trial}-s{options.seed}{draw}"
     result = train_run(command.data, options, folder)
     text = run_summary(result, str(folder))
     if options.target is None and command.expect and result["steps"]:  # zero-shot results have every domain already
@@ -156,20 +166,36 @@ def train(words: list[str]) -> None:
 
 def benchmark(words: list[str]) -> None:
     """`domainfusion benchmark`."""
-    refuse(words, {"--target": "--targets", "--trial": "--trials", "--algorithm": "--algorithms"}, "benchmark")
+    refuse(
+        words,
+        {"--target": "--targets", "--trial": "--trials", "--algorithm": "--algorithms",
+         "--second-target": "--selection leave-one-domain-out"},
+        "benchmark",
+    )  # fmt: skip
     command = parse(BenchmarkCommand, words, "domainfusion benchmark", base_options(TrainConfig, words))
     for name in command.algorithms:
         ALGORITHMS.get(name)
+    if command.hparams_seeds < 1:
+        raise UsageError("--hparams-seeds is at least 1")
     from domainfusion.experiments.benchmark import run_benchmark
+    from domainfusion.experiments.search import SELECTIONS, Search
     from domainfusion.results.tables import accuracy_rows, text_table
 
+    table, origin = search_table(words)
+    first = command.options.hparams_seed
+    search = Search(
+        draws=tuple(range(first, first + command.hparams_seeds)), selection=command.selection, table=table,
+        origin=origin, given=given_options(words), seeds=command.run_seeds,
+    )  # fmt: skip
     summary = run_benchmark(
         command.data, command.options, list(command.algorithms), list(range(command.trials)),
         list(command.targets) or None, command.output, command=" ".join(["domainfusion", "benchmark", *words]),
+        search=search,
     )  # fmt: skip
     heading = (
         f"{summary['dataset']}, {summary['protocol']} splits, {command.trials} trials, "
-        f"model chosen on source validation: target accuracy in %"
+        f"model chosen by {SELECTIONS[command.selection]}"
+        f"{f' of {command.hparams_seeds} draws' if command.hparams_seeds > 1 else ''}: target accuracy in %"
     )
     show(summary, f"{heading}\n\n{text_table(accuracy_rows(summary['accuracy']))}", command.json)
 
@@ -194,7 +220,7 @@ def demo(words: list[str]) -> None:
     """`domainfusion demo`."""
     from domainfusion.experiments.demo import demo_options, run_demo
 
-    refuse(words, {"--algorithm": ""}, "demo")
+    refuse(words, {"--algorithm": "", "--preset": "", "--hparams-seed": ""}, "demo")
     command = parse(DemoCommand, words, "domainfusion demo", demo_options())
     if command.options.target is None:
         raise UsageError("the demo tests on a style held out: give --target pixel, or another of the five styles")

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from domainfusion.algorithms.classifier import build_classifier
+from domainfusion.algorithms.classifier import build_classifier, choose_classifier_dtype
 from domainfusion.algorithms.zero_shot import ZeroShot
 from domainfusion.config import TrainConfig
 from domainfusion.config_files import build_config, load_toml
 from domainfusion.data.domains import load_dataset
 from domainfusion.data.splits import build_split
-from domainfusion.diffusion.ldm import choose_dtype
 from domainfusion.errors import DataError, FileError, UsageError
 from domainfusion.experiments.runs import choose_device
 from domainfusion.files import read_json
@@ -38,8 +36,8 @@ def evaluate_run(folder: Path, data: str | None = None, device_name: str = "auto
             f"accuracies are in result.json, and `domainfusion train DATA --algorithm {config.algorithm}` gives others"
         )
     described = read_json(folder / "model.json")
-    # The weights are about to be loaded: the published ones need not be fetched for a pretrained backbone.
-    classifier = build_classifier(dataclasses.replace(config, pretrained=False), len(described["classes"]))
+    # The run's own weights are about to be loaded: the published ones need not be fetched.
+    classifier = build_classifier(config, len(described["classes"]), initialize=False)
     load_model(folder, classifier)
     device = choose_device(device_name)
     classifier.to(device).eval()
@@ -54,14 +52,15 @@ def evaluate_run(folder: Path, data: str | None = None, device_name: str = "auto
     if strangers:
         raise DataError(f"the model knows no class {strangers[0]!r}; it knows {', '.join(described['classes'])}")
     if data is None:
-        split = build_split(dataset, config.data, config.target, config.trial)
+        split = build_split(dataset, config.data, config.target, config.trial, config.second_target)
         parts = {config.target: split.test} if config.target else dict(split.validation)
     else:
         parts = {domain: dataset.rows(i) for i, domain in enumerate(dataset.domains)}
     position = np.array([described["classes"].index(name) for name in dataset.classes])
+    dtype = choose_classifier_dtype(config.precision, device)
     found = {}
     for domain, rows in parts.items():
-        result = evaluate(classifier, dataset, rows, device=device, dtype=choose_dtype(config.precision, device))
+        result = evaluate(classifier, dataset, rows, device=device, dtype=dtype)
         labels, predictions = position[result.labels], result.probabilities.argmax(1)
         by_class = {
             name: float((predictions[labels == i] == i).mean())

@@ -33,6 +33,7 @@ from domainfusion.fusion.candidates import cache_path, cached_rows
 from domainfusion.fusion.generation import make_generation
 from domainfusion.registry import ALGORITHMS
 from domainfusion.training.evaluation import evaluate
+from domainfusion.training.schedule import evaluation_steps
 from domainfusion.training.trainer import compute_losses, descend, make_batch
 
 BUDGET = 3.0  # seconds that a timing may take, about
@@ -61,7 +62,7 @@ def plan_run(data: str, config: TrainConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="domainfusion-plan-") as work:
         dataset = outline(data, config, plan)
         context = context_of(dataset, config, Path(work), progress=False)
-        plan.counts.update(images=len(dataset), steps=config.steps, steps_per_epoch=context.steps_per_epoch)
+        plan.counts.update(images=len(dataset), steps=context.config.steps, steps_per_epoch=context.steps_per_epoch)
         started = time.monotonic()
         algorithm = _build(context, plan)
         plan.seconds["loading"] = time.monotonic() - started
@@ -164,7 +165,7 @@ def _time_evaluations(algorithm: Algorithm, plan: Plan) -> None:
     context, config, split = algorithm.context, algorithm.config, algorithm.context.split
     validation = sum(map(len, split.validation.values()))
     training = sum(map(len, split.train.values())) if config.evaluate_training else 0
-    count = min(config.evaluations, config.steps)
+    count = len(evaluation_steps(config.steps, config.evaluations, config.evaluate_every))
     images = count * (validation + training + len(split.test) + len(split.oracle)) + 2 * validation + len(split.test)
     rows = np.arange(min(256, len(context.dataset)))
     algorithm.eval()
