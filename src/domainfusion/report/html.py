@@ -41,12 +41,12 @@ def write_report(paths: list[Path], output: Path) -> Path:
     """
     runs = read_runs(paths)
     studies = build_studies(runs)
-    page = _environment().from_string(_resource("report.html")).render(
+    page = environment().from_string(resource("report.html")).render(
         studies=[describe_study(study, len(studies)) for study in studies],
         environments=environments(runs), runs=len(runs), selection=SELECTION, version=__version__,
         command=shlex.join(["domainfusion", "report", *map(str, paths), "--output", str(output)]),
         title=f"DomainFusion report: {', '.join(dict.fromkeys(study.name for study in studies))}",
-        css=Markup(_resource("report.css")),
+        css=Markup(resource("report.css")),
     )  # fmt: skip
     write_text(output, page)
     return output
@@ -65,11 +65,12 @@ def describe_study(study: Study, studies: int = 1) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _environment() -> Environment:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["prose"] = typeset
-    environment.globals.update(series_class=series_class, swatch=swatch, listed=listed)
-    return environment
+def environment() -> Environment:
+    """Jinja2 as the pages want it: everything escaped that is not `Markup`, an unknown name is an error."""
+    made = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.filters["prose"] = typeset
+    made.globals.update(series_class=series_class, swatch=swatch, listed=listed)
+    return made
 
 
 def typeset(text: str) -> Markup:
@@ -91,5 +92,6 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
 
 
-def _resource(name: str) -> str:
+def resource(name: str) -> str:
+    """The text of a file of this package."""
     return importlib.resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,25 @@
+"""The page of an audit: the most suspicious labels with their images, in the report's style."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from domainfusion import __version__
+from domainfusion.data.domains import MultiDomainDataset
+from domainfusion.files import write_text
+from domainfusion.report.html import environment, resource
+from domainfusion.report.pictures import png_uri
+
+SIDE = 96  # pixels of a thumbnail at most
+
+
+def write_audit_page(path: Path, found: dict[str, Any], dataset: MultiDomainDataset, top: int) -> None:
+    """Write the `top` most suspicious labels of an audit's summary `found` as one HTML file."""
+    shown = [entry | {"uri": png_uri(dataset.images[entry["row"]], SIDE)} for entry in found["labels"][:top]]
+    page = environment().from_string(resource("audit.html")).render(
+        found=found, shown=shown, name=dataset.name, version=__version__, css=Markup(resource("report.css"))
+    )  # fmt: skip
+    write_text(path, page)
