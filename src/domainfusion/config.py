@@ -157,6 +157,10 @@ class GenerateConfig:
     batch_size: Count = 64
     """Candidates denoised at once."""
 
+    def needed(self) -> GenerateConfig:
+        """The same options with no more candidates than are looked at: without sampling the first alone."""
+        return self if self.sampling or self.candidates == 1 else dataclasses.replace(self, candidates=1)
+
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class ZeroShotConfig:

@@ -98,7 +98,7 @@ def stable_diffusion_parts() -> tuple[Any, Any, Any]:
 
 def generation_flops(passes: PassCosts, work: Workload, config: GenerateConfig, styles: int = 1) -> dict[str, float]:
     """FLOPs by part of all generations of a run: an image encoded once for its N candidates, each decoded once."""
-    guided = config.guidance > 1
+    config, guided = config.needed(), config.guidance > 1
     candidates = work.images * config.candidates * generations(work, config)
     return {
         "encoder": passes.encoder * work.images * generations(work, config),
@@ -155,7 +155,7 @@ def estimate(
     totals = {name: sum(part.values()) for name, part in parts.items()}
     return {
         "images": work.images, "classes": work.classes, "epochs": work.epochs, "image_size": image_size,
-        "generations": generations(work, generate), "candidates": generate.candidates, "steps": generate.steps,
+        "generations": generations(work, generate), "candidates": generate.needed().candidates, "steps": generate.steps,
         "pass_flops": dataclasses.asdict(passes), "flops": parts, "gpu": gpu, "utilisation": utilisation,
         "days": {
             str(count): {name: gpu_days(total, gpu, count, utilisation) for name, total in totals.items()}

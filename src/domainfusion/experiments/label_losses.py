@@ -57,10 +57,11 @@ def combine(verdicts: Iterable[ModelVerdict]) -> LabelLosses:
     """The mean, image by image, over the models that were not trained on it; over all where there is none."""
     found = list(verdicts)
     trained = np.stack([verdict.trained_on for verdict in found])  # (M, N)
-    used = ~trained | trained.all(0)
+    by_all = np.all(trained, axis=0)
+    used = ~trained | by_all
     values = np.stack([verdict.log_probabilities for verdict in found])
     mean = (values * used[:, :, None]).sum(0) / used.sum(0)[:, None]
-    return LabelLosses(mean, trained.all(0), len(found))
+    return LabelLosses(mean, np.asarray(by_all), len(found))
 
 
 def find_runs(paths: Iterable[Path]) -> list[Path]:
