@@ -27,6 +27,7 @@ COMMANDS = {
     "pretrain": "train a small latent diffusion model from captioned images",
     "generate": "make the candidates of a data set ahead, for all runs, or as pictures",
     "distill": "tabulate the slopes of latent distillation for a data set",
+    "audit": "rank suspicious labels of a data set by what the LDM says of its images",
     "judge": "measure what an LDM is worth for DomainFusion on a data set",
     "data": "splits, verify, prepare or download data sets",
     "doctor": "what this machine can do, and how long and how large a planned run would be",
@@ -39,6 +40,7 @@ PLACES = {
     **dict.fromkeys(("pretrain", "generate", "distill", "judge"), "ldm"),
     **dict.fromkeys(("predict", "export", "doctor"), "models"),
     "data": "data",
+    "audit": "audit",
 }
 
 HELP = """\

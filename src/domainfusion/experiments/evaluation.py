@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from domainfusion.algorithms.classifier import build_classifier, choose_classifier_dtype
 from domainfusion.algorithms.zero_shot import ZeroShot
@@ -21,11 +22,10 @@ from domainfusion.training.checkpoint import load_model
 from domainfusion.training.evaluation import evaluate
 
 
-def evaluate_run(folder: Path, data: str | None = None, device_name: str = "auto") -> dict[str, dict[str, Any]]:
-    """{domain: {"images", "accuracy", "class_accuracy"}} of the run's model.
+def load_run(folder: Path) -> tuple[TrainConfig, list[str], nn.Module]:
+    """Options, classes and classifier (its selected weights, on the CPU) of a finished run.
 
-    Without `data`: the run's own target test images, or where it has none its source validation images. With `data`:
-    all images of each domain, their classes matched by name. Raises `DataError` where a class is unknown to the model.
+    Raises `FileError` where the folder holds no run, `UsageError` where its algorithm is not trained.
     """
     if not (folder / "config.toml").exists():
         raise FileError(f"{folder} is no run folder (config.toml is missing)")
@@ -35,10 +35,20 @@ def evaluate_run(folder: Path, data: str | None = None, device_name: str = "auto
             f"the run in {folder} is of {config.algorithm}, which is not trained: there is no model to evaluate; its "
             f"accuracies are in result.json, and `domainfusion train DATA --algorithm {config.algorithm}` gives others"
         )
-    described = read_json(folder / "model.json")
+    classes = list(read_json(folder / "model.json")["classes"])
     # The run's own weights are about to be loaded: the published ones need not be fetched.
-    classifier = build_classifier(config, len(described["classes"]), initialize=False)
+    classifier = build_classifier(config, len(classes), initialize=False)
     load_model(folder, classifier)
+    return config, classes, classifier
+
+
+def evaluate_run(folder: Path, data: str | None = None, device_name: str = "auto") -> dict[str, dict[str, Any]]:
+    """{domain: {"images", "accuracy", "class_accuracy"}} of the run's model.
+
+    Without `data`: the run's own target test images, or where it has none its source validation images. With `data`:
+    all images of each domain, their classes matched by name. Raises `DataError` where a class is unknown to the model.
+    """
+    config, classes, classifier = load_run(folder)
     device = choose_device(device_name)
     classifier.to(device).eval()
     recorded = read_json(folder / "data.json")
@@ -48,24 +58,22 @@ def evaluate_run(folder: Path, data: str | None = None, device_name: str = "auto
             f"the images of {recorded['data']} have changed since the run in {folder}, and its split with them; give "
             "the data set to evaluate on as a second argument"
         )
-    strangers = sorted(set(dataset.classes) - set(described["classes"]))
+    strangers = sorted(set(dataset.classes) - set(classes))
     if strangers:
-        raise DataError(f"the model knows no class {strangers[0]!r}; it knows {', '.join(described['classes'])}")
+        raise DataError(f"the model knows no class {strangers[0]!r}; it knows {', '.join(classes)}")
     if data is None:
         split = build_split(dataset, config.data, config.target, config.trial, config.second_target)
         parts = {config.target: split.test} if config.target else dict(split.validation)
     else:
         parts = {domain: dataset.rows(i) for i, domain in enumerate(dataset.domains)}
-    position = np.array([described["classes"].index(name) for name in dataset.classes])
+    position = np.array([classes.index(name) for name in dataset.classes])
     dtype = choose_classifier_dtype(config.precision, device)
     found = {}
     for domain, rows in parts.items():
         result = evaluate(classifier, dataset, rows, device=device, dtype=dtype)
         labels, predictions = position[result.labels], result.probabilities.argmax(1)
         by_class = {
-            name: float((predictions[labels == i] == i).mean())
-            for i, name in enumerate(described["classes"])
-            if (labels == i).any()
+            name: float((predictions[labels == i] == i).mean()) for i, name in enumerate(classes) if (labels == i).any()
         }
         accuracy = float((predictions == labels).mean())
         found[str(domain)] = {"images": len(rows), "accuracy": accuracy, "class_accuracy": by_class}

@@ -43,13 +43,14 @@ def generate_candidates(
     dataset = load_dataset(data, config.data)
     ldm = LatentDiffusion.load(config.ldm, device=choose_device(config.device), precision=config.precision)
     styles = allowed_styles(ldm.styles, config.target)
+    generate = config.generate.needed()
     rows = np.arange(shard[0], len(dataset), shard[1])
     current = dataset.images[rows]
     started, made, files = time.monotonic(), 0, 0
     with stoppable():
         for number in range(generations):
             for part, _, found in candidates_of(
-                ldm, dataset, rows, current, config.generate, number=number, styles=styles, stored=True
+                ldm, dataset, rows, current, generate, number=number, styles=styles, stored=True
             ):
                 made += found.shape[0] * found.shape[1]
                 if output is not None:

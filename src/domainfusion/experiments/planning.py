@@ -181,19 +181,20 @@ def _time_evaluations(algorithm: Algorithm, plan: Plan) -> None:
 def _time_generations(algorithm: DomainFusion, plan: Plan) -> None:
     """Candidates, choice and fusion of a few images; those whose candidates are in the cache cost nothing."""
     context, config = algorithm.context, algorithm.config
+    generate = config.generate.needed()
     generations = algorithm.generations_due(config.steps - 1) if config.synthetic_weight > 0 else 0
     rows = algorithm.rows
     plan.counts["generations"] = generations
-    plan.counts["generated_images"] = generations * len(rows) * config.generate.candidates
+    plan.counts["generated_images"] = generations * len(rows) * generate.candidates
     if not generations:
         return
-    cached, size = 0, len(context.dataset) * config.generate.candidates * context.dataset.images[0].nbytes
+    cached, size = 0, len(context.dataset) * generate.candidates * context.dataset.images[0].nbytes
     for number in range(1 if config.generate.updating else generations):  # those made of the stored images
-        path = cache_path(algorithm.ldm, context.dataset, config.generate, number, algorithm.styles)
+        path = cache_path(algorithm.ldm, context.dataset, generate, number, algorithm.styles)
         cached += int(cached_rows(path, len(context.dataset))[rows].sum())
         if not path.exists():
             plan.bytes["candidates_cache"] = plan.bytes.get("candidates_cache", 0) + size
-    plan.counts["cached_images"] = cached * config.generate.candidates
+    plan.counts["cached_images"] = cached * generate.candidates
 
     def per_image(some: np.ndarray) -> float:
         started = time.monotonic()
@@ -205,10 +206,10 @@ def _time_generations(algorithm: DomainFusion, plan: Plan) -> None:
 
     # A generation consists of passes of full batches; where even one image takes long, more are not waited for.
     seconds = per_image(rows[:1])
-    for count in (4, max(1, config.generate.batch_size // config.generate.candidates)):
+    for count in (4, max(1, generate.batch_size // generate.candidates)):
         if seconds * count < 2 * BUDGET:
             seconds = per_image(rows[:count])
-    plan.each["generated_image"] = seconds / config.generate.candidates
+    plan.each["generated_image"] = seconds / generate.candidates
     plan.seconds["generations"] = seconds * (generations * len(rows) - cached)
     # An array and PNG files, which are about as large for noisy images and smaller for flat ones.
     plan.bytes["synthetic_images"] = 2 * generations * len(rows) * context.dataset.images[0].nbytes
