@@ -177,7 +177,7 @@ def train_denoiser(
     with torch.no_grad():
         held_latents = vae.encode(held_images).latent_dist.mean
     parts = zip(validation.text, validation.category, validation.style, strict=True)
-    captions = [", ".join(part) for part in parts][:512]
+    captions = [", ".join(word for word in part if word) for part in parts][:512]
     held_tokens = _tokens(tokenizer, captions)
     pool: dict = {}
     clock, loaded = time.monotonic(), -1

@@ -121,7 +121,7 @@ def load_or_train_autoencoder(corpus: Corpus, config: PretrainConfig, folder: Pa
 def load_or_fit_tokenizer(corpus: Corpus, config: PretrainConfig, folder: Path) -> CLIPTokenizer:
     """The tokenizer of `folder`, or one fitted to the captions."""
     target = folder / "tokenizer"
-    if (target / "vocab.json").exists():
+    if (target / "tokenizer_config.json").exists():  # not vocab.json, which transformers does not always write
         return CLIPTokenizer.from_pretrained(target)
     parts = zip(corpus.text, corpus.category, corpus.style, strict=True)
     captions = [", ".join(part for part in caption if part) for caption in parts]
