@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 
 from domainfusion import cli
 from domainfusion.algorithms.dsi import choose_logits
-from domainfusion.config import DataConfig, DSIConfig, GenerateConfig, TrainConfig
+from domainfusion.config import DataConfig, DSIConfig, TrainConfig
 from domainfusion.data.domains import load_dataset
 from domainfusion.data.splits import build_split
 from domainfusion.diffusion import finetuning
@@ -33,6 +35,7 @@ from domainfusion.fusion.inversion import translate
 from domainfusion.model import load
 from domainfusion.report.html import write_report
 from domainfusion.results.collect import collect
+from domainfusion.results.tables import run_summary
 
 
 def literal_order(
@@ -107,7 +110,7 @@ def images(make_image_folder: Callable[..., Path]) -> Path:
 def config(tiny_pipeline: Path) -> TrainConfig:
     return TrainConfig(
         algorithm="dsi", target="photo", ldm=str(tiny_pipeline), precision="float32", device="cpu", steps=3,
-        evaluations=1, batch_size=4, backbone="test_resnet", data=DataConfig(size=32), generate=GenerateConfig(),
+        evaluations=1, batch_size=4, backbone="test_resnet", data=DataConfig(size=16),
         dsi=DSIConfig(tune_steps=2, tune_batch_size=4, steps=4, starts=(0.25, 0.75), threshold=0.45),
     )  # fmt: skip
 
@@ -121,17 +124,22 @@ def predictions_of(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@functools.cache
+def parts_of(run: Path) -> tuple[torch.nn.Module, list[LatentDiffusion]]:
+    named = read_json(run / "sources.json")
+    assert [entry["domain"] for entry in named] == ["cartoon", "sketch"]
+    ldms = [LatentDiffusion.load(f"{entry['folder']}/pipeline", precision="float32") for entry in named]
+    return load(run, device="cpu").classifier, ldms
+
+
 @torch.no_grad()
 def literal_logits(run: Path, config: TrainConfig, image: np.ndarray) -> tuple[list[float], int]:
     """What the run's classifier and LDMs say of one image (S, S, 3)."""
-    classifier = load(run, device="cpu").classifier
+    classifier, ldms = parts_of(run)
 
     def classify(pixels: np.ndarray) -> list[float]:
         return classifier(torch.from_numpy(pixels[None]).permute(0, 3, 1, 2) / 255)[0].tolist()
 
-    named = read_json(run / "sources.json")
-    assert [entry["domain"] for entry in named] == ["cartoon", "sketch"]
-    ldms = [LatentDiffusion.load(f"{entry['folder']}/pipeline", precision="float32") for entry in named]
     translated = [
         [[classify(translate(ldm, image[None], start, config.dsi)[0])] for ldm in ldms] for start in config.dsi.starts
     ]
@@ -144,7 +152,6 @@ def test_a_run_is_tested_by_the_ensemble_and_so_are_evaluate_and_predict(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     run = tmp_path / "run"
-    # A threshold in the middle of the confidences, so that all ways out are taken.
     result = train_run(str(images), config, run, progress=False)
     dataset = load_dataset(str(images), config.data)
     rows = build_split(dataset, config.data, "photo", 0).test
@@ -160,6 +167,7 @@ def test_a_run_is_tested_by_the_ensemble_and_so_are_evaluate_and_predict(
         "original": where.count(0), "0.25": where.count(1), "0.75": where.count(2), "none": where.count(-1),
     }  # fmt: skip
     assert result["ensemble"]["accepted"]["original"] < 12
+    assert f"accepted at start step: original {where.count(0)}, 0.25 {where.count(1)}," in run_summary(result, "x")
 
     # The classifier, and with it validation, is ERM's.
     erm = train_run(str(images), dataclasses.replace(config, algorithm="erm"), tmp_path / "erm", progress=False)
@@ -199,9 +207,8 @@ def test_what_is_gone_from_the_cache_is_made_again(
     result = train_run(str(images), config, tmp_path / "run", progress=False)
     monkeypatch.setenv("DOMAINFUSION_CACHE", str(tmp_path / "empty"))
     assert evaluate_run(tmp_path / "run", device_name="cpu")["photo"]["accuracy"] == result["target_accuracy"]
-    for number, name in enumerate(("cartoon", "photo", "sketch")):
-        rows = load_dataset(str(images), config.data).rows(number)
-        assert evaluate_run(tmp_path / "run", str(images), "cpu")[name]["images"] == len(rows)
+    counts = {name: part["images"] for name, part in evaluate_run(tmp_path / "run", str(images), "cpu").items()}
+    assert counts == {"cartoon": 15, "photo": 15, "sketch": 15}
 
 
 def test_a_run_killed_at_the_test_goes_on_where_it_was(
@@ -246,7 +253,6 @@ def test_the_target_takes_no_part_in_fine_tuning(
     seen: list[np.ndarray] = []
     train = finetuning.train_pipeline
     monkeypatch.setattr(finetuning, "train_pipeline", lambda corpus, *a: seen.append(corpus) or train(corpus, *a))
-    config = dataclasses.replace(config, data=DataConfig(size=16))
     train_run(str(images), with_options(config, held_out=False), tmp_path / "run", progress=False)
     dataset = load_dataset(str(images), config.data)
     split = build_split(dataset, config.data, "photo", 0)
@@ -291,8 +297,6 @@ def test_without_a_target_nothing_is_tuned_while_training(
 def test_an_ldm_that_is_not_trained_is_refused_before_anything_is_written(
     images: Path, config: TrainConfig, tmp_path: Path, tiny_pipeline: Path
 ) -> None:
-    import shutil
-
     other = tmp_path / "velocity"
     shutil.copytree(tiny_pipeline, other)
     path = other / "scheduler" / "scheduler_config.json"

@@ -6,6 +6,7 @@ rate, weights averaged; autoencoder and text encoder stay. It depends on the ima
     cache/finetuned/KEY/
         pipeline/      the LDM, a diffusers folder
         samples-*.png  what it draws without a prompt
+        metrics.jsonl  losses
         done.json      what it was made of; written last, so that without it the training goes on
 """
 
@@ -70,7 +71,7 @@ def tuning_options(config: DSIConfig, ldm: str, size: int, images: int) -> Pretr
     return PretrainConfig(
         init=ldm, size=size, seed=config.seed, unet_steps=config.tune_steps, unet_batch_size=config.tune_batch_size,
         unet_lr=config.tune_lr, min_snr=PLAIN_LOSS, caption_dropout=1.0, recolour=0.0, hue=0.0, freeze_text=True,
-        decay=0.0, save_every=250, pool_size=max(config.tune_batch_size, min(drawn, max(1024, 4 * images))),
+        decay=0.0, save_every=100, pool_size=max(config.tune_batch_size, min(drawn, max(1024, 4 * images))),
     )  # fmt: skip
 
 
