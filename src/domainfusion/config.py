@@ -36,11 +36,29 @@ def _template(value: str) -> str:
     return value
 
 
+def _domain_template(value: str) -> str:
+    try:
+        value.format(label="cat", domain="sketch")
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(
+            f"a template may hold {{label}} and {{domain}} only ({type(error).__name__}: {error})"
+        ) from None
+    return value
+
+
+def _domain_words(value: str) -> str:
+    if not value.partition("=")[0] or "=" not in value:
+        raise ValueError("words for a domain are given as DOMAIN=WORDS")
+    return value
+
+
 Confidence = Annotated[float, Field(ge=0.02, le=1)]
 Strength = Annotated[float, Field(gt=0, le=1)]
 StrengthRange = Annotated[tuple[Strength, Strength], AfterValidator(_ascending)]
 Interval = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
 Template = Annotated[str, AfterValidator(_template)]
+DomainTemplate = Annotated[str, AfterValidator(_domain_template)]
+DomainWords = Annotated[str, AfterValidator(_domain_words)]
 Corruption = Literal["contrast", "blur", "pepper", "mask"]
 Residual = Literal["plain", "guided", "contrast"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -249,6 +267,60 @@ class RSCConfig:
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
+class CDGAConfig:
+    """CDGA: training images translated towards every source domain before training."""
+
+    seed: Seed = 0
+    """Seed of strengths and noise; the same for all runs, so that they share translations."""
+    candidates: Count = 1
+    """Translations of an image towards each source domain."""
+    strength: StrengthRange = (0.5, 0.9)
+    """Range of image-to-image strengths; each translation draws its own."""
+    steps: Count = 4
+    """Denoising steps of a translation, whatever its strength (the paper: 50)."""
+    guidance: Weight = 3.0
+    """Classifier-free guidance scale (1 or less: no unconditional pass)."""
+    template: DomainTemplate = "{label}, {domain}"
+    """Prompt; {label} is the class in words, {domain} the source domain in words."""
+    domain_words: tuple[DomainWords, ...] = ()
+    """What prompts call a domain, as DOMAIN=WORDS (default: its name, with spaces for underscores and hyphens)."""
+    pictures: bool = True
+    """Also keep translations as PNG files in the cache."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class DSIConfig:
+    """DSI: test images translated to the source domains by LDMs fine-tuned on each."""
+
+    seed: Seed = 0
+    """Seed of fine-tuning and of the noise; the same for all runs, so that they share LDMs and translations."""
+    tune_steps: Count = 200
+    """Optimizer steps of each source domain's LDM."""
+    tune_batch_size: Count = 16
+    """Images in a step of fine-tuning."""
+    tune_lr: Annotated[float, Field(gt=0)] = 1e-4
+    """Learning rate of fine-tuning."""
+    steps: Count = 20
+    """Denoising steps from pure noise; from start step s there are s times as many (the paper: 50)."""
+    starts: Annotated[tuple[Strength, ...], Field(min_length=1)] = (0.2, 0.4, 0.6)
+    """Start steps tried one after another, as shares of the noise schedule."""
+    threshold: Share = 0.9
+    """A prediction whose largest softmax probability is above it is accepted (1: none is)."""
+    unsure: Literal["original", "last"] = "original"
+    """Prediction where no start step was accepted: that of the image itself, or the mean at the last start step."""
+    held_out: bool = True
+    """Also test the target's held-out images, which results.jsonl needs for domainfusion collect."""
+    batch_size: Count = 64
+    """Images translated at once."""
+
+    @model_validator(mode="after")
+    def _starts_ascend(self) -> DSIConfig:
+        if list(self.starts) != sorted(set(self.starts)):
+            raise ValueError("starts must ascend")
+        return self
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class AverageConfig:
     """Averaging of weights over training, with any algorithm."""
 
@@ -348,6 +420,8 @@ class TrainConfig:
     coral: CoralConfig = dataclasses.field(default_factory=CoralConfig)
     groupdro: GroupDROConfig = dataclasses.field(default_factory=GroupDROConfig)
     rsc: RSCConfig = dataclasses.field(default_factory=RSCConfig)
+    cdga: CDGAConfig = dataclasses.field(default_factory=CDGAConfig)
+    dsi: DSIConfig = dataclasses.field(default_factory=DSIConfig)
     average: AverageConfig = dataclasses.field(default_factory=AverageConfig)
 
     @model_validator(mode="after")
@@ -443,6 +517,12 @@ class PretrainConfig:
     """Gamma of the min-SNR loss weight (arXiv 2303.09556)."""
     caption_dropout: Share = 0.1
     """Share of captions emptied for classifier-free guidance."""
+    recolour: Share = 0.5
+    """Share of monochrome drawings recoloured for the denoiser, their captions naming the colours."""
+    hue: Share = 0.1
+    """Share of coloured drawings whose channels are permuted for the denoiser."""
+    freeze_text: bool = False
+    """Keep the text encoder as it is (with init)."""
     vocabulary: Annotated[int, Field(ge=256)] = 4096
     """Size of the tokenizer's vocabulary."""
     text_length: Annotated[int, Field(ge=4)] = 20

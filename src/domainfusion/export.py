@@ -36,6 +36,7 @@ def export_folder(model: Model, output: Path) -> list[Path]:
 
     Raises `DomainFusionError` for a backbone whose classifier timm does not keep in one last layer.
     """
+    refuse_tester(model)
     head, tensors = timm_weights(model)
     backbone: Any = model.classifier.backbone
     described = dict(backbone.pretrained_cfg)
@@ -66,6 +67,15 @@ def export_folder(model: Model, output: Path) -> list[Path]:
         temporary.chmod((output / "README.md").stat().st_mode)
     write_json(output / "config.json", config)  # last: with it the folder is a model
     return [output / name for name in ("model.safetensors", "config.json", "README.md")]
+
+
+def refuse_tester(model: Model) -> None:
+    """Raise `UsageError` for a model whose predictions take more than its classifier, which is all that is written."""
+    if model.tester is not None:
+        raise UsageError(
+            f"{model.source} is a run of {model.config.algorithm}, whose predictions take its LDMs, which an exported "
+            "model does not hold; a run of erm with the same options and seed has the same classifier"
+        )
 
 
 def refuse_run_folder(output: Path) -> None:
@@ -155,6 +165,7 @@ def export_onnx(model: Model, output: Path, given: Input = "uint8") -> list[Path
     The graph takes `images` of any number and size (see `Deployed`) and gives `probabilities`, in float32. Its metadata
     hold the classes, size and temperature. Raises `DomainFusionError` where onnxruntime and PyTorch differ.
     """
+    refuse_tester(model)
     require_extra()
     refuse_run_folder(output)
     graph = Deployed(_on_cpu(model), model.size, model.temperature, given).eval()

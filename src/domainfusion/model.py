@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from domainfusion.algorithms.base import Tester
 from domainfusion.algorithms.classifier import Classifier, build_classifier, choose_classifier_dtype
 from domainfusion.config import TrainConfig
 from domainfusion.config_files import build_config, load_toml
@@ -26,6 +27,7 @@ from domainfusion.data.transforms import to_float
 from domainfusion.errors import DataError, DomainFusionError, FileError, UsageError
 from domainfusion.experiments.runs import build_context, choose_device
 from domainfusion.files import hash_of_file, read_json, write_json
+from domainfusion.registry import ALGORITHMS
 from domainfusion.training.calibration import calibrate
 from domainfusion.training.checkpoint import fill_weights, load_model, looks_pickled, read_weights
 
@@ -53,10 +55,13 @@ class Model:
     device: torch.device
     facts: dict[str, Any]  # what it was trained on and how well it did, for people
     source: Path
+    tester: Tester | None = None  # its method's own way to predict, where that is more than the classifier
 
     @torch.no_grad()
     def logits(self, pixels: np.ndarray) -> torch.Tensor:
         """(B, classes) float32 logits, before the temperature, of images (B, S, S, 3) uint8 at the model's size."""
+        if self.tester is not None:
+            return torch.from_numpy(self.tester.logits_of_images(pixels))
         dtype = choose_classifier_dtype(self.config.precision, self.device)
         images = to_float(torch.from_numpy(pixels).to(self.device))
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
@@ -163,12 +168,15 @@ def _load_run(folder: Path, device: torch.device) -> Model:
         "pretrained": bool(config.pretrained or config.weights), "ldm": _ldm_of(config),
         "calibration": {name: value for name, value in calibration.items() if name != "model"} or None,
     }  # fmt: skip
-    return Model(classifier, config, classes, size, float(calibration.get("temperature", 1.0)), device, facts, folder)
+    tester = ALGORITHMS.load(config.algorithm).load_tester(folder, classifier, config, device)
+    temperature = float(calibration.get("temperature", 1.0))
+    return Model(classifier, config, classes, size, temperature, device, facts, folder, tester)
 
 
 def _ldm_of(config: TrainConfig) -> str | None:
-    used = config.algorithm != "erm" and (config.distill_weight > 0 or config.synthetic_weight > 0)
-    return config.ldm if used else None
+    """The LDM that took part in training the classifier, if any."""
+    distilled = config.algorithm == "domainfusion" and (config.distill_weight > 0 or config.synthetic_weight > 0)
+    return config.ldm if distilled or config.algorithm == "cdga" else None
 
 
 def _calibration_of(

@@ -62,6 +62,18 @@ ALGORITHMS = Registry(
             "domainfusion.algorithms.domainfusion:DomainFusion",
         ),
         Entry(
+            "cdga",
+            "training images translated by an LDM towards every source domain, then cross-entropy on all of them",
+            "Hemati et al., arXiv 2312.05387",
+            "domainfusion.algorithms.cdga:CDGA",
+        ),
+        Entry(
+            "dsi",
+            "cross-entropy; test images translated to the source domains by LDMs fine-tuned on each",
+            "Yu et al., CVPR 2023",
+            "domainfusion.algorithms.dsi:DSI",
+        ),
+        Entry(
             "diffusion_classifier",
             "zero-shot: the class whose prompt predicts the noise best, in stages; nothing is trained",
             "Li et al., ICCV 2023",

@@ -94,7 +94,9 @@ def encode_pool(
     index = rng.choice(len(corpus), config.pool_size, p=probability)
     latents, colours = [], []
     for start in range(0, config.pool_size, 128):
-        images, words = augment(corpus.images[index[start : start + 128]], rng, recolour=0.5, hue=0.1)
+        images, words = augment(
+            corpus.images[index[start : start + 128]], rng, recolour=config.recolour, hue=config.hue
+        )
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(images.contiguous(memory_format=torch.channels_last)).latent_dist
         latents.append(posterior.mean.half())
@@ -175,7 +177,7 @@ def train_denoiser(
     with torch.no_grad():
         held_latents = vae.encode(held_images).latent_dist.mean
     parts = zip(validation.text, validation.category, validation.style, strict=True)
-    captions = [", ".join(part) for part in parts][:512]
+    captions = [", ".join(word for word in part if word) for part in parts][:512]
     held_tokens = _tokens(tokenizer, captions)
     pool: dict = {}
     clock, loaded = time.monotonic(), -1

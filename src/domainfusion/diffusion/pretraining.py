@@ -37,10 +37,11 @@ def pretrain(corpus_path: Path, config: PretrainConfig, folder: Path) -> Path:
     """
     corpus = load_corpus(corpus_path, config.size)
     with exclusive(folder), stoppable():
-        return _pretrain(corpus, config, folder)
+        return train_pipeline(corpus, config, folder)
 
 
-def _pretrain(corpus: Corpus, config: PretrainConfig, folder: Path) -> Path:
+def train_pipeline(corpus: Corpus, config: PretrainConfig, folder: Path) -> Path:
+    """`pretrain` of a corpus in memory, in a folder that the caller keeps other processes out of."""
     refuse_other_options(corpus, config, folder)
     write_text(folder / "pretrain.toml", to_toml(config))
     if config.init:
@@ -97,7 +98,9 @@ def build_denoiser(tokenizer: CLIPTokenizer, config: PretrainConfig) -> Denoiser
         return Denoiser(build_unet(config), build_text_encoder(tokenizer, config))
     ldm = LatentDiffusion.load(config.init, precision="float32")
     ldm.unet.register_to_config(sample_size=config.size // ldm.latent_factor)
-    return Denoiser(ldm.unet, ldm.text_encoder).requires_grad_(True).train()
+    denoiser = Denoiser(ldm.unet, ldm.text_encoder).requires_grad_(True).train()
+    denoiser.text_encoder.requires_grad_(not config.freeze_text)
+    return denoiser
 
 
 def load_or_train_autoencoder(corpus: Corpus, config: PretrainConfig, folder: Path) -> AutoencoderKL:
@@ -118,7 +121,7 @@ def load_or_train_autoencoder(corpus: Corpus, config: PretrainConfig, folder: Pa
 def load_or_fit_tokenizer(corpus: Corpus, config: PretrainConfig, folder: Path) -> CLIPTokenizer:
     """The tokenizer of `folder`, or one fitted to the captions."""
     target = folder / "tokenizer"
-    if (target / "vocab.json").exists():
+    if (target / "tokenizer_config.json").exists():  # not vocab.json, which transformers does not always write
         return CLIPTokenizer.from_pretrained(target)
     parts = zip(corpus.text, corpus.category, corpus.style, strict=True)
     captions = [", ".join(part for part in caption if part) for caption in parts]

@@ -17,9 +17,10 @@ from domainfusion.data.splits import build_split
 from domainfusion.errors import DataError, FileError, UsageError
 from domainfusion.experiments.runs import choose_device
 from domainfusion.files import read_json
+from domainfusion.interruption import stoppable
 from domainfusion.registry import ALGORITHMS
 from domainfusion.training.checkpoint import load_model
-from domainfusion.training.evaluation import evaluate
+from domainfusion.training.evaluation import evaluate, evaluation_of_logits
 
 
 def load_run(folder: Path) -> tuple[TrainConfig, list[str], nn.Module]:
@@ -30,7 +31,8 @@ def load_run(folder: Path) -> tuple[TrainConfig, list[str], nn.Module]:
     if not (folder / "config.toml").exists():
         raise FileError(f"{folder} is no run folder (config.toml is missing)")
     config: TrainConfig = build_config(TrainConfig, load_toml(folder / "config.toml"), str(folder / "config.toml"))
-    if issubclass(ALGORITHMS.load(config.algorithm), ZeroShot):
+    kind = ALGORITHMS.load(config.algorithm)
+    if issubclass(kind, ZeroShot):
         raise UsageError(
             f"the run in {folder} is of {config.algorithm}, which is not trained: there is no model to evaluate; its "
             f"accuracies are in result.json, and `domainfusion train DATA --algorithm {config.algorithm}` gives others"
@@ -43,7 +45,7 @@ def load_run(folder: Path) -> tuple[TrainConfig, list[str], nn.Module]:
 
 
 def evaluate_run(folder: Path, data: str | None = None, device_name: str = "auto") -> dict[str, dict[str, Any]]:
-    """{domain: {"images", "accuracy", "class_accuracy"}} of the run's model.
+    """{domain: {"images", "accuracy", "class_accuracy"}} of the run's model, by its method's own way to predict.
 
     Without `data`: the run's own target test images, or where it has none its source validation images. With `data`:
     all images of each domain, their classes matched by name. Raises `DataError` where a class is unknown to the model.
@@ -69,8 +71,13 @@ def evaluate_run(folder: Path, data: str | None = None, device_name: str = "auto
     position = np.array([classes.index(name) for name in dataset.classes])
     dtype = choose_classifier_dtype(config.precision, device)
     found = {}
+    tester = ALGORITHMS.load(config.algorithm).load_tester(folder, classifier, config, device)
     for domain, rows in parts.items():
-        result = evaluate(classifier, dataset, rows, device=device, dtype=dtype)
+        if tester is None:
+            result = evaluate(classifier, dataset, rows, device=device, dtype=dtype)
+        else:
+            with stoppable():
+                result = evaluation_of_logits(tester.logits(dataset, rows), dataset, rows)
         labels, predictions = position[result.labels], result.probabilities.argmax(1)
         by_class = {
             name: float((predictions[labels == i] == i).mean()) for i, name in enumerate(classes) if (labels == i).any()

@@ -24,13 +24,20 @@ from domainfusion.data.batches import steps_per_epoch
 from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.data.splits import build_split
 from domainfusion.errors import UsageError
+from domainfusion.experiments.testing import evaluate_test, write_final_record
 from domainfusion.experiments.zero_shot import classify_parts, describe_accuracy, write_record
-from domainfusion.files import exclusive, hash_of_file, read_json, write_json, write_text
+from domainfusion.files import (
+    exclusive,
+    hash_of_file,
+    read_json,
+    write_json,
+    write_text,
+)
 from domainfusion.interruption import stoppable
 from domainfusion.registry import ALGORITHMS
 from domainfusion.training.calibration import calibrate
 from domainfusion.training.checkpoint import load_model
-from domainfusion.training.evaluation import Evaluation, evaluate
+from domainfusion.training.evaluation import Evaluation
 from domainfusion.training.trainer import train, validate
 
 
@@ -128,7 +135,11 @@ def _train(algorithm: Algorithm) -> dict[str, Any]:
     model = load_model(context.folder, algorithm.classifier)
     result = summarize(algorithm, context.folder / "predictions.csv")
     save_calibration(context.folder, algorithm.classifier, context)
-    result.update(selected_step=done.best_step, steps=done.step, seconds=done.seconds, costs=algorithm.costs())
+    if not algorithm.tests_by_classifier:
+        write_final_record(algorithm, result, done)
+    seconds = done.seconds + algorithm.seconds_after_training()
+    result.update(selected_step=done.best_step, steps=done.step, seconds=seconds, costs=algorithm.costs())
+    result.update(algorithm.findings())
     if "average" in model:
         result["average"] = model["average"]
     algorithm.finish()
@@ -156,9 +167,7 @@ def summarize(algorithm: Algorithm, predictions: Path | None = None) -> dict[str
     context = algorithm.context
     found, test = validate(algorithm), None
     if len(context.split.test):
-        test = evaluate(
-            algorithm.predict, context.dataset, context.split.test, device=context.device, dtype=context.dtype
-        )
+        test = evaluate_test(algorithm, context.split.test)
     return describe_result(context, found, test, predictions)
 
 

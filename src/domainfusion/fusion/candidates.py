@@ -23,7 +23,8 @@ from domainfusion.data.transforms import from_uint8, resize, to_uint8
 from domainfusion.diffusion.image_to_image import image_to_image
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.prompts import compose_prompts
-from domainfusion.files import cache_folder, hash_of, locked, make_folder, reserve
+from domainfusion.files import cache_folder, hash_of, locked, make_folder
+from domainfusion.fusion.image_cache import open_array
 from domainfusion.interruption import check
 from domainfusion.seeding import derive_numpy_rng, seed_hash
 
@@ -148,8 +149,8 @@ class CandidateCache:
         with locked(folder / f".{key}.lock"):  # one process makes the two files, the others open them
             if not self.path.exists():  # deleted to free space: what was done is done no more
                 self.path.with_suffix(".done.npy").unlink(missing_ok=True)
-            self.images = _open(self.path, np.dtype(np.uint8), shape)
-            self.done = _open(self.path.with_suffix(".done.npy"), np.dtype(np.bool_), shape[:1])
+            self.images = open_array(self.path, np.dtype(np.uint8), shape)
+            self.done = open_array(self.path.with_suffix(".done.npy"), np.dtype(np.bool_), shape[:1])
 
     def store(self, rows: np.ndarray, candidates: np.ndarray) -> None:
         """Keep candidates (b, N, S, S, 3) of rows (b,); a row counts as done only after its pixels are on disk."""
@@ -157,13 +158,3 @@ class CandidateCache:
         self.images.flush()
         self.done[rows] = True
         self.done.flush()
-
-
-def _open(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
-    if path.exists():
-        found = np.load(path, mmap_mode="r+")
-        if found.shape == shape and found.dtype == dtype:
-            return found
-    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
-    reserve(path, array.offset + array.nbytes)
-    return array

@@ -79,7 +79,7 @@ class SyntheticDataset:
         try:
             for row, image in zip(generation.rows, generation.images, strict=True):
                 domain = dataset.domains[dataset.domain_of[row]]
-                folder = work / _safe(domain) / _safe(dataset.classes[dataset.labels[row]])
+                folder = work / safe_name(domain) / safe_name(dataset.classes[dataset.labels[row]])
                 folder.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(image).save(folder / f"{row:06d}.png", compress_level=1)
             with open(work / "lineage.csv", "w", newline="", encoding="utf-8") as file:
@@ -122,6 +122,6 @@ def load_generation(folder: Path) -> Generation:
     return Generation(number, rows, images, lineage)
 
 
-def _safe(name: str) -> str:
+def safe_name(name: str) -> str:
     """A class or domain name as a folder name: path separators, control characters and a dot in front replaced."""
     return re.sub(r"[/\\\x00-\x1f]|^\.", "_", name) or "_"

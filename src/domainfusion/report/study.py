@@ -23,7 +23,7 @@ Unit = tuple[int, int]  # (trial, seed): what an algorithm is repeated over
 BASELINE = "erm"
 TITLES = {
     "erm": "ERM", "domainfusion": "DomainFusion", "diffusion_classifier": "Diffusion Classifier",
-    "diffusion_net": "DiffusionNet",
+    "diffusion_net": "DiffusionNet", "cdga": "CDGA", "dsi": "DSI",
 }  # fmt: skip
 # In what the runs of one arm differ.
 PER_RUN = ("target", "trial", "seed")

@@ -70,4 +70,9 @@ def evaluate(
 ) -> Evaluation:  # fmt: skip
     """The evaluation of `predict` (images (B, 3, S, S) in [0, 1] to logits) on rows of a data set, seen by `view`."""
     logits = collect_logits(predict, dataset, rows, device=device, dtype=dtype, batch_size=batch_size, view=view)
+    return evaluation_of_logits(logits, dataset, rows)
+
+
+def evaluation_of_logits(logits: np.ndarray, dataset: MultiDomainDataset, rows: np.ndarray) -> Evaluation:
+    """The evaluation of logits (n, classes) of rows (n,) of a data set."""
     return Evaluation(rows, dataset.labels[rows], torch.from_numpy(logits).softmax(-1).numpy())

@@ -15,7 +15,7 @@ ALGORITHM_NAMES = {
     "erm": "ERM", "domainfusion": "DomainFusion", "diffusion_classifier": "DiffusionClassifier",
     "diffusion_net": "DiffusionNet",
     "mixup": "Mixup", "mixstyle": "MixStyle", "coral": "CORAL",
-    "groupdro": "GroupDRO", "rsc": "RSC",
+    "groupdro": "GroupDRO", "rsc": "RSC", "cdga": "CDGA", "dsi": "DSI",
 }  # fmt: skip
 HYPERPARAMETERS = ("lr", "batch_size", "weight_decay", "dropout", "raw_weight", "distill_weight", "synthetic_weight")
 

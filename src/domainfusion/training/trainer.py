@@ -52,7 +52,7 @@ def make_batch(algorithm: Algorithm, step: int) -> Batch:
     generator = torch.Generator().manual_seed(seed_hash("views", config.seed, step))
     images = algorithm.augmented(context.dataset.images[rows], generator)
     labels = torch.from_numpy(context.dataset.labels[rows]).to(context.device)
-    return Batch(step, step // context.steps_per_epoch, rows, images, labels)
+    return algorithm.compose(Batch(step, step // context.steps_per_epoch, rows, images, labels))
 
 
 def compute_losses(algorithm: Algorithm, batch: Batch) -> dict[str, torch.Tensor]:
@@ -211,7 +211,7 @@ def _evaluate_and_save(
         record["average"] = average.describe() | measured
     append_json_line(context.folder / "metrics.jsonl", record)
     progress = dataclasses.replace(progress, step=done)
-    if average.ready:
+    if average.ready and algorithm.tests_by_classifier:
         append_json_line(
             context.folder / "results.jsonl",
             build_record(
