@@ -18,6 +18,7 @@ COMMANDS = {
     "demo": "train ERM and DomainFusion on the embedded benchmark and show both",
     "train": "train one classifier",
     "benchmark": "train algorithms on every target domain and trial; table of accuracies",
+    "sweep": "many runs by Ray, on this machine or a cluster: data sets, targets, trials, hyperparameters",
     "evaluate": "accuracy of a finished run, by class",
     "predict": "labels and confidences of new images, by a run's model or an exported one",
     "export": "a model as a folder for timm and domainfusion.load, or as an ONNX file",
@@ -37,6 +38,7 @@ PLACES = {
     **dict.fromkeys(("demo", "train", "benchmark", "evaluate", "collect", "report"), "runs"),
     **dict.fromkeys(("pretrain", "generate", "distill", "judge"), "ldm"),
     **dict.fromkeys(("predict", "export", "doctor"), "models"),
+    "sweep": "sweep",
     "data": "data",
 }
 

@@ -280,6 +280,8 @@ class TrainConfig:
     """Which split of the data (strict: fold 0 to 4)."""
     seed: Seed = 0
     """Seed of initial weights, batches and augmentation (candidates have their own: generate.seed)."""
+    hparams_seed: Annotated[int, Field(ge=0)] = 0
+    """Number of the draw of hyperparameters that a sweep made the options with (0: none), for records."""
     steps: Count = 400
     """Optimizer steps."""
     batch_size: Count = 16

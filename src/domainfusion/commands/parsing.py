@@ -23,8 +23,8 @@ Flat = tyro.conf.arg(name="")
 T = TypeVar("T")
 
 
-def parse(kind: type[T], words: list[str], prog: str, options: Any = None) -> T:
-    """`kind` from the command line, with `options` as the defaults of its flat config.
+def parse(kind: type[T], words: list[str], prog: str, options: Any = None, defaults: dict[str, Any] | None = None) -> T:
+    """`kind` from the command line, with `options` as the defaults of its flat config, and others of its `defaults`.
 
     Raises `UsageError` for an unknown or missing option (naming the nearest) and a value out of range.
     """
@@ -40,7 +40,7 @@ def parse(kind: type[T], words: list[str], prog: str, options: Any = None) -> T:
             if options is None:
                 return tyro.cli(kind, args=words, prog=prog)
             # tyro takes the fields of a flat config from the default of the whole command.
-            return tyro.cli(kind, args=words, prog=prog, default=_with_options(kind, options))
+            return tyro.cli(kind, args=words, prog=prog, default=_with_options(kind, options, defaults or {}))
     except (ValidationError, SystemExit) as error:
         # A value refused by a group (`--data.crop 2`) ends in an exit: what was refused is in the exit's context.
         group, cause = "", error.__context__ if isinstance(error, SystemExit) else error
@@ -58,9 +58,9 @@ def parse(kind: type[T], words: list[str], prog: str, options: Any = None) -> T:
         raise UsageError(f"--{'.'.join(where).replace('_', '-')} {first['input']}: {first['msg']}") from None
 
 
-def _with_options(kind: Any, options: Any) -> Any:
+def _with_options(kind: Any, options: Any, defaults: dict[str, Any]) -> Any:
     """A command whose flat config is `options`, its other required fields still to be given."""
-    values: dict[str, Any] = {"options": options}
+    values: dict[str, Any] = {"options": options, **defaults}
     for field in dataclasses.fields(kind):
         if field.name not in values and field.default is dataclasses.MISSING:
             values[field.name] = tyro.MISSING
@@ -85,13 +85,18 @@ def _flags(kind: Any, prefix: str = "") -> set[str]:
 
 def base_options(kind: type, words: list[str]) -> Any:
     """The options that a `--config FILE.toml` on the command line gives, or the defaults."""
+    path = config_path(words)
+    return kind() if path is None else build_config(kind, load_toml(path), str(path))
+
+
+def config_path(words: list[str]) -> Path | None:
+    """The file that `--config` on the command line names."""
     for i, word in enumerate(words):
         if word == "--config" and i + 1 < len(words):
-            return build_config(kind, load_toml(Path(words[i + 1])), words[i + 1])
+            return Path(words[i + 1])
         if word.startswith("--config="):
-            path = word.split("=", 1)[1]
-            return build_config(kind, load_toml(Path(path)), path)
-    return kind()
+            return Path(word.split("=", 1)[1])
+    return None
 
 
 def show(value: Any, text: str, as_json: bool) -> None:

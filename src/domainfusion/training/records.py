@@ -41,7 +41,8 @@ def build_record(
     record: dict[str, Any] = {
         "args": {
             "algorithm": name, "checkpoint_freq": frequency,
-            "data_dir": data, "dataset": canonical_name(data), "hparams": None, "hparams_seed": 0,
+            "data_dir": data, "dataset": canonical_name(data), "hparams": None,
+            "hparams_seed": config.hparams_seed,
             "holdout_fraction": config.data.holdout_fraction, "output_dir": str(output),
             "save_model_every_checkpoint": False, "seed": config.seed, "skip_model_save": False, "steps": config.steps,
             "task": "domain_generalization", "trial_seed": config.trial, "uda_holdout_fraction": 0,
