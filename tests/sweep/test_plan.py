@@ -1,4 +1,4 @@
-"""The plan of a sweep, its ledger and its display, without Ray: what is to be made, in which order, by which options."""
+"""The plan of a sweep, its ledger and its display, without Ray: what is to be made, in which order, how."""
 
 from __future__ import annotations
 
@@ -64,12 +64,15 @@ def test_draws_lie_beside_the_first_and_data_sets_have_folders(
     plan = plan_of(one, two, output=tmp_path / "s", draws=3, space=SPACE, trials=1, algorithms=("erm",))
     folders = [run.folder.relative_to(tmp_path / "s").as_posix() for run in plan.runs]
     assert len(folders) == len(set(folders)) == 3 * (3 + 2)
-    assert {"one/erm/sketch/trial-0", "one/erm/sketch/trial-0-hparams-2", "two/erm/ink/trial-0"} <= set(folders)
+    assert {"one/erm/sketch/trial-0", "one/erm/sketch/trial-0-draw-2", "two/erm/ink/trial-0"} <= set(folders)
     first, second = (plan.config_of(Run(Place("erm", str(one), "photo", 0), n, tmp_path), ()) for n in (0, 1))
     assert (first.hparams_seed, first.lr) == (0, CONFIG.lr)
     assert second.hparams_seed == 1
     assert second.lr != CONFIG.lr
     assert dataclasses.replace(second, hparams_seed=0, lr=CONFIG.lr) == first
+    both = plan_of(one, output=tmp_path, draws=2, space=SPACE, trials=1, algorithms=("erm", "diffusion_classifier"))
+    drawn = [run.place.algorithm for run in both.runs if run.hparams_seed]
+    assert drawn == ["erm"] * 3  # what is not trained has nothing to draw
     # A target that only one of the data sets has is asked for where it is.
     assert plan_of(one, two, output=tmp_path, targets=("photo", "ink")).targets == {
         str(one): ["photo"], str(two): ["photo", "ink"]

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from same_run import assert_same_run
 
 pytest.importorskip("ray")
@@ -25,10 +26,11 @@ from domainfusion.config import DataConfig, DistillConfig, GenerateConfig, Train
 from domainfusion.config_files import build_config, load_toml
 from domainfusion.data.domains import load_dataset
 from domainfusion.diffusion.ldm import LatentDiffusion
+from domainfusion.errors import Interrupted
 from domainfusion.experiments import runs
 from domainfusion.experiments.benchmark import run_benchmark
 from domainfusion.experiments.tabulating import curve_store
-from domainfusion.files import read_json, read_json_lines
+from domainfusion.files import locked, read_json, read_json_lines
 from domainfusion.fusion.candidates import CandidateCache, cache_path, candidates_of
 from domainfusion.interruption import check, stoppable
 from domainfusion.sweep import trials
@@ -38,6 +40,7 @@ from domainfusion.sweep.plan import PRUNED, Outcome, build_plan
 from domainfusion.sweep.running import cluster, run_sweep, slots_of
 from domainfusion.sweep.sharing import compute_shared, find_jobs
 from domainfusion.sweep.trials import METRIC, Pruning, RunTrial
+from domainfusion.tensors import load_state
 
 CONFIG = TrainConfig(
     algorithm="erm", steps=150, evaluations=15, batch_size=4, backbone="test_resnet", precision="float32", device="cpu",
@@ -142,7 +145,7 @@ def test_draws_that_fail_do_not_stop_those_that_do_not(
     code = run(["sweep", str(image_folder), "--config", str(file), "--output", str(output)])
     said = capfd.readouterr()
     runs_made = {folder.name: folder for folder in (output / "erm" / "photo").iterdir()}
-    assert sorted(runs_made) == ["trial-0", "trial-0-hparams-1", "trial-0-hparams-2"]
+    assert sorted(runs_made) == ["trial-0", "trial-0-draw-1", "trial-0-draw-2"]
     rates = {}
     for name, folder in runs_made.items():
         config = build_config(TrainConfig, load_toml(folder / "config.toml"), name)
@@ -155,9 +158,9 @@ def test_draws_that_fail_do_not_stop_those_that_do_not(
     assert code == (1 if failed else 0)
     assert failed, rates
     for name in failed:
-        assert f"the loss is not finite at step" in said.err
+        assert "the loss is not finite at step" in said.err
         assert f"log: {runs_made[name] / 'run.log'}" in said.err
-        assert runs_made[name].joinpath("run.log").read_text().count("---") == 1  # tried once: it would fail again
+        assert (runs_made[name] / "run.log").read_text().count("---") == 1  # tried once: it would fail again
     found = read_json(output / "sweep.json")
     assert found["chosen"]["erm"]["photo"][0]["lr"] == 1e-3
 
@@ -225,7 +228,6 @@ def test_draws_are_pruned_by_their_own_kind(image_folder: Path, tmp_path: Path) 
     ledger = Ledger(plan)
     search = SimpleNamespace(ledger=ledger, entries={}, pruned=set())
     scheduler = Pruning(search)
-    decisions: dict[tuple[str, int], str] = {}
 
     def report(target: str, draw: int, step: int, value: float) -> str:
         entry = next(e for r, e in ledger.entries.items() if (r.place.target, r.hparams_seed) == (target, draw))
@@ -246,7 +248,7 @@ def test_draws_are_pruned_by_their_own_kind(image_folder: Path, tmp_path: Path) 
     assert report("photo", 1, 40, 0.2) == "STOP"
     assert report("sketch", 1, 40, 0.3) == "CONTINUE"
     assert report("sketch", 2, 150, 0.0) == "CONTINUE"  # at its end already
-    folder = tmp_path / "erm" / "photo" / "trial-0-hparams-1"
+    folder = tmp_path / "erm" / "photo" / "trial-0-draw-1"
     assert read_json(folder / PRUNED) == {"step": 40, METRIC: 0.2}
     assert search.pruned == {
         search.entries[name].run.name for name in search.entries if name.endswith("photo, trial 0, draw 1")
@@ -267,13 +269,39 @@ def test_a_signal_stops_trials_and_wrong_addresses_are_named(
 ) -> None:
     stopping = trials.Stopping()
     assert not stopping.stop_all()
-    with pytest.raises(Exception, match="stopped by SIGTERM"), stoppable():
+
+    @stoppable()
+    def work() -> None:
         signal.raise_signal(signal.SIGTERM)
         assert stopping.stop_all()
         check()
+
+    with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+        work()
     assert not stopping.stop_all()
     assert run(["sweep", str(image_folder), "--targte", "photo"]) == 2
     assert run(["sweep", str(image_folder), "--trial", "1"]) == 2
     assert "use --trials" in capsys.readouterr().err
     assert run(["sweep", "--output", str(tmp_path)]) == 2
     assert "needs a data set" in capsys.readouterr().err
+
+
+def test_a_driver_that_is_asked_to_stop_has_its_runs_saved(image_folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "s"
+    command = ["sweep", str(image_folder), *WORDS, "--steps", "3000", "--algorithms", "erm", "--targets", "photo",
+               "--trials", "1", "--cpus", "1", "--output", str(output)]  # fmt: skip
+    driver = subprocess.Popen([sys.executable, "-m", "domainfusion", *command], stderr=subprocess.PIPE, text=True)
+    metrics = output / "erm" / "photo" / "trial-0" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() or driver.poll() is not None)
+    driver.send_signal(signal.SIGTERM)
+    _, errors = driver.communicate()
+    assert driver.returncode == 143, errors
+    assert "stopped by SIGTERM; everything is saved" in errors
+    assert "Traceback" not in errors
+    with locked(metrics.with_name(".lock")):  # the run's own process has ended
+        log = (metrics.parent / "run.log").read_text()
+        assert "stopped by SIGTERM; everything is saved" in log
+        # A checkpoint was written at the step that it had come to, after the last evaluation.
+        state = load_state(metrics.parent / "checkpoints" / "last.safetensors")
+        assert state["progress"]["step"] > read_json_lines(metrics)[-1]["step"]
+    assert not (output / ".tune").exists()

@@ -68,7 +68,7 @@ def test_a_name_may_vary_once() -> None:
 
 
 def test_values_are_spread_as_the_rule_says() -> None:
-    rng = np.random.default_rng(0)
+    rng = np.random.RandomState(0)
     logs = np.array([math.log10(Dimension("lr", "loguniform", (1e-4, 1e-2)).sample(rng)) for _ in range(2000)])
     assert logs.min() >= -4
     assert logs.max() <= -2
@@ -86,7 +86,7 @@ def test_a_draw_is_a_function_of_its_number_the_trial_and_the_option() -> None:
     draws = RandomDraws((lr, dropout))
     assert draws.draw(PLACE, 0, ()) == {}
     first = draws.draw(PLACE, 1, ())
-    expected = np.random.default_rng(seed_hash(seed_hash(1, 0), "dropout")).uniform(0, 0.5)
+    expected = np.random.RandomState(seed_hash(seed_hash(1, 0), "dropout")).uniform(0, 0.5)
     assert first["dropout"] == expected
     # Another option more or less, another algorithm or target: the same values.
     assert RandomDraws((dropout,)).draw(PLACE, 1, ()) == {"dropout": expected}

@@ -1,7 +1,7 @@
 """What a sweep consists of, and what of it the store has: every run is one that `benchmark` or `train` would make.
 
 Without draws a run's folder is `benchmark`'s, `ALGORITHM/TARGET/trial-T`; draw h of hyperparameters is beside it as
-`trial-T-hparams-h`. Several data sets have a folder each.
+`trial-T-draw-h`. Several data sets have a folder each.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from domainfusion.algorithms.zero_shot import ZeroShot
 from domainfusion.config import TrainConfig
 from domainfusion.config_files import build_config, load_toml
 from domainfusion.data.domains import MultiDomainDataset, load_dataset
@@ -122,17 +123,19 @@ def build_plan(options: SweepConfig, config: TrainConfig, output: Path) -> Plan:
     for name in options.targets:
         if not any(name in found for found in targets.values()):
             raise unknown_name("target", name, {domain for item in datasets.values() for domain in item.domains})
+    # What is not trained has nothing to draw.
+    trained = [name for name in algorithms if not issubclass(ALGORITHMS.load(name), ZeroShot)]
     runs = []
     for trial in range(options.trials):
         for data, dataset in datasets.items():
             build_split(dataset, config.data, None, trial)
             folder = dataset_folder(output, data, all_data)
             for number in range(options.draws):
-                leaf = f"trial-{trial}-hparams-{number}" if number else f"trial-{trial}"
+                leaf = f"trial-{trial}-draw-{number}" if number else f"trial-{trial}"
                 runs += [
                     Run(Place(algorithm, data, target, trial), number, folder / algorithm / target / leaf)
                     for target in targets[data]
-                    for algorithm in algorithms
+                    for algorithm in (trained if number else algorithms)
                 ]
     return Plan(options, config, datasets, targets, space, _draws(options, space), runs, output)
 

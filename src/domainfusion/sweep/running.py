@@ -124,7 +124,7 @@ def fit(ledger: Ledger, progress: Progress, cpus: float, gpus: float) -> None:
     """Have every run that is left made as a trial of Tune."""
     options, folder = ledger.plan.options, (ledger.plan.output / STATE).resolve()
     shutil.rmtree(folder, ignore_errors=True)  # of a driver that died; nothing in it is needed
-    search = RunSearch(ledger, progress, threads=max(1, int(options.cpus_per_run)))
+    search = RunSearch(ledger, progress, threads=max(1, int(cpus)), gpus=gpus)
     tuner = tune.Tuner(
         tune.with_resources(RunTrial, {"cpu": cpus, "gpu": gpus}),
         tune_config=tune.TuneConfig(
@@ -185,12 +185,13 @@ def summarize(ledger: Ledger, command: str) -> dict[str, Any]:
         whole = [t for t in range(plan.options.trials) if all(key in chosen for key in wanted if key[0] == t)]
         if not whole:
             continue
+        # The accuracy on the target is reported, and took no part in the choice.
         results = {key: read_json(entry.run.folder / "result.json") for key, entry in chosen.items() if key[0] in whole}
         found = {"command": command, "dataset": dataset.name} | summarize_runs(results, whole, targets, algorithms)
         if plan.options.draws == 1:  # then this is the benchmark of the same options
             write_json(plan.dataset_folder(data) / "benchmark.json", found)
         else:
-            found["draws"] = plan.options.draws
+            found["hparams_seeds"] = list(range(plan.options.draws))
             found["space"] = list(plan.options.space)
             found["chosen"] = {
                 name: {target: [_chosen(plan, chosen[trial, target, name]) for trial in whole] for target in targets}

@@ -124,9 +124,11 @@ def curve_parts(job: Job) -> list[Part]:
     ]
 
 
-def there(folder: str, threads: int, work: Callable[..., Any], *given: Any) -> Any:
+def there(folder: str, threads: int, gpus: float, work: Callable[..., Any], *given: Any) -> Any:
     """`work(*given)` on another machine, in the folder that the sweep was started in, where there is such a folder."""
     torch.set_num_threads(threads)
+    if not gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     with contextlib.chdir(folder) if Path(folder).is_dir() else contextlib.nullcontext():
         return work(*given)
 
@@ -141,7 +143,7 @@ def compute_shared(
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=plan.options.retries)(there)
 
     def submit(work: Callable[..., Any], *given: Any) -> Any:
-        return task.remote(os.getcwd(), max(1, int(cpus)), work, *given)
+        return task.remote(os.getcwd(), max(1, int(cpus)), gpus, work, *given)
 
     for job in jobs:
         name = f"candidates of generation {job.number}" if job.kind == "candidates" else "curves"

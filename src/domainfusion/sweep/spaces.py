@@ -53,16 +53,16 @@ class Dimension:
     kind: Literal["uniform", "loguniform", "randint", "choice"]
     values: tuple[Any, ...]  # low and high, both included, or the choices
 
-    def sample(self, rng: np.random.Generator) -> Any:
+    def sample(self, random: np.random.RandomState) -> Any:
         """A value drawn at random."""
         if self.kind == "choice":
-            return self.values[int(rng.integers(len(self.values)))]
+            return self.values[int(random.choice(len(self.values)))]
         low, high = self.values
         if self.kind == "randint":
-            return int(rng.integers(low, high + 1))
+            return int(random.randint(low, high + 1))
         if self.kind == "loguniform":
-            return min(max(math.exp(rng.uniform(math.log(low), math.log(high))), low), high)
-        return float(rng.uniform(low, high))
+            return min(max(float(10 ** random.uniform(math.log10(low), math.log10(high))), low), high)
+        return float(random.uniform(low, high))
 
     def __contains__(self, value: Any) -> bool:
         if self.kind == "choice":
@@ -154,7 +154,7 @@ def read_overrides(config: TrainConfig, space: Sequence[Dimension]) -> dict[str,
 
 @dataclasses.dataclass(frozen=True)
 class RandomDraws:
-    """Independent draws, seeded as DomainBed's: by `hparams_seed`, the trial and the option's name."""
+    """Independent draws, seeded as DomainBed's: RandomState(seed_hash(seed_hash(hparams_seed, trial), name))."""
 
     space: tuple[Dimension, ...]
 
@@ -167,4 +167,4 @@ class RandomDraws:
         if hparams_seed == 0:
             return {}
         seed = seed_hash(hparams_seed, place.trial)
-        return {item.name: item.sample(np.random.default_rng(seed_hash(seed, item.name))) for item in self.space}
+        return {item.name: item.sample(np.random.RandomState(seed_hash(seed, item.name))) for item in self.space}

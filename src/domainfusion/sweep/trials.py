@@ -53,6 +53,8 @@ class RunTrial(tune.Trainable):
         environment = dict(os.environ)
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             environment[name] = str(self.spec["threads"])
+        if not self.spec["gpus"]:
+            environment["CUDA_VISIBLE_DEVICES"] = ""
         paths = [str(Path(domainfusion.__file__).parents[1]), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         with open(make_folder(self.folder) / "run.log", "ab") as log:
@@ -113,9 +115,10 @@ def last_line(path: Path) -> str:
 class RunSearch(NotKept, Searcher):
     """Hands out the runs of a ledger, and takes down how they ended."""
 
-    def __init__(self, ledger: Ledger, progress: Progress, threads: int) -> None:
+    def __init__(self, ledger: Ledger, progress: Progress, *, threads: int, gpus: float) -> None:
         super().__init__()  # with a metric, Tune would refuse a trial that has nothing new to say
-        self.ledger, self.progress, self.threads = ledger, progress, threads
+        self.ledger, self.progress = ledger, progress
+        self.threads, self.gpus = threads, gpus
         self.entries: dict[str, Entry] = {}  # by trial
         self.pruned: set[str] = set()
 
@@ -127,7 +130,7 @@ class RunSearch(NotKept, Searcher):
         self.entries[trial_id] = entry
         spec = {
             "data": entry.run.place.data, "config": plain_values(entry.config), "folder": str(entry.run.folder),
-            "cwd": os.getcwd(), "threads": self.threads,
+            "cwd": os.getcwd(), "threads": self.threads, "gpus": self.gpus,
         }  # fmt: skip
         return {"run": entry.run.name, "spec": json.dumps(spec)}
 
@@ -178,7 +181,8 @@ class Pruning(NotKept, FIFOScheduler):
         options, steps = self.search.ledger.plan.options, self.search.ledger.plan.config.steps
         return ASHAScheduler(
             time_attr="step", metric=METRIC, mode="max", max_t=steps,
-            grace_period=max(1, int(steps * options.prune_after)), reduction_factor=options.prune_factor, stop_last_trials=False,
+            grace_period=max(1, int(steps * options.prune_after)), reduction_factor=options.prune_factor,
+            stop_last_trials=False,
         )  # fmt: skip
 
     def _ladder_of(self, trial: Any) -> tuple[Entry, ASHAScheduler]:
