@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "train one classifier",
     "benchmark": "train algorithms on every target domain and trial; table of accuracies",
     "reproduce": "the paper's tables, row by row, beside the paper's values",
+    "sweep": "many runs by Ray, on this machine or a cluster: data sets, targets, trials, hyperparameters",
     "evaluate": "accuracy of a finished run, by class",
     "predict": "labels and confidences of new images, by a run's model or an exported one",
     "export": "a model as a folder for timm and domainfusion.load, or as an ONNX file",
@@ -39,6 +40,7 @@ PLACES = {
     **dict.fromkeys(("demo", "train", "benchmark", "reproduce", "evaluate", "collect", "report"), "runs"),
     **dict.fromkeys(("pretrain", "generate", "distill", "judge"), "ldm"),
     **dict.fromkeys(("predict", "export", "doctor"), "models"),
+    "sweep": "sweep",
     "data": "data",
     "audit": "audit",
 }

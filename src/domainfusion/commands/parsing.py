@@ -9,6 +9,7 @@ import io
 import json
 import sys
 import typing
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,8 +26,8 @@ Flat = tyro.conf.arg(name="")
 T = TypeVar("T")
 
 
-def parse(kind: type[T], words: list[str], prog: str, options: Any = None) -> T:
-    """`kind` from the command line, with `options` as the defaults of its flat config.
+def parse(kind: type[T], words: list[str], prog: str, options: Any = None, defaults: dict[str, Any] | None = None) -> T:
+    """`kind` from the command line, with `options` as the defaults of its flat config, and others of its `defaults`.
 
     Raises `UsageError` for an unknown or missing option (naming the nearest) and a value out of range.
     """
@@ -42,7 +43,7 @@ def parse(kind: type[T], words: list[str], prog: str, options: Any = None) -> T:
             if options is None:
                 return tyro.cli(kind, args=words, prog=prog)
             # tyro takes the fields of a flat config from the default of the whole command.
-            return tyro.cli(kind, args=words, prog=prog, default=_with_options(kind, options))
+            return tyro.cli(kind, args=words, prog=prog, default=_with_options(kind, options, defaults or {}))
     except (ValidationError, SystemExit) as error:
         # A value refused by a group (`--data.crop 2`) ends in an exit: what was refused is in the exit's context.
         group, cause = "", error.__context__ if isinstance(error, SystemExit) else error
@@ -60,9 +61,9 @@ def parse(kind: type[T], words: list[str], prog: str, options: Any = None) -> T:
         raise UsageError(f"--{'.'.join(where).replace('_', '-')} {first['input']}: {first['msg']}") from None
 
 
-def _with_options(kind: Any, options: Any) -> Any:
+def _with_options(kind: Any, options: Any, defaults: dict[str, Any]) -> Any:
     """A command whose flat config is `options`, its other required fields still to be given."""
-    values: dict[str, Any] = {"options": options}
+    values: dict[str, Any] = {"options": options, **defaults}
     for field in dataclasses.fields(kind):
         if field.name not in values and field.default is dataclasses.MISSING:
             values[field.name] = tyro.MISSING
@@ -85,13 +86,15 @@ def _flags(kind: Any, prefix: str = "") -> set[str]:
     return flags
 
 
-def base_options(kind: type, words: list[str]) -> Any:
+def base_options(kind: type, words: list[str], *, other_tables: Collection[str] = ()) -> Any:
     """What lies beneath the command line: the defaults, `--preset NAME` over them, `--config FILE.toml` over that.
 
-    A preset may be named in the file too. Tables `[search]` are left out; `search_table` reads them.
+    A preset may be named in the file too. Tables `[search]` are left out, `search_table` reads them, and so are the
+    file's `other_tables`.
     """
     path = flag_value(words, "--config")
     values = {} if path is None else load_toml(Path(path))
+    values = {name: value for name, value in values.items() if name not in other_tables}
     has_presets = any(field.name == "preset" for field in dataclasses.fields(kind))
     if has_presets:
         values.pop("search", None)

@@ -150,7 +150,7 @@ def train(words: list[str]) -> None:
     folder = command.output or Path("runs") / f"{name}-t{options.trial}-s{options.seed}{draw}"
     result = train_run(command.data, options, folder)
     text = run_summary(result, str(folder))
-    if options.target is None and command.expect and result["steps"]:  # zero-shot results have every domain already
+    if options.target is None and command.expect and result.get("steps"):  # zero-shot results have every domain already
         from domainfusion.experiments.expectation import expect_elsewhere, expectation_text
 
         print(
@@ -202,7 +202,11 @@ def benchmark(words: list[str]) -> None:
 
 def reproduce(words: list[str]) -> None:
     """`domainfusion reproduce`."""
-    refuse(words, {"--target": "--targets", "--trial": "--trials", "--algorithm": "a table's name"}, "reproduce")
+    refuse(
+        words,
+        {"--target": "--targets", "--trial": "--trials", "--algorithm": "a table's name", "--hparams-seed": ""},
+        "reproduce",
+    )
     command = parse(ReproduceCommand, words, "domainfusion reproduce", base_options(TrainConfig, words))
     if not command.tables:
         raise UsageError("name a table: domainfusion reproduce table2|table3|table4|table5|parts|all")

@@ -87,7 +87,7 @@ def train_run(data: str, config: TrainConfig, folder: Path, *, progress: bool = 
     in it, `Interrupted` where a signal asks to stop, when everything is saved.
     """
     ALGORITHMS.get(config.algorithm)
-    _refuse_other_options(folder, data, config)
+    refuse_other_options(folder, data, config)
     context = build_context(data, config, folder, progress)
     described = describe_data(data, context)
     if (folder / "data.json").exists() and read_json(folder / "data.json")["fingerprint"] != described["fingerprint"]:
@@ -214,7 +214,7 @@ def write_predictions(path: Path, found: Evaluation, dataset: MultiDomainDataset
     write_text(path, lines.getvalue())
 
 
-def _refuse_other_options(folder: Path, data: str, config: TrainConfig) -> None:
+def refuse_other_options(folder: Path, data: str, config: TrainConfig) -> None:
     """Raise `UsageError` naming an option in which `folder`'s run differs from this one."""
     path = folder / "config.toml"
     if not path.exists():
