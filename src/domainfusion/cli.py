@@ -27,6 +27,7 @@ COMMANDS = {
     "generate": "make the candidates of a data set ahead, for all runs, or as pictures",
     "distill": "tabulate the slopes of latent distillation for a data set",
     "judge": "measure what an LDM is worth for DomainFusion on a data set",
+    "explain": "heat maps, scores and latent distillation of one image, as a page of pictures",
     "data": "splits, verify, prepare or download data sets",
     "doctor": "what this machine can do, and how long and how large a planned run would be",
     "list": "list algorithms, datasets, backbones or ldms",
@@ -36,7 +37,7 @@ COMMANDS = {
 PLACES = {
     **dict.fromkeys(("demo", "train", "benchmark", "evaluate", "collect", "report"), "runs"),
     **dict.fromkeys(("pretrain", "generate", "distill", "judge"), "ldm"),
-    **dict.fromkeys(("predict", "export", "doctor"), "models"),
+    **dict.fromkeys(("predict", "explain", "export", "doctor"), "models"),
     "data": "data",
 }
 

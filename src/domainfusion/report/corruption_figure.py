@@ -82,24 +82,25 @@ def corruption_figure(
         ]
         for image, word in zip(images, words, strict=True)
     ]  # fmt: skip
-    save_figure(_draw(found, words, noise), path)
+    save_figure(draw_corruptions(found, words), path)
     return {
         "confidences": list(confidences), "labels": list(words), "ldm": ldm.name,
         "structure": {
-            kind: [float(x) for x in np.mean([parts[k].structure for parts in found], 0)] for k, kind in enumerate(kinds)
+            kind: np.mean([parts[k].structure for parts in found], 0).tolist() for k, kind in enumerate(kinds)
         },
     }  # fmt: skip
 
 
-def _draw(found: list[list[CorruptionPictures]], words: Sequence[str], noise: bool) -> Any:
-    rows = []
+def draw_corruptions(found: Sequence[Sequence[CorruptionPictures]], words: Sequence[str]) -> Any:
+    """The figure of one or more images with labels in words, each under several corruptions."""
+    rows, noise = [], any(part.noise is not None for parts in found for part in parts)
     for parts, word in zip(found, words, strict=True):
         for number, part in enumerate(parts):
             what = f"{word}\n" if number == 0 else ""
             rows.append(Row(f"{what}{NAMES[part.kind]}", list(part.corrupted), apart=noise or number == 0))
             kept = [f"{value:.2f}" for value in part.structure]
             rows.append(Row("LDM prior", list(part.priors), kept))
-            if noise and part.noise is not None:
+            if part.noise is not None:
                 rows.append(Row("LD noise", [noise_picture(level) for level in part.noise]))
     more = "\nLD noise: what the LDM would change in the corrupted image, given the label; each map has its own scale."
     return picture_grid(

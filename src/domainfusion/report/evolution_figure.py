@@ -70,7 +70,8 @@ def evolution_figure(
     heads = ["raw", *(f"generation {generation.number}" for generation in generations)]
     busy = ", on busy backgrounds" if backgrounds == "busy" else ""
     figure = picture_grid(
-        lines, heads=heads * 2, splits=[len(heads)], title=f"Samples over the generations{busy} (left), their LD noise (right)",
+        lines, heads=heads * 2, splits=[len(heads)],
+        title=f"Samples over the generations{busy} (left), their LD noise (right)",
         notes="LD noise: what the LDM would change, given the label; bright is much. Each map has its own scale.",
     )  # fmt: skip
     save_figure(figure, path)
@@ -94,17 +95,22 @@ def _frames(
 
 
 def busiest_rows(generation: StoredGeneration, dataset: MultiDomainDataset, count: int) -> list[int]:
-    """`count` rows of a generation whose raw images have most outlines near their edge, of different classes first."""
-    rows = list(generation.position)
-    busy = np.array([float(outlines_of(dataset.images[row])[border_mask(dataset.size)].mean()) for row in rows])
-    order = [rows[i] for i in np.argsort(-busy, kind="stable")]
-    seen: dict[int, int] = {}
-    turns = []
-    for row in order:
-        label = int(dataset.labels[row])
-        seen[label] = seen.get(label, 0) + 1
-        turns.append(seen[label])
-    return [order[i] for i in np.argsort(turns, kind="stable")[:count]]
+    """`count` rows of a generation whose raw images have most outlines near their edge.
+
+    A class or a domain that has been chosen gives way to those that have not.
+    """
+    rows, mask = list(generation.position), border_mask(dataset.size)
+    busy = {row: float(outlines_of(dataset.images[row])[mask].mean()) for row in rows}
+    chosen: list[int] = []
+    for _ in range(min(count, len(rows))):
+        labels = [dataset.labels[row] for row in chosen]
+        domains = [dataset.domain_of[row] for row in chosen]
+
+        def place(row: int, labels: list[int] = labels, domains: list[int] = domains) -> tuple[int, float]:
+            return labels.count(dataset.labels[row]) + domains.count(dataset.domain_of[row]), -busy[row]
+
+        chosen.append(min((row for row in rows if row not in chosen), key=place))
+    return chosen
 
 
 def border_mask(size: int) -> np.ndarray:

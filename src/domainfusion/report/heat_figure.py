@@ -29,9 +29,8 @@ class LabelPictures:
     @property
     def span(self) -> tuple[float, float]:
         """Least and greatest heat of any label, in multiples of its mean: one scale for all."""
-        return (
-            min(float(heat.relative.min()) for heat in self.heats), max(float(heat.relative.max()) for heat in self.heats)
-        )  # fmt: skip
+        values = torch.stack([heat.relative for heat in self.heats])
+        return float(values.min()), float(values.max())
 
     def overlays(self) -> list[np.ndarray]:
         """Each label's heat on the image."""
@@ -106,16 +105,16 @@ def draw_heat(found: Sequence[LabelPictures]) -> Any:
         scores[0] = "score 0 (matched)"
         names = [f"“{part.words[0]}”"]
         for word, heat in zip(part.words[1:], part.heats[1:], strict=True):
-            names.append(f"“{word}”, r = {likeness(part.heats[0], heat):.2f}")
+            names.append(f"“{word}”\nr = {likeness(part.heats[0], heat):.2f}")
         rows.append(Row("heat of\nthe label", [part.image, *part.overlays()], ["", *names], apart=True))
         rows.append(Row("particular\nto the label", [None, *part.particular_pictures()], ["", *scores]))
     return picture_grid(
         rows, heads=["image", "matched label", *["mismatched"] * (columns - 1)],
         title="Where the words of a label find attention (DAAM), and what Diffusion Classifier says of them",
-        notes="Heat: attention to the label's words, as a multiple of its mean over the image; bright is much, one scale "
-        "for each image;\nr: correlation with the matched label's heat.\nParticular: heat less the mean heat of all labels shown; "
-        "orange is more than other labels, violet less.\n"
-        "Score: 1000 × (error of the predicted noise under the matched label - under this one) ± paired standard error;\n"
-        "below 0 the label fits worse than the matched one.",
+        notes="Heat: attention to the label's words, as a multiple of its mean over the image; bright is much, one\n"
+        "scale for each image; r: correlation with the matched label's heat.\n"
+        "Particular: heat less the mean heat of all labels shown; orange is more than other labels, violet less.\n"
+        "Score: 1000 × (error of the predicted noise under the matched label - under this one) ± paired standard\n"
+        "error; below 0 the label fits worse than the matched one.",
         splits=[1],
     )  # fmt: skip

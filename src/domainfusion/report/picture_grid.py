@@ -49,7 +49,9 @@ def picture_grid(
     lines = notes.count("\n") + 1 if notes else 0
     top, bottom = 0.1 + 0.26 * bool(title) + 0.2 * bool(heads), 0.1 + 0.16 * lines
     x = [left + column * (CELL + GAP) + 0.3 * sum(s <= column for s in splits) for column in range(columns)]
-    heights = [CELL + GAP + 0.18 * bool(row.captions) + 0.2 * (row.apart and i > 0) for i, row in enumerate(rows)]
+    feet = [0.03 + 0.15 * max(text.count("\n") + 1 for text in row.captions) if row.captions else 0.0 for row in rows]
+    heads_apart = [0.2 * (row.apart and i > 0) for i, row in enumerate(rows)]
+    heights = [CELL + GAP + foot + apart for foot, apart in zip(feet, heads_apart, strict=True)]
     width, height = x[-1] + CELL + right, top + sum(heights) + bottom
     width = max(width, 0.3 + CHARACTER * 1.05 * max([len(title) * 1.2, *map(len, notes.split("\n"))]))
     figure = Figure(figsize=(width, height))
@@ -61,7 +63,7 @@ def picture_grid(
     y = height - top
     for i, row in enumerate(rows):
         y -= heights[i]
-        foot = y + (heights[i] - CELL - 0.2 * (row.apart and i > 0))
+        foot = y + GAP + feet[i]
         figure.text(
             (left - 0.08) / width, (foot + CELL / 2) / height, row.label, fontsize=FONT, ha="right", va="center"
         )
@@ -90,7 +92,7 @@ def _colour_bar(figure: Figure, scale: tuple[str, float, float, str], x: float, 
     bar = figure.colorbar(ScalarMappable(Normalize(low, high), colours), cax=axes)
     bar.set_label(name, fontsize=FONT - 1)
     bar.ax.tick_params(labelsize=FONT - 1)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
 
 
 def save_figure(figure: Any, path: Path, dpi: int = 150) -> Path:
