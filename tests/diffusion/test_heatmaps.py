@@ -16,14 +16,32 @@ from domainfusion.diffusion.heatmaps import (
     recording,
 )
 from domainfusion.diffusion.image_to_image import image_to_image
+from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.errors import LDMError, UsageError
 
+PASSES, HEADS = 6, 2
 PROMPTS = ["a cat, flat", "building house"]
 
 
 @pytest.fixture
 def images():
     return torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2 - 1
+
+
+@pytest.fixture
+def two_levels(exact_ldm):
+    """The tiny LDM with an untrained U-Net that attends to the prompt at two resolutions."""
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
+        cross_attention_dim=32, attention_head_dim=HEADS, norm_num_groups=16,
+    )  # fmt: skip
+    return LatentDiffusion(
+        exact_ldm.vae, unet, exact_ldm.text_encoder, exact_ldm.tokenizer, exact_ldm.scheduler, dtype=torch.float64
+    )
 
 
 def cross_attention(unet):
@@ -62,20 +80,22 @@ def literal_terms(ldm, noisy, t, embeds, size):
     return terms
 
 
-def test_maps_are_the_mean_of_all_upsampled_probabilities(exact_ldm, images):
+@pytest.mark.parametrize(("model", "layers"), [("exact_ldm", 1 + 2), ("two_levels", 1 + 1 + 2 + 2)])
+def test_maps_are_the_mean_of_all_upsampled_probabilities(model, layers, images, request):
+    exact_ldm = request.getfixturevalue(model)
     times, draws = (0.1, 0.5, 0.8), 2
     found = heat_maps(exact_ldm, images, PROMPTS, times=times, draws=draws, seed=7, batch_size=5)
-    noise = torch.randn(6, 4, 8, 8, generator=torch.Generator().manual_seed(7)).double()
+    noise = torch.randn(PASSES, 4, 8, 8, generator=torch.Generator().manual_seed(7)).double()
     alphas = exact_ldm.scheduler.alphas_cumprod.double()
     for i, prompt in enumerate(PROMPTS):
         latents = exact_ldm.encode(images[i : i + 1])
         embeds = exact_ldm.prompt_embeds([prompt])
         terms = []
-        for number in range(6):
+        for number in range(PASSES):
             t = round(times[number // 2] * 999)
             noisy = alphas[t].sqrt() * latents + (1 - alphas[t]).sqrt() * noise[number]
             terms += literal_terms(exact_ldm, noisy, t, embeds, 16)
-        assert len(terms) == 6 * 2 * (1 + 2)  # passes, heads, layers down and up
+        assert len(terms) == PASSES * HEADS * layers  # of layers, those on the way down and up
         expected = torch.stack(terms).mean(0).clamp_min(0)
         torch.testing.assert_close(found[i], expected, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(found[0, 2], found[1, 2], rtol=1e-3)  # another image and prompt, another map

@@ -61,6 +61,8 @@ def test_the_page_stands_by_itself_and_tells_the_figures(picture, tiny_pipeline,
     found = json.loads(capsys.readouterr().out)
     assert [entry["label"] for entry in found["labels"]] == ["dog", "cat", "house"]  # the matched one first
     assert found["best"] == min(found["labels"], key=lambda entry: entry["error"])["label"]
+    errors = sorted(entry["error"] for entry in found["labels"])
+    assert found["lead"] == pytest.approx(errors[1] - errors[0], abs=1e-6)
     for entry in found["labels"]:
         assert entry["error_difference"] == pytest.approx(entry["error"] - found["labels"][0]["error"], abs=1e-6)
         assert "confidence" not in entry

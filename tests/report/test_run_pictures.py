@@ -88,7 +88,7 @@ def test_noise_at_the_border_is_told_from_noise_in_the_middle():
 
 
 def test_cases_are_mostly_errors_of_different_classes():
-    cases = [(k, "abc"[k % 3], "abc"[(k + (k < 9)) % 3], "0.5") for k in range(30)]
+    cases = [(k, "abc"[k % 3], "abc"[(k + (k < 9)) % 3], 0.5) for k in range(30)]
     chosen = choose_cases(cases, 6)
     assert [case[1] != case[2] for case in chosen] == [True] * 4 + [False] * 2
     assert {case[1] for case in chosen[:4]} == set("abc")

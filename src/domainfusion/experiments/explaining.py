@@ -132,7 +132,12 @@ def explanation_text(found: dict[str, Any]) -> str:
         if with_classifier:
             row.append("–" if entry["confidence"] is None else f"{100 * entry['confidence']:.1f} %")
         rows.append(row)
-    best = f"The label that fits the diffusion model best: {found['best']}."
+    lead, error = 1000 * found["lead"], 1000 * found["lead_standard_error"]
+    sure = "" if lead > 2 * error else ", which is within chance"
+    best = (
+        f"{found['best']} fits the diffusion model best; the error × 1000 of {found['second']} is "
+        f"{lead:.2f} ± {error:.2f} higher{sure}."
+    )
     return "\n".join([text_table(rows), "", best, *found["files"]])
 
 

@@ -49,7 +49,7 @@ class Explanation:
                 entry["confidence"] = self.confidences.get(entry["label"])
         slopes = {name: self.label_slopes[:, k] for k, name in enumerate(self.labels)}
         return {
-            "image": self.name, "labels": labels, "best": self.labels[self.heat.scores.best],
+            "image": self.name, "labels": labels, **self.order(),
             "classifier": None if self.confidences is None else max(self.confidences, key=self.confidences.__getitem__),
             "slopes": {
                 "p": list(GRID), "contrast_by_label": {name: _estimate(values) for name, values in slopes.items()},
@@ -63,6 +63,18 @@ class Explanation:
                 **{part.kind: list(part.structure) for part in self.corruptions},
             },
             **self.made,
+        }  # fmt: skip
+
+    def order(self) -> dict[str, Any]:
+        """The `best` and the `second` label, and how far the second's error is above (`lead`, paired)."""
+        scores = self.heat.scores
+        differences, errors = scores.differences(scores.best)
+        second = int(
+            np.argsort(np.where(np.arange(len(errors)) == scores.best, -np.inf, differences), kind="stable")[1]
+        )
+        return {
+            "best": self.labels[scores.best], "second": self.labels[second], "lead": float(differences[second]),
+            "lead_standard_error": float(errors[second]),
         }  # fmt: skip
 
 
@@ -94,14 +106,11 @@ def write_explanation(found: Explanation, folder: Path, command: str) -> list[Pa
 
 def headline(found: Explanation) -> Markup:
     """The page in a sentence: which label the LDM fits best and how sure that is, and what the classifier says."""
-    scores, labels = found.heat.scores, found.labels
-    best = scores.best
-    differences, errors = scores.differences(best)
-    second = int(np.argsort(differences, kind="stable")[1])
-    gap, error = 1000 * differences[second], 1000 * errors[second]
-    sure = "clearly ahead of" if gap > 2 * error else "but hardly apart from"
+    order = found.order()
+    lead, error = 1000 * order["lead"], 1000 * order["lead_standard_error"]
+    sure = "clearly ahead of" if lead > 2 * error else "but hardly apart from"
     text = Markup("Of these labels <strong>{}</strong> fits the diffusion model best, {} {} ({}).").format(
-        labels[best], sure, labels[second], f"by {gap:.2f} ±\u00a0{error:.2f}"
+        order["best"], sure, order["second"], f"errors × 1000 differ by {lead:.2f} ±\u00a0{error:.2f}"
     )
     if found.confidences is not None:
         said = max(found.confidences, key=found.confidences.__getitem__)

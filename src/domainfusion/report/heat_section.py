@@ -20,7 +20,7 @@ from domainfusion.report.pictures import png_uri
 from domainfusion.report.study import Run, Study
 
 TILE = 128  # pixels of a picture
-Case = tuple[int, str, str, str]  # row, true class, predicted class, its probability
+Case = tuple[int, str, str, float]  # row, true class, predicted class, its probability
 
 
 def build_heat(study: Study, dataset: MultiDomainDataset | None, images: int = 6) -> dict[str, Any] | None:
@@ -50,7 +50,9 @@ def read_cases(run: Run, dataset: MultiDomainDataset) -> list[Case]:
     """What the run said of each test image, from its `predictions.csv`; empty where it has none."""
     try:
         with open(run.folder / "predictions.csv", newline="", encoding="utf-8") as file:
-            found = [(int(r["row"]), r["class"], r["prediction"], r["probability"]) for r in csv.DictReader(file)]
+            found = [
+                (int(r["row"]), r["class"], r["prediction"], float(r["probability"])) for r in csv.DictReader(file)
+            ]
     except (OSError, ValueError, KeyError):
         return []
     names = set(dataset.classes)
@@ -95,11 +97,10 @@ def _case(image: np.ndarray, case: Case, found: dict[tuple[int, str], LabelHeat]
     low, high = float(values.min()), float(values.max())
     frames = [{"name": "image", "uri": png_uri(enlarge(image, TILE)), "chosen": ""}]
     for name, heat in zip(names, heats, strict=True):
-        frames.append(
-            {"name": f"“{name}”", "uri": png_uri(overlay(image, heat.relative, low, high, TILE)), "chosen": ""}
-        )
+        uri = png_uri(overlay(image, heat.relative, low, high, TILE))
+        frames.append({"name": f"heat of {name}", "uri": uri, "chosen": ""})
     return {
         "frames": frames, "class": true, "said": said, "right": true == said,
-        "confidence": f"{100 * float(probability):.0f} %",
+        "confidence": f"{100 * probability:.0f} %",
         "likeness": None if len(heats) < 2 else f"{likeness(*heats):.2f}",
     }  # fmt: skip
