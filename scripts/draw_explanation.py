@@ -41,10 +41,11 @@ def draw(ldm: LatentDiffusion, dataset: MultiDomainDataset, path: Path) -> None:
         true = dataset.classes[dataset.labels[row]]
         names = [true, *(name for name in LABELS if name != true)]
         found.append(pictures_of(ldm, dataset, row, [dataset.classes.index(name) for name in names]))
-    save_figure(draw_heat(found), path, dpi=92)
+    save_figure(draw_heat(found), path, dpi=100)
     with Image.open(path) as picture:
         plain = picture.convert("RGB")
-    plain.save(path, optimize=True)
+    palette = plain.quantize(256)  # half of the bytes of full colour
+    plain.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
 
 
 def measure(ldm: LatentDiffusion, dataset: MultiDomainDataset, count: int) -> dict[str, object]:
