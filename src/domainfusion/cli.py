@@ -30,6 +30,7 @@ COMMANDS = {
     "distill": "tabulate the slopes of latent distillation for a data set",
     "audit": "rank suspicious labels of a data set by what the LDM says of its images",
     "judge": "measure what an LDM is worth for DomainFusion on a data set",
+    "explain": "heat maps, scores and latent distillation of one image, as a page of pictures",
     "data": "splits, verify, prepare or download data sets",
     "doctor": "what this machine can do, and how long and how large a planned run would be",
     "list": "list algorithms, datasets, backbones, ldms or presets",
@@ -39,7 +40,7 @@ COMMANDS = {
 PLACES = {
     **dict.fromkeys(("demo", "train", "benchmark", "reproduce", "evaluate", "collect", "report"), "runs"),
     **dict.fromkeys(("pretrain", "generate", "distill", "judge"), "ldm"),
-    **dict.fromkeys(("predict", "export", "doctor"), "models"),
+    **dict.fromkeys(("predict", "explain", "export", "doctor"), "models"),
     "sweep": "sweep",
     "data": "data",
     "audit": "audit",

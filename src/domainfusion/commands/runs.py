@@ -119,6 +119,8 @@ class ReportCommand:
     """Run folders, or folders above them."""
     output: Path = Path("report.html")
     """The file to write."""
+    heat_maps: bool = False
+    """Add heat maps of some test images, by the runs' LDM (a few seconds with the embedded one)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,7 +251,7 @@ def report(words: list[str]) -> None:
     command = parse(ReportCommand, words, "domainfusion report")
     from domainfusion.report.html import write_report
 
-    print(write_report(list(command.runs), command.output))
+    print(write_report(list(command.runs), command.output, heat_maps=command.heat_maps))
 
 
 def collect(words: list[str]) -> None:
