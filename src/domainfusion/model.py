@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ from domainfusion.config_files import build_config, load_toml
 from domainfusion.data.images import prepare_image, read_image
 from domainfusion.data.transforms import MEAN, STD, to_float
 from domainfusion.diffusion.ldm import choose_dtype
-from domainfusion.errors import DataError, DomainFusionError, FileError, UsageError
+from domainfusion.errors import DataError, DomainFusionError, FileError, UsageError, show_note
 from domainfusion.experiments.runs import build_context, choose_device
 from domainfusion.files import hash_of_file, read_json, write_json
 from domainfusion.training.calibration import calibrate
@@ -246,5 +245,4 @@ def from_timm_names(tensors: dict[str, torch.Tensor], head: str) -> dict[str, to
 
 def note(text: str) -> None:
     """Print a remark to stderr in one line; control characters, of file names say, show as escapes."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    print(f"note: {shown}", file=sys.stderr)
+    show_note(text)

@@ -46,6 +46,8 @@ class Context:
 class Algorithm(nn.Module, abc.ABC):
     """Base of all algorithms. A subclass gives `losses`; everything else has a default."""
 
+    divisible = True  # whether its batch may pass the backbone in portions
+
     def __init__(self, context: Context) -> None:
         super().__init__()
         self.context = context

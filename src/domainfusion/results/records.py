@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from domainfusion.files import read_json, read_json_lines
+from domainfusion.errors import show_note
+from domainfusion.files import CHECKSUMS, altered_files, read_json, read_json_lines
 
 
 def find_runs(root: Path) -> list[Path]:
@@ -16,6 +17,8 @@ def find_runs(root: Path) -> list[Path]:
 def load_run(folder: Path) -> dict[str, Any]:
     """All that a run wrote down: `result`, `data`, `environment`, `records`, `config` (TOML text)."""
     text = folder / "config.toml"
+    if altered := altered_files(folder):
+        show_note(f"{folder}: {', '.join(altered)} changed since the run ended (see {CHECKSUMS})")
     return {
         "folder": folder, "result": read_json(folder / "result.json"), "data": read_json(folder / "data.json"),
         "environment": read_json(folder / "environment.json"), "records": read_json_lines(folder / "metrics.jsonl"),
