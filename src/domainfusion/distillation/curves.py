@@ -15,7 +15,6 @@ where it is damaged, so a killed computation loses one shard at most.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from domainfusion.data.transforms import from_uint8, resize
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.distillation.corruption import degrade
 from domainfusion.distillation.slopes import Draws, SlopeEstimator, draw
-from domainfusion.errors import FileError
+from domainfusion.errors import FileError, show_note
 from domainfusion.files import cache_folder, hash_of, locked, make_folder
 from domainfusion.interruption import check
 from domainfusion.seeding import seed_hash
@@ -129,7 +128,7 @@ class CurveStore:
                 return found.pop("row"), found
             except FileError as error:
                 path.replace(path.with_suffix(".damaged"))
-                print(f"note: {error}; its curves are computed again", file=sys.stderr)
+                show_note(f"{error}; its curves are computed again")
         points = len(GRID)
         none = {"slopes": torch.zeros(0, points), "errors": torch.zeros(0, points),
                 "rounds": torch.zeros(0, dtype=torch.int64)}  # fmt: skip
