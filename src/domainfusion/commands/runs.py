@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,7 +10,7 @@ import tyro
 
 from domainfusion.commands.parsing import Flat, base_options, parse, refuse, show
 from domainfusion.config import TrainConfig
-from domainfusion.errors import UsageError
+from domainfusion.errors import UsageError, show_note
 from domainfusion.registry import ALGORITHMS
 
 
@@ -179,6 +178,6 @@ def collect(words: list[str]) -> None:
     if not tables:
         raise UsageError(f"no records (results.jsonl) at or below {', '.join(map(str, command.folders))}")
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        show_note(note)
     form = "json" if command.json else command.format
     show(tables_json(tables), tables_text(tables, form), form == "json")

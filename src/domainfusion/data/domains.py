@@ -7,6 +7,7 @@ sizes, modification times) and the working size; training reads that array and n
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -24,6 +25,7 @@ from domainfusion.files import cache_folder, hash_of, locked, read_json, reserve
 from domainfusion.registry import DATASETS
 
 CACHE_FORMAT = 1
+UNREADABLE = "give yourself the right to read it, or move it away"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,10 +161,11 @@ def load_folder(root: Path, config: DataConfig) -> MultiDomainDataset:
         array.flush()
         if bad:  # rewrite without the unused rows at the end
             np.save(target / "images.npy", np.array(array[: len(kept)]))
+        numbers = {name: number for number, name in enumerate(classes)}
         write_json(
             target / "index.json",
             {
-                "domains": domains, "classes": classes, "labels": [classes.index(name) for _, name, _ in kept],
+                "domains": domains, "classes": classes, "labels": [numbers[name] for _, name, _ in kept],
                 "domain_of": [domains.index(domain) for domain, _, _ in kept],
                 "keys": [path.relative_to(root).as_posix() for _, _, path in kept], "bad": bad,
             },
@@ -213,19 +216,17 @@ def list_folder(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str]
     """
     notes: list[str] = []
     listing: dict[str, dict[str, list[Path]]] = {}
-    visible = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    visible = list_folders(root)
     if not visible:
         raise DataError(f"{root} holds no folders; it should be laid out as {root}/DOMAIN/CLASS/IMAGE")
     for domain in visible:
-        classes = [path for path in sorted(domain.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+        if root.resolve().is_relative_to(domain.resolve()):
+            raise DataError(f"{domain} is a link that leads back to {domain.resolve()}, which holds it: remove it")
+        classes = list_folders(domain)
         if not classes:
             raise DataError(f"domain {domain.name} of {root} holds no class folders: {domain}/CLASS/IMAGE is expected")
         found = {
-            folder.name: sorted(
-                (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()),
-                key=lambda p: (str(p.parent), p.name),  # folder by folder, as ImageFolder goes
-            )
-            for folder in classes
+            folder.name: [path for path in list_files(folder) if path.suffix.lower() in SUFFIXES] for folder in classes
         }
         empty = [name for name, paths in found.items() if not paths]
         if len(empty) == len(found):
@@ -234,6 +235,32 @@ def list_folder(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str]
             notes.append(f"domain {domain.name}: no images in {', '.join(empty[:8])}")
         listing[domain.name] = {name: paths for name, paths in found.items() if paths}
     return listing, notes
+
+
+def list_folders(folder: Path) -> list[Path]:
+    """The folders in `folder`, sorted, hidden ones left out. Raises `DataError` where it cannot be read."""
+    try:
+        return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and path.is_dir()]
+    except OSError as error:
+        raise DataError(f"{error.filename or folder} cannot be read: {error.strerror}; {UNREADABLE}") from error
+
+
+def list_files(folder: Path) -> list[Path]:
+    """The files in `folder` and below it, folder by folder as ImageFolder goes; links to folders are not followed.
+
+    Raises `DataError` naming a folder that cannot be read: its images would be missing, and nothing would say so.
+    """
+
+    def refused(error: OSError) -> None:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}; {UNREADABLE}") from error
+
+    found = []
+    for where, _, names in os.walk(folder, onerror=refused):
+        try:
+            found += [path for name in names if (path := Path(where, name)).is_file()]
+        except OSError as error:  # no permission to look
+            refused(error)
+    return sorted(found, key=lambda path: (str(path.parent), path.name))
 
 
 def _dataset(
