@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from domainfusion.errors import DomainFusionError, Interrupted, UsageError, unknown_name
+from domainfusion.errors import DomainFusionError, Interrupted, UsageError, printable, unknown_name
 
 COMMANDS = {
     "demo": "train ERM and DomainFusion on the embedded benchmark and show both",
@@ -112,6 +112,8 @@ def run(arguments: Sequence[str]) -> int:
             1,
             debug,
         )
+    except MemoryError as error:
+        return _fail(MemoryError(f"not enough memory ({error}): give smaller sizes, or a machine with more"), 1, debug)
     except KeyboardInterrupt:
         print("domainfusion: interrupted; the same command again goes on from the last checkpoint", file=sys.stderr)
         return 130
@@ -120,7 +122,7 @@ def run(arguments: Sequence[str]) -> int:
 def _fail(error: Exception, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"domainfusion: {error}", file=sys.stderr)
+    print(f"domainfusion: {printable(str(error))}", file=sys.stderr)
     return code
 
 

@@ -16,7 +16,7 @@ STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Share = Annotated[float, Field(ge=0, le=1)]
 Part = Annotated[float, Field(gt=0, lt=1)]
 Weight = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -276,7 +276,7 @@ class TrainConfig:
     """Name of the algorithm (domainfusion list algorithms)."""
     target: str | None = None
     """Domain held out; none trains on all domains."""
-    trial: Annotated[int, Field(ge=0)] = 0
+    trial: Annotated[int, Field(ge=0, le=10**9)] = 0
     """Which split of the data (strict: fold 0 to 4)."""
     seed: Seed = 0
     """Seed of initial weights, batches and augmentation (candidates have their own: generate.seed)."""
