@@ -122,6 +122,9 @@ def run(arguments: Sequence[str]) -> int:
 def _fail(error: Exception, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
+    if "tqdm" in sys.modules:  # a bar that is still there would stand on the message's line, and draw itself again
+        for bar in list(sys.modules["tqdm"].tqdm._instances):
+            bar.close()
     print(f"domainfusion: {printable(str(error))}", file=sys.stderr)
     return code
 

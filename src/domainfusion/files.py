@@ -191,6 +191,18 @@ def read_json(path: Path) -> Any:
         raise FileError(f"{path} cannot be read as JSON: {error}") from error
 
 
+def read_json_object(path: Path, **fields: type | tuple[type, ...]) -> dict[str, Any]:
+    """The JSON object in `path`, which has `fields` of these types. Raises `FileError` naming file and field."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise FileError(f"{path} holds {str(found)[:40]!r}, no JSON object; it was altered or damaged")
+    for name, kind in fields.items():
+        if name not in found or not isinstance(found[name], kind):
+            what = f"is {str(found[name])[:40]!r}" if name in found else "is missing"
+            raise FileError(f"{path}: {name} {what}; it was altered or damaged")
+    return found
+
+
 def append_json_line(path: Path, record: dict[str, Any]) -> None:
     """Append `record` to `path` as one line of JSON with sorted keys."""
     make_folder(path.parent)

@@ -25,7 +25,7 @@ from domainfusion.data.transforms import MEAN, STD, to_float
 from domainfusion.diffusion.ldm import choose_dtype
 from domainfusion.errors import DataError, DomainFusionError, FileError, UsageError, show_note
 from domainfusion.experiments.runs import build_context, choose_device
-from domainfusion.files import hash_of_file, read_json, write_json
+from domainfusion.files import hash_of_file, read_json, read_json_object, write_json
 from domainfusion.training.calibration import calibrate
 from domainfusion.training.checkpoint import fill_weights, load_model, looks_pickled, read_weights
 
@@ -143,18 +143,17 @@ def _load_run(folder: Path, device: torch.device) -> Model:
     pretrained, config = config.pretrained, dataclasses.replace(config, pretrained=False)  # the run has the weights
     if not (folder / "model.safetensors").exists():
         raise FileError(f"{folder} holds no trained model yet (model.safetensors is missing); finish the run first")
-    described = read_json(folder / "model.json")
-    try:
-        classes, size = tuple(map(str, described["classes"])), int(described["size"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise FileError(f"{folder / 'model.json'} does not describe a model: {error!r}") from error
+    described = read_json_object(folder / "model.json", classes=list, size=int)
+    classes, size = tuple(map(str, described["classes"])), int(described["size"])
+    if not classes or not 8 <= size <= 2048:
+        raise FileError(f"{folder / 'model.json'} does not describe a model: {len(classes)} classes, size {size}")
     classifier = build_classifier(config, len(classes))
     load_model(folder, classifier)
     classifier.to(device).eval()
-    result = read_json(folder / "result.json") if (folder / "result.json").exists() else {}
+    result = read_json_object(folder / "result.json") if (folder / "result.json").exists() else {}
     if not result:
         note(f"the run in {folder} has not finished; its best weights so far (step {described.get('step')}) are used")
-    data = read_json(folder / "data.json")
+    data = read_json_object(folder / "data.json", data=str, fingerprint=str)
     calibration = _calibration_of(folder, config, data, classifier, device)
     facts = {
         **{name: described.get(name) for name in DESCRIBED},
@@ -178,8 +177,8 @@ def _calibration_of(
     """A run's `calibration.json`; fitted now where it is missing or of other weights, and empty where it cannot be."""
     path = folder / "calibration.json"
     if path.exists():
-        kept = read_json(path)
-        if isinstance(kept, dict) and kept.get("model") == hash_of_file(folder / "model.safetensors"):
+        kept = read_json_object(path)
+        if kept.get("model") == hash_of_file(folder / "model.safetensors"):
             return _checked_calibration(kept, path)
     try:
         context = build_context(data["data"], dataclasses.replace(config, device=str(device)), folder, progress=False)

@@ -7,7 +7,6 @@ sizes, modification times) and the working size; training reads that array and n
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -20,12 +19,12 @@ from tqdm import tqdm
 from domainfusion.config import DataConfig
 from domainfusion.data.imagefolder import HUB_PREFIX, find_metadata, list_metadata, materialise_hub
 from domainfusion.data.images import SUFFIXES, prepare_image, read_image
+from domainfusion.data.listing import list_files, list_folders
 from domainfusion.errors import DataError, FileError, UsageError, unknown_name
 from domainfusion.files import cache_folder, hash_of, locked, read_json, reserve, write_json
 from domainfusion.registry import DATASETS
 
 CACHE_FORMAT = 1
-UNREADABLE = "give yourself the right to read it, or move it away"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,32 +234,6 @@ def list_folder(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str]
             notes.append(f"domain {domain.name}: no images in {', '.join(empty[:8])}")
         listing[domain.name] = {name: paths for name, paths in found.items() if paths}
     return listing, notes
-
-
-def list_folders(folder: Path) -> list[Path]:
-    """The folders in `folder`, sorted, hidden ones left out. Raises `DataError` where it cannot be read."""
-    try:
-        return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and path.is_dir()]
-    except OSError as error:
-        raise DataError(f"{error.filename or folder} cannot be read: {error.strerror}; {UNREADABLE}") from error
-
-
-def list_files(folder: Path) -> list[Path]:
-    """The files in `folder` and below it, folder by folder as ImageFolder goes; links to folders are not followed.
-
-    Raises `DataError` naming a folder that cannot be read: its images would be missing, and nothing would say so.
-    """
-
-    def refused(error: OSError) -> None:
-        raise DataError(f"{error.filename} cannot be read: {error.strerror}; {UNREADABLE}") from error
-
-    found = []
-    for where, _, names in os.walk(folder, onerror=refused):
-        try:
-            found += [path for name in names if (path := Path(where, name)).is_file()]
-        except OSError as error:  # no permission to look
-            refused(error)
-    return sorted(found, key=lambda path: (str(path.parent), path.name))
 
 
 def _dataset(

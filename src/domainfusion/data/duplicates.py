@@ -116,7 +116,8 @@ def _hashes(paths: Iterable[Path], workers: int) -> Iterator[Print | DataError]:
 
 def _near_images(places: dict[bytes, list[Place]], prints: dict[bytes, Print]) -> list[Finding]:
     """Pictures of different domains that look alike without being equal: resized, say, or compressed again."""
-    known = list(places)
+    # Of pictures of one domain with one hash (the frames of a film, say) one stands for all.
+    known = list({(prints[key].alike, places[key][0][0]): key for key in places}.values())
     hashes = np.array([prints[key].alike for key in known], dtype=np.uint64)
     small = np.stack([prints[key].small for key in known]) if known else np.zeros((0, SMALL, SMALL, 3))
     domains = [{domain for domain, *_ in places[key]} for key in known]

@@ -132,8 +132,14 @@ def find_overlap(dataset: MultiDomainDataset, used: np.ndarray, test: np.ndarray
     equal = [(by_digest[int(known[row, 0])], int(row)) for row in test if int(known[row, 0]) in by_digest]
     done = {row for _, row in equal}
     near: dict[int, int] = {}
-    pairs = [(int(used[i]), int(test[j])) for i, j in near_pairs(known[used, 1], known[test, 1])]
-    pairs = [pair for pair in pairs if pair[1] not in done]
+    # By distinct hashes: of pictures with one hash, which may be many, a few stand for all.
+    sources = _by_hash(known, used, most=4)
+    tests = _by_hash(known, np.array([row for row in test if int(row) not in done], dtype=np.int64))
+    hashes = [np.array(list(group), dtype=np.uint64) for group in (sources, tests)]
+    pairs = [
+        (source, row)
+        for i, j in near_pairs(*hashes) for row in tests[int(hashes[1][j])] for source in sources[int(hashes[0][i])]
+    ]  # fmt: skip
     for start in range(0, len(pairs), 4096):
         part = pairs[start : start + 4096]
         small = [shrink(dataset.images[[pair[side] for pair in part]], SMALL) for side in (0, 1)]
@@ -143,12 +149,23 @@ def find_overlap(dataset: MultiDomainDataset, used: np.ndarray, test: np.ndarray
     return equal, [(source, row) for row, source in sorted(near.items())]
 
 
+def _by_hash(known: np.ndarray, rows: np.ndarray, most: int | None = None) -> dict[int, list[int]]:
+    """{perceptual hash: rows}, of each hash the first `most` pictures that differ in their pixels."""
+    found: dict[int, dict[int, int]] = defaultdict(dict)
+    for row in rows.tolist():
+        pictures = found[int(known[row, 1])]
+        key = row if most is None else int(known[row, 0])
+        if most is None or len(pictures) < most:
+            pictures.setdefault(key, row)
+    return {value: list(pictures.values()) for value, pictures in found.items()}
+
+
 def find_torn(dataset: MultiDomainDataset, rows: np.ndarray) -> Pairs:
     """Pairs of rows with equal pixels and different labels, each row of rows (n,) against the first that is equal."""
     known = digests(dataset)
     first: dict[int, int] = {}
     torn: Pairs = []
-    for row in rows.tolist():
+    for row in sorted(rows.tolist()):
         other = first.setdefault(int(known[row, 0]), row)
         if dataset.labels[other] != dataset.labels[row]:
             torn.append((other, row))

@@ -13,11 +13,11 @@ from collections import defaultdict
 from pathlib import Path
 
 from domainfusion.data.benchmarks import Benchmark, plain, recognise
-from domainfusion.data.domains import list_files, list_folders
 from domainfusion.data.duplicates import decode_all
 from domainfusion.data.findings import Finding, Verification, number, some
 from domainfusion.data.imagefolder import find_metadata, list_metadata
 from domainfusion.data.images import SUFFIXES
+from domainfusion.data.listing import list_files, list_folders
 from domainfusion.errors import DataError
 
 Listing = dict[str, dict[str, list[Path]]]

@@ -153,6 +153,7 @@ class LatentDiffusion:
         device = torch.device(device)
         dtype = choose_dtype(precision, device)
         quiet_libraries()
+        default = torch.get_default_dtype()
         try:
             vae = AutoencoderKL.from_pretrained(where, subfolder="vae", torch_dtype=torch.float32, use_safetensors=True)
             unet = UNet2DConditionModel.from_pretrained(
@@ -166,6 +167,8 @@ class LatentDiffusion:
         except Exception as error:  # whatever configs, weights and vocabularies that are none make the libraries raise
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise LDMError(f"the LDM {source} cannot be loaded: {first}") from error
+        finally:  # where the libraries fail while they load, they leave the type of new tensors as they had set it
+            torch.set_default_dtype(default)
         return cls(
             vae, unet, text_encoder, tokenizer, scheduler, name=source, styles=read_styles(Path(where)),
             device=device, dtype=dtype,

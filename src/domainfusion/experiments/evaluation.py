@@ -17,7 +17,7 @@ from domainfusion.data.splits import build_split
 from domainfusion.diffusion.ldm import choose_dtype
 from domainfusion.errors import DataError, FileError, UsageError
 from domainfusion.experiments.runs import choose_device
-from domainfusion.files import read_json
+from domainfusion.files import read_json_object
 from domainfusion.registry import ALGORITHMS
 from domainfusion.training.checkpoint import load_model
 from domainfusion.training.evaluation import evaluate
@@ -37,13 +37,13 @@ def evaluate_run(folder: Path, data: str | None = None, device_name: str = "auto
             f"the run in {folder} is of {config.algorithm}, which is not trained: there is no model to evaluate; its "
             f"accuracies are in result.json, and `domainfusion train DATA --algorithm {config.algorithm}` gives others"
         )
-    described = read_json(folder / "model.json")
+    described = read_json_object(folder / "model.json", classes=list)
     # The weights are about to be loaded: the published ones need not be fetched for a pretrained backbone.
     classifier = build_classifier(dataclasses.replace(config, pretrained=False), len(described["classes"]))
     load_model(folder, classifier)
     device = choose_device(device_name)
     classifier.to(device).eval()
-    recorded = read_json(folder / "data.json")
+    recorded = read_json_object(folder / "data.json", data=str, fingerprint=str)
     dataset = load_dataset(data or recorded["data"], config.data)
     if data is None and dataset.fingerprint != recorded["fingerprint"]:
         raise DataError(
@@ -58,15 +58,14 @@ def evaluate_run(folder: Path, data: str | None = None, device_name: str = "auto
         parts = {config.target: split.test} if config.target else dict(split.validation)
     else:
         parts = {domain: dataset.rows(i) for i, domain in enumerate(dataset.domains)}
-    position = np.array([described["classes"].index(name) for name in dataset.classes])
+    numbers = {name: number for number, name in enumerate(described["classes"])}
+    position = np.array([numbers[name] for name in dataset.classes])
     found = {}
     for domain, rows in parts.items():
         result = evaluate(classifier, dataset, rows, device=device, dtype=choose_dtype(config.precision, device))
         labels, predictions = position[result.labels], result.probabilities.argmax(1)
         by_class = {
-            name: float((predictions[labels == i] == i).mean())
-            for i, name in enumerate(described["classes"])
-            if (labels == i).any()
+            described["classes"][i]: float((predictions[labels == i] == i).mean()) for i in np.unique(labels).tolist()
         }
         accuracy = float((predictions == labels).mean())
         found[str(domain)] = {"images": len(rows), "accuracy": accuracy, "class_accuracy": by_class}

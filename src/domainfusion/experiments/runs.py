@@ -34,6 +34,7 @@ from domainfusion.files import (
     hash_of_file,
     json_text,
     read_json,
+    read_json_object,
     write_json,
     write_text,
 )
@@ -98,7 +99,7 @@ def train_run(data: str, config: TrainConfig, folder: Path, *, progress: bool = 
     _refuse_other_options(folder, data, config)
     context = build_context(data, config, folder, progress)
     described = describe_data(data, context)
-    if (folder / "data.json").exists() and read_json(folder / "data.json")["fingerprint"] != described["fingerprint"]:
+    if (folder / "data.json").exists() and _recorded(folder)["fingerprint"] != described["fingerprint"]:
         raise UsageError(f"the images of {data} have changed since the run in {folder} began; choose another --output")
     if (folder / "result.json").exists() and not _to_be_redone(folder):
         return read_json(folder / "result.json")
@@ -267,8 +268,13 @@ def _refuse_other_options(folder: Path, data: str, config: TrainConfig) -> None:
                 f"{folder} holds a run with {name} = {kept.get(name)!r}, not {now.get(name)!r}; choose another --output"
             )
     recorded = folder / "data.json"
-    if recorded.exists() and read_json(recorded)["data"] not in (data, str(Path(data).resolve())):
-        raise UsageError(f"{folder} holds a run on {read_json(recorded)['data']}; choose another --output")
+    if recorded.exists() and _recorded(folder)["data"] not in (data, str(Path(data).resolve())):
+        raise UsageError(f"{folder} holds a run on {_recorded(folder)['data']}; choose another --output")
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    """What the run in `folder` wrote down about its data."""
+    return read_json_object(folder / "data.json", data=str, fingerprint=str)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
