@@ -127,7 +127,8 @@ def reserve(path: Path, size: int) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # File names that are not UTF-8 reach Python as lone surrogates, which no file of text can hold.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def json_text(value: Any) -> str:

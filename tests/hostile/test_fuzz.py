@@ -64,7 +64,7 @@ def mutated(draw: st.DrawFn, content: bytes) -> bytes:
 
 
 @given(values=st.dictionaries(FIELDS | st.text(max_size=8), VALUES, max_size=4))
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_options_of_any_values(values: dict[str, Any]) -> None:
     for kind in (TrainConfig, PretrainConfig):
         with contextlib.suppress(UsageError):
@@ -72,7 +72,7 @@ def test_options_of_any_values(values: dict[str, Any]) -> None:
 
 
 @given(section=st.sampled_from(["data", "distill", "generate", "zero_shot", "average", "rsc"]), data=st.data())
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_options_of_a_section(section: str, data: st.DataObject) -> None:
     names = st.sampled_from(list(plain_values(TrainConfig())[section]))
     values = data.draw(st.dictionaries(names, VALUES, max_size=4))
@@ -156,7 +156,7 @@ def encoded(form: str) -> bytes:
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM"])
 @given(data=st.data())
-@settings(max_examples=80)
+@settings(max_examples=50)
 def test_images_of_any_content(tmp_path: Path, form: str, data: st.DataObject) -> None:
     path = tmp_path / f"x.{form.lower()}"
     path.write_bytes(data.draw(mutated(encoded(form))))
@@ -194,7 +194,7 @@ def checkpoint(folder: Path, step: int) -> tuple[Small, torch.optim.Adam]:
 
 
 @given(data=st.data())
-@settings(max_examples=300)
+@settings(max_examples=100)
 def test_of_checkpoints_the_last_good_one_is_used(tmp_path: Path, data: st.DataObject) -> None:
     """Damage anywhere is detected: never are other values read than were written."""
     folder = tmp_path / "run"
@@ -220,7 +220,7 @@ def same_values(content: bytes, other: bytes, folder: Path) -> bool:
 
 
 @given(data=st.data())
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_weights_and_states_of_any_content(tmp_path: Path, data: st.DataObject) -> None:
     path = tmp_path / "x.safetensors"
     save_state(path, {"a": torch.ones(3), "b": [1, "x", {2: torch.zeros(2, dtype=torch.bfloat16)}]})
@@ -255,7 +255,7 @@ def test_states_that_somebody_else_made(tmp_path: Path, tree: Any, checksum: boo
 @given(state=st.fixed_dictionaries({}, optional={
     "model": VALUES, "optimizer": VALUES, "progress": VALUES, "extra": VALUES, "records": VALUES,
 }))  # fmt: skip
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_checkpoints_that_hold_something_else(tmp_path: Path, state: dict[str, Any]) -> None:
     module = Small()
     optimizer = torch.optim.Adam(module.parameters())
