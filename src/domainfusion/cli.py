@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from domainfusion.errors import DomainFusionError, Interrupted, UsageError, unknown_name
+from domainfusion.errors import DomainFusionError, Interrupted, UsageError, printable, unknown_name
 
 COMMANDS = {
     "demo": "train ERM and DomainFusion on the embedded benchmark and show both",
@@ -118,6 +118,8 @@ def run(arguments: Sequence[str]) -> int:
             1,
             debug,
         )
+    except MemoryError as error:
+        return _fail(MemoryError(f"not enough memory ({error}): give smaller sizes, or a machine with more"), 1, debug)
     except KeyboardInterrupt:
         print("domainfusion: interrupted; the same command again goes on from the last checkpoint", file=sys.stderr)
         return 130
@@ -126,7 +128,10 @@ def run(arguments: Sequence[str]) -> int:
 def _fail(error: Exception, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"domainfusion: {error}", file=sys.stderr)
+    if "tqdm" in sys.modules:  # a bar that is still there would stand on the message's line, and draw itself again
+        for bar in list(sys.modules["tqdm"].tqdm._instances):
+            bar.close()
+    print(f"domainfusion: {printable(str(error))}", file=sys.stderr)
     return code
 
 

@@ -16,7 +16,7 @@ STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Share = Annotated[float, Field(ge=0, le=1)]
 Part = Annotated[float, Field(gt=0, lt=1)]
 Weight = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -361,7 +361,7 @@ class TrainConfig:
     """Domain held out; none trains on all domains."""
     second_target: str | None = None
     """Another domain held out, for leave-one-domain-out selection (benchmark --selection sets it itself)."""
-    trial: Annotated[int, Field(ge=0)] = 0
+    trial: Annotated[int, Field(ge=0, le=10**9)] = 0
     """Which split of the data (strict: fold 0 to 4)."""
     seed: Seed = 0
     """Seed of initial weights, batches and augmentation (candidates have their own: generate.seed)."""

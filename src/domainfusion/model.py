@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,9 +23,9 @@ from domainfusion.config import TrainConfig
 from domainfusion.config_files import build_config, load_toml
 from domainfusion.data.images import prepare_image, read_image
 from domainfusion.data.transforms import to_float
-from domainfusion.errors import DataError, DomainFusionError, FileError, UsageError
+from domainfusion.errors import DataError, DomainFusionError, FileError, UsageError, show_note
 from domainfusion.experiments.runs import build_context, choose_device
-from domainfusion.files import hash_of_file, read_json, write_json
+from domainfusion.files import hash_of_file, read_json, read_json_object, write_json
 from domainfusion.registry import ALGORITHMS
 from domainfusion.training.calibration import calibrate
 from domainfusion.training.checkpoint import fill_weights, load_model, looks_pickled, read_weights
@@ -147,18 +146,17 @@ def _load_run(folder: Path, device: torch.device) -> Model:
     config: TrainConfig = build_config(TrainConfig, load_toml(folder / "config.toml"), str(folder / "config.toml"))
     if not (folder / "model.safetensors").exists():
         raise FileError(f"{folder} holds no trained model yet (model.safetensors is missing); finish the run first")
-    described = read_json(folder / "model.json")
-    try:
-        classes, size = tuple(map(str, described["classes"])), int(described["size"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise FileError(f"{folder / 'model.json'} does not describe a model: {error!r}") from error
+    described = read_json_object(folder / "model.json", classes=list, size=int)
+    classes, size = tuple(map(str, described["classes"])), int(described["size"])
+    if not classes or not 8 <= size <= 2048:
+        raise FileError(f"{folder / 'model.json'} does not describe a model: {len(classes)} classes, size {size}")
     classifier = build_classifier(config, len(classes), initialize=False)  # the run has the weights
     load_model(folder, classifier)
     classifier.to(device).eval()
-    result = read_json(folder / "result.json") if (folder / "result.json").exists() else {}
+    result = read_json_object(folder / "result.json") if (folder / "result.json").exists() else {}
     if not result:
         note(f"the run in {folder} has not finished; its best weights so far (step {described.get('step')}) are used")
-    data = read_json(folder / "data.json")
+    data = read_json_object(folder / "data.json", data=str, fingerprint=str)
     calibration = _calibration_of(folder, config, data, classifier, device)
     facts = {
         **{name: described.get(name) for name in DESCRIBED},
@@ -185,8 +183,8 @@ def _calibration_of(
     """A run's `calibration.json`; fitted now where it is missing or of other weights, and empty where it cannot be."""
     path = folder / "calibration.json"
     if path.exists():
-        kept = read_json(path)
-        if isinstance(kept, dict) and kept.get("model") == hash_of_file(folder / "model.safetensors"):
+        kept = read_json_object(path)
+        if kept.get("model") == hash_of_file(folder / "model.safetensors"):
             return _checked_calibration(kept, path)
     try:
         context = build_context(data["data"], dataclasses.replace(config, device=str(device)), folder, progress=False)
@@ -261,5 +259,4 @@ def from_timm_names(tensors: dict[str, torch.Tensor], head: str) -> dict[str, to
 
 def note(text: str) -> None:
     """Print a remark to stderr in one line; control characters, of file names say, show as escapes."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    print(f"note: {shown}", file=sys.stderr)
+    show_note(text)

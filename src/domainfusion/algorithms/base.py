@@ -60,6 +60,7 @@ class Algorithm(nn.Module, abc.ABC):
 
     # Whether the classifier's accuracies on the target while training are the method's own, for results.jsonl.
     tests_by_classifier: ClassVar[bool] = True
+    divisible = True  # whether its batch may pass the backbone in portions
 
     def __init__(self, context: Context) -> None:
         super().__init__()

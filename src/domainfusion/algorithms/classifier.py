@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from domainfusion.algorithms.backbones import build_backbone
+from domainfusion.algorithms.portions import in_portions
 from domainfusion.config import Precision, TrainConfig
 from domainfusion.data.transforms import MEAN, STD, normalize
 from domainfusion.diffusion.ldm import choose_dtype
@@ -24,9 +25,17 @@ class Classifier(nn.Module):
         self.head = nn.Linear(width, classes)
         self.freeze_bn = freeze_bn
         self.mean, self.std = mean, std  # that images are normalised with, by channel
+        self.portion = 0  # most images that pass the backbone at once (0: all)
+        self.most_at_once = 0  # how many have
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, D) features of images (B, 3, H, W) in [0, 1]."""
+        """(B, D) features of images (B, 3, H, W) in [0, 1], at most `portion` of them at a time."""
+        if self.portion and len(images) > self.portion:
+            return in_portions(self.backbone, self._features, images, self.portion)
+        return self._features(images)
+
+    def _features(self, images: torch.Tensor) -> torch.Tensor:
+        self.most_at_once = max(self.most_at_once, len(images))
         return self.backbone(normalize(images, self.mean, self.std).contiguous(memory_format=torch.channels_last))
 
     def logits_of(self, features: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,7 +10,7 @@ import tyro
 
 from domainfusion.commands.parsing import Flat, base_options, drawn, given_options, parse, refuse, search_table, show
 from domainfusion.config import TrainConfig
-from domainfusion.errors import UsageError
+from domainfusion.errors import UsageError, show_note
 from domainfusion.registry import ALGORITHMS
 
 
@@ -155,10 +154,10 @@ def train(words: list[str]) -> None:
     if options.target is None and command.expect and result.get("steps"):  # zero-shot results have every domain already
         from domainfusion.experiments.expectation import expect_elsewhere, expectation_text
 
-        print(
-            "note: the model is trained and saved; now once without each domain, to say what to expect on a new one "
-            "(--no-expect leaves that out)", file=sys.stderr,
-        )  # fmt: skip
+        show_note(
+            "the model is trained and saved; now once without each domain, to say what to expect on a new one "
+            "(--no-expect leaves that out)"
+        )
         expected = expect_elsewhere(
             command.data, options, folder, command=" ".join(["domainfusion", "train", *words])
         )  # fmt: skip
@@ -267,6 +266,6 @@ def collect(words: list[str]) -> None:
     if not tables:
         raise UsageError(f"no records (results.jsonl) at or below {', '.join(map(str, command.folders))}")
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        show_note(note)
     form = "json" if command.json else command.format
     show(tables_json(tables), tables_text(tables, form), form == "json")

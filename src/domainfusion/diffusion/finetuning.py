@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from domainfusion.data.transforms import from_uint8, resize, to_uint8
 from domainfusion.diffusion.corpus import Corpus
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.pretraining import train_pipeline
-from domainfusion.errors import Busy, FileError, UsageError
+from domainfusion.errors import Busy, FileError, UsageError, show_note
 from domainfusion.files import cache_folder, exclusive, hash_of, read_json, write_json
 from domainfusion.interruption import check, stoppable
 
@@ -109,7 +108,7 @@ def train_source(source: FineTuned, images: np.ndarray, ldm: str, config: DSICon
                     _train(source, images, ldm, config, size)
         except Busy as error:
             if not said:
-                print(f"note: {error.args[0].split(':')[0]}; waiting for it", file=sys.stderr)
+                show_note(f"{error.args[0].split(':')[0]}; waiting for it")
                 said = True
             check()
             time.sleep(PAUSE)
@@ -118,7 +117,7 @@ def train_source(source: FineTuned, images: np.ndarray, ldm: str, config: DSICon
 def _train(source: FineTuned, images: np.ndarray, ldm: str, config: DSIConfig, size: int) -> None:
     """Train in a folder that is ours alone, then leave the pipeline and what people look at."""
     folder = source.folder
-    print(f"note: fine-tuning the LDM on {len(images)} images of {source.domain}, in {folder}", file=sys.stderr)
+    show_note(f"fine-tuning the LDM on {len(images)} images of {source.domain}, in {folder}")
     none = [""] * len(images)
     pixels = np.concatenate([to_uint8(resize(from_uint8(part), size)) for part in np.array_split(
         images, -(-len(images) // 256))])  # fmt: skip

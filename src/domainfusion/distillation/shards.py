@@ -3,14 +3,13 @@ for, by as many processes as like to."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from domainfusion.errors import FileError
+from domainfusion.errors import FileError, show_note
 from domainfusion.files import locked
 from domainfusion.tensors import load_state, save_state
 
@@ -40,7 +39,7 @@ class ShardedTable:
                 return found.pop("row"), found
             except FileError as error:
                 path.replace(path.with_suffix(".damaged"))
-                print(f"note: {error}; its {self.content} are computed again", file=sys.stderr)
+                show_note(f"{error}; its {self.content} are computed again")
         return torch.zeros(0, dtype=torch.int64), {}
 
     def read_all(self) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:

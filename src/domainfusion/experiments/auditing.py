@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from domainfusion.config import AuditConfig
 from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
 from domainfusion.distillation.evidence import Evidence, EvidenceStore
-from domainfusion.errors import UsageError
+from domainfusion.errors import UsageError, show_note
 from domainfusion.experiments.label_losses import LabelLosses, find_runs, losses_by_trials, losses_of_runs
 from domainfusion.experiments.planting import plant_labels, ranking_figures
 from domainfusion.experiments.runs import choose_device
@@ -117,7 +116,7 @@ def audit_labels(
         dataset, rows, score_labels(evidence.misfit(config.ranking), dataset.labels[rows]), losses
     )
     for note in dataset.notes:
-        print(f"note: {note}", file=sys.stderr)
+        show_note(note)
     found: dict[str, Any] = {
         "data": data, "ldm": config.ldm, "ranking": config.ranking, "images": len(rows), "of": len(dataset),
         "passes": evidence.passes, "seconds": round(time.monotonic() - started, 1), "key": audit.store.key,

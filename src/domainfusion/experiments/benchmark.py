@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from domainfusion.config import TrainConfig
 from domainfusion.config_files import flat_values, plain_values
 from domainfusion.data.domains import load_dataset
 from domainfusion.data.splits import build_split
-from domainfusion.errors import Busy, UsageError
+from domainfusion.errors import Busy, UsageError, show_note
 from domainfusion.experiments.runs import describe_environment, train_run
 from domainfusion.experiments.search import SELECTIONS, Plan, PlannedRun, Search, choose
 from domainfusion.files import write_json
@@ -102,7 +101,7 @@ def finished(
             except Busy as error:
                 busy.append(run)
                 if not said:
-                    print(f"note: {error.args[0].split(':')[0]}; going on with the other runs", file=sys.stderr)
+                    show_note(f"{error.args[0].split(':')[0]}; going on with the other runs")
                     said = True
                 continue
             yield run, result

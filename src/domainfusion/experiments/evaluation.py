@@ -16,7 +16,7 @@ from domainfusion.data.domains import load_dataset
 from domainfusion.data.splits import build_split
 from domainfusion.errors import DataError, FileError, UsageError
 from domainfusion.experiments.runs import choose_device
-from domainfusion.files import read_json
+from domainfusion.files import read_json_object
 from domainfusion.interruption import stoppable
 from domainfusion.registry import ALGORITHMS
 from domainfusion.training.checkpoint import load_model
@@ -37,7 +37,7 @@ def load_run(folder: Path) -> tuple[TrainConfig, list[str], nn.Module]:
             f"the run in {folder} is of {config.algorithm}, which is not trained: there is no model to evaluate; its "
             f"accuracies are in result.json, and `domainfusion train DATA --algorithm {config.algorithm}` gives others"
         )
-    classes = list(read_json(folder / "model.json")["classes"])
+    classes = list(read_json_object(folder / "model.json", classes=list)["classes"])
     # The run's own weights are about to be loaded: the published ones need not be fetched.
     classifier = build_classifier(config, len(classes), initialize=False)
     load_model(folder, classifier)
@@ -53,7 +53,7 @@ def evaluate_run(folder: Path, data: str | None = None, device_name: str = "auto
     config, classes, classifier = load_run(folder)
     device = choose_device(device_name)
     classifier.to(device).eval()
-    recorded = read_json(folder / "data.json")
+    recorded = read_json_object(folder / "data.json", data=str, fingerprint=str)
     dataset = load_dataset(data or recorded["data"], config.data)
     if data is None and dataset.fingerprint != recorded["fingerprint"]:
         raise DataError(
@@ -68,7 +68,8 @@ def evaluate_run(folder: Path, data: str | None = None, device_name: str = "auto
         parts = {config.target: split.test} if config.target else dict(split.validation)
     else:
         parts = {domain: dataset.rows(i) for i, domain in enumerate(dataset.domains)}
-    position = np.array([classes.index(name) for name in dataset.classes])
+    numbers = {name: number for number, name in enumerate(classes)}
+    position = np.array([numbers[name] for name in dataset.classes])
     dtype = choose_classifier_dtype(config.precision, device)
     found = {}
     tester = ALGORITHMS.load(config.algorithm).load_tester(folder, classifier, config, device)
@@ -79,9 +80,7 @@ def evaluate_run(folder: Path, data: str | None = None, device_name: str = "auto
             with stoppable():
                 result = evaluation_of_logits(tester.logits(dataset, rows), dataset, rows)
         labels, predictions = position[result.labels], result.probabilities.argmax(1)
-        by_class = {
-            name: float((predictions[labels == i] == i).mean()) for i, name in enumerate(classes) if (labels == i).any()
-        }
+        by_class = {classes[i]: float((predictions[labels == i] == i).mean()) for i in np.unique(labels).tolist()}
         accuracy = float((predictions == labels).mean())
         found[str(domain)] = {"images": len(rows), "accuracy": accuracy, "class_accuracy": by_class}
     return found

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import io
 import os
 import platform
-import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from domainfusion.algorithms.base import Algorithm, Context
@@ -22,14 +23,20 @@ from domainfusion.config import TrainConfig
 from domainfusion.config_files import build_config, flat_values, load_toml, plain_values, to_toml
 from domainfusion.data.batches import steps_per_epoch
 from domainfusion.data.domains import MultiDomainDataset, load_dataset
+from domainfusion.data.likeness import overlap_notes
 from domainfusion.data.splits import build_split
-from domainfusion.errors import UsageError
+from domainfusion.errors import FileError, UsageError, show_note
 from domainfusion.experiments.testing import evaluate_test, write_final_record
 from domainfusion.experiments.zero_shot import classify_parts, describe_accuracy, write_record
 from domainfusion.files import (
+    CHECKSUMS,
+    altered_files,
+    checksums_text,
     exclusive,
     hash_of_file,
+    json_text,
     read_json,
+    read_json_object,
     write_json,
     write_text,
 )
@@ -39,6 +46,11 @@ from domainfusion.training.calibration import calibrate
 from domainfusion.training.checkpoint import load_model
 from domainfusion.training.evaluation import Evaluation
 from domainfusion.training.trainer import train, validate
+
+MOST_CONFUSED = 1000  # classes, of which `result.json` has the confusion matrix
+# The files of a finished run that its checksums cover.
+KEPT = ("config.toml", "environment.json", "data.json", "metrics.jsonl", "results.jsonl", "predictions.csv",
+        "model.json", "model.safetensors")  # fmt: skip
 
 
 def choose_device(name: str) -> torch.device:
@@ -90,9 +102,9 @@ def train_run(data: str, config: TrainConfig, folder: Path, *, progress: bool = 
     refuse_other_options(folder, data, config)
     context = build_context(data, config, folder, progress)
     described = describe_data(data, context)
-    if (folder / "data.json").exists() and read_json(folder / "data.json")["fingerprint"] != described["fingerprint"]:
+    if (folder / "data.json").exists() and _recorded(folder)["fingerprint"] != described["fingerprint"]:
         raise UsageError(f"the images of {data} have changed since the run in {folder} began; choose another --output")
-    if (folder / "result.json").exists():
+    if (folder / "result.json").exists() and not _to_be_redone(folder):
         return read_json(folder / "result.json")
     with exclusive(folder), stoppable():
         return _run(data, context, described)
@@ -101,8 +113,11 @@ def train_run(data: str, config: TrainConfig, folder: Path, *, progress: bool = 
 def _run(data: str, context: Context, described: dict[str, Any]) -> dict[str, Any]:
     """Train, in a folder that is ours alone."""
     config, folder = context.config, context.folder
-    for note in context.dataset.notes:
-        print(f"note: {note}", file=sys.stderr)
+    split = context.split
+    used = np.concatenate([part[domain] for part in (split.train, split.validation) for domain in split.sources])
+    described = described | {"notes": [*context.dataset.notes, *overlap_notes(context.dataset, used, split.test)]}
+    for note in described["notes"]:
+        show_note(note)
     kind = ALGORITHMS.load(config.algorithm)
     # Built before anything is written: options that it refuses leave no folder that insists on them.
     algorithm = None if issubclass(kind, ZeroShot) else build_algorithm(context)
@@ -112,9 +127,37 @@ def _run(data: str, context: Context, described: dict[str, Any]) -> dict[str, An
     started = time.monotonic()
     result = _classify(kind, context) if algorithm is None else _train(algorithm)
     result["wall_seconds"] = time.monotonic() - started
-    write_json(folder / "result.json", result)
-    write_text(folder / "done", "done")  # DomainBed's mark of a run that ended
+    finish_run(folder, result)
     return result
+
+
+def finish_run(folder: Path, result: dict[str, Any]) -> None:
+    """Write `result.json`, which makes a run a finished one, and before it the checksums of all that people read."""
+    text = json_text(result)
+    hashes = {name: hash_of_file(folder / name) for name in KEPT if (folder / name).exists()}
+    hashes["result.json"] = hashlib.sha256(text.encode()).hexdigest()
+    write_text(folder / CHECKSUMS, checksums_text(hashes))
+    write_text(folder / "result.json", text)
+    write_text(folder / "done", "done")  # DomainBed's mark of a run that ended
+
+
+def _to_be_redone(folder: Path) -> bool:
+    """Whether a finished run's files were damaged, and its checkpoint is there to make them again.
+
+    Raises `FileError` where its result was damaged and no checkpoint is there.
+    """
+    altered = altered_files(folder)
+    if not altered:
+        return False
+    checkpoint = (folder / "checkpoints" / "last.safetensors").exists() or not (folder / "model.json").exists()
+    what = f"{folder}: {', '.join(altered)} changed since the run ended (see {CHECKSUMS})"
+    if not checkpoint:
+        if "result.json" in altered:
+            raise FileError(f"{what}, and no checkpoint is left to make it again; train with another --output")
+        show_note(what)
+        return False
+    show_note(f"{what}; made again from the last checkpoint")
+    return True
 
 
 def save_calibration(folder: Path, classifier: torch.nn.Module, context: Context) -> dict[str, Any]:
@@ -140,6 +183,8 @@ def _train(algorithm: Algorithm) -> dict[str, Any]:
     seconds = done.seconds + algorithm.seconds_after_training()
     result.update(selected_step=done.best_step, steps=done.step, seconds=seconds, costs=algorithm.costs())
     result.update(algorithm.findings())
+    if algorithm.classifier.portion:  # memory ran out
+        result["images_at_once"] = algorithm.classifier.portion
     if "average" in model:
         result["average"] = model["average"]
     algorithm.finish()
@@ -187,17 +232,20 @@ def describe_result(
     if context.config.second_target is not None:
         result["second_target"] = context.config.second_target
     if test is not None:
-        confusion = test.confusion()
         if predictions is not None:
             write_predictions(predictions, test, context.dataset)
-        counts = confusion.sum(1)
+        classes = len(context.dataset.classes)
+        counts = np.bincount(test.labels, minlength=classes)
+        right = np.bincount(test.labels[test.labels == test.predictions], minlength=classes)
         result.update(
-            target_accuracy=test.accuracy, test_images=len(test.labels), confusion=confusion.tolist(),
+            target_accuracy=test.accuracy, test_images=len(test.labels),
             class_accuracy={
-                name: (float(confusion[i, i] / counts[i]) if counts[i] else None)
+                name: (float(right[i] / counts[i]) if counts[i] else None)
                 for i, name in enumerate(context.dataset.classes)
             },
         )  # fmt: skip
+        if len(counts) <= MOST_CONFUSED:  # the square of more classes is a file that nobody reads
+            result["confusion"] = test.confusion().tolist()
     return result
 
 
@@ -229,8 +277,13 @@ def refuse_other_options(folder: Path, data: str, config: TrainConfig) -> None:
                 f"{folder} holds a run with {name} = {kept.get(name)!r}, not {now.get(name)!r}; choose another --output"
             )
     recorded = folder / "data.json"
-    if recorded.exists() and read_json(recorded)["data"] not in (data, str(Path(data).resolve())):
-        raise UsageError(f"{folder} holds a run on {read_json(recorded)['data']}; choose another --output")
+    if recorded.exists() and _recorded(folder)["data"] not in (data, str(Path(data).resolve())):
+        raise UsageError(f"{folder} holds a run on {_recorded(folder)['data']}; choose another --output")
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    """What the run in `folder` wrote down about its data."""
+    return read_json_object(folder / "data.json", data=str, fingerprint=str)
 
 
 def describe_data(data: str, context: Context) -> dict[str, Any]:

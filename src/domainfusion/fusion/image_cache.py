@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from domainfusion.errors import show_note
 from domainfusion.files import locked, make_folder, open_lock, reserve
 from domainfusion.interruption import check
 
@@ -33,9 +34,10 @@ class ImageCache:
         self.path = path
         make_folder(path.parent)
         with locked(path.with_suffix(".lock")):  # one process makes the files, the others open them
-            if not path.exists():  # deleted to free space: what was there is there no more
-                path.with_suffix(".seconds.npy").unlink(missing_ok=True)
+            existed = path.exists() and path.stat().st_ino
             self.images = open_array(path, np.dtype(np.uint8), (count, candidates, size, size, 3))
+            if path.stat().st_ino != existed:  # deleted to free space, or damaged: what was there is there no more
+                path.with_suffix(".seconds.npy").unlink(missing_ok=True)
             self.seconds = open_array(path.with_suffix(".seconds.npy"), np.dtype(np.float32), (count,))
 
     def missing(self, places: np.ndarray) -> np.ndarray:
@@ -75,11 +77,20 @@ class ImageCache:
 
 
 def open_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
-    """The array in `path`, memory-mapped to be written to; a new one of zeros where there is none of that form."""
+    """The array in `path`, memory-mapped to be written to; a new one of zeros where there is none of that form.
+
+    What is damaged is set aside, and said so.
+    """
     if path.exists():
-        found = np.load(path, mmap_mode="r+")
-        if found.shape == shape and found.dtype == dtype:
-            return found
+        try:
+            found = np.load(path, mmap_mode="r+", allow_pickle=False)
+            if found.shape == shape and found.dtype == dtype:
+                return found
+            reason = f"it holds {found.dtype} {found.shape}, not {dtype} {shape}"
+        except Exception as error:  # a header that is none makes numpy raise whatever it makes of it
+            reason = f"{type(error).__name__}: {error}"
+        path.replace(path.with_suffix(".damaged"))
+        show_note(f"{path} is damaged ({reason}); it was set aside, and is made anew")
     array = np.lib.format.open_memmap(path, "w+", dtype, shape)
     reserve(path, array.offset + array.nbytes)
     return array

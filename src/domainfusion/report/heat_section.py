@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.data.transforms import from_uint8, resize
 from domainfusion.diffusion.ldm import LatentDiffusion
-from domainfusion.errors import DomainFusionError
+from domainfusion.errors import DomainFusionError, show_note
 from domainfusion.report.label_evidence import LabelHeat, label_heat, likeness
 from domainfusion.report.overlays import enlarge, overlay
 from domainfusion.report.pictures import png_uri
@@ -41,7 +40,7 @@ def build_heat(study: Study, dataset: MultiDomainDataset | None, images: int = 6
                 template = str(run.options.get("generate.plain_template", "{label}"))
                 return {"arm": arm, "run": run, "ldm": ldm.name, "cases": _cases(ldm, dataset, cases, template)}
             except DomainFusionError as error:
-                print(f"note: the report goes without heat maps: {error}", file=sys.stderr)
+                show_note(f"the report goes without heat maps: {error}")
                 return None
     return None
 

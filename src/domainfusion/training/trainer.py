@@ -16,9 +16,10 @@ from domainfusion.algorithms.base import Algorithm, Batch, Context
 from domainfusion.data.batches import draw_rows
 from domainfusion.data.transforms import augment
 from domainfusion.errors import Interrupted, TrainingError
-from domainfusion.files import append_json_line, keep_json_lines
+from domainfusion.files import append_json_line
 from domainfusion.interruption import check
 from domainfusion.seeding import seed_hash
+from domainfusion.training.accumulation import Portions
 from domainfusion.training.averaging import Averaging, build_averaging
 from domainfusion.training.checkpoint import Progress, load_checkpoint, save_checkpoint, save_model
 from domainfusion.training.evaluation import Evaluation, evaluate
@@ -69,6 +70,24 @@ def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
     optimizer.step()
 
 
+def take_step(
+    algorithm: Algorithm, optimizer: torch.optim.Optimizer, step: int, progress: Progress
+) -> dict[str, torch.Tensor]:
+    """Step `step`; returns the terms of its loss. Raises `TrainingError` where that is not finite."""
+    config = algorithm.config
+    torch.manual_seed(seed_hash("step", config.seed, step))
+    terms = compute_losses(algorithm, make_batch(algorithm, step))
+    loss = torch.stack(list(terms.values())).sum()
+    if not torch.isfinite(loss):
+        values = ", ".join(f"{name} {value.item():g}" for name, value in terms.items())
+        raise TrainingError(
+            f"the loss is not finite at step {step} ({values}); the checkpoint of step {progress.step} is kept. "
+            f"Lower --lr (now {config.lr:g}), or use --precision float32, with another --output"
+        )
+    descend(optimizer, loss)
+    return {name: value.detach() for name, value in terms.items()}
+
+
 def train(algorithm: Algorithm) -> Progress:
     """Train to the last step, from the run folder's checkpoint where there is one.
 
@@ -82,10 +101,9 @@ def train(algorithm: Algorithm) -> Progress:
     progress, extra = load_checkpoint(context.folder, algorithm, optimizer)
     average.restore(extra.pop("average", {}))
     meter = Meter(**extra.pop("meter", {"seconds": progress.seconds}))
+    portions = Portions(algorithm)
+    portions.restore(extra.pop("portions", {}))
     algorithm.restore(extra)
-    evaluated = progress.step - meter.steps  # records up to here are kept
-    for name in ("metrics.jsonl", "results.jsonl"):
-        keep_json_lines(context.folder / name, lambda record: record["step"] <= evaluated)
     due = evaluation_steps(config.steps, config.evaluations, config.evaluate_every)
     clock, before = time.monotonic(), progress.seconds
     bar = tqdm(
@@ -101,28 +119,19 @@ def train(algorithm: Algorithm) -> Progress:
             algorithm.before_step(step, step // context.steps_per_epoch)
         except Interrupted:
             stopped = dataclasses.replace(progress, step=step, seconds=before + time.monotonic() - clock)
-            save(algorithm, optimizer, average, stopped, meter)
+            save(algorithm, optimizer, average, stopped, meter, portions)
             raise
         algorithm.train()
-        batch = make_batch(algorithm, step)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config.steps, config.lr, config.lr_schedule)
-        terms = compute_losses(algorithm, batch)
-        loss = torch.stack(list(terms.values())).sum()
-        if not torch.isfinite(loss):
-            values = ", ".join(f"{name} {value.item():g}" for name, value in terms.items())
-            raise TrainingError(
-                f"the loss is not finite at step {step} ({values}); the checkpoint of step {progress.step} is kept. "
-                f"Lower --lr (now {config.lr:g}), or use --precision float32, with another --output"
-            )
-        descend(optimizer, loss)
+        terms = portions.attempt(functools.partial(take_step, algorithm, optimizer, step, progress), step)
         average.update(step + 1)
         meter.add(terms)
         bar.update()
         done = step + 1
         if done in due:
             progress = dataclasses.replace(progress, seconds=before + time.monotonic() - clock)
-            progress = _evaluate_and_save(algorithm, optimizer, average, progress, done, meter)
+            progress = _evaluate_and_save(algorithm, optimizer, average, progress, done, meter, portions)
             meter = Meter(seconds=progress.seconds)
             if progress.best_step:
                 bar.set_postfix(validation=f"{progress.best_validation:.1%}")
@@ -190,7 +199,7 @@ def measure(algorithm: Algorithm, done: int, kept: int) -> tuple[dict[str, Any],
 
 def _evaluate_and_save(
     algorithm: Algorithm, optimizer: torch.optim.Optimizer, average: Averaging, progress: Progress, done: int,
-    meter: Meter,
+    meter: Meter, portions: Portions,
 ) -> Progress:  # fmt: skip
     """Training-domain validation: the checkpoint with the best mean accuracy over the source domains is the model.
 
@@ -200,10 +209,11 @@ def _evaluate_and_save(
     context, config = algorithm.context, algorithm.config
     means = meter.means()
     with average.applied():
-        measured, shares = measure(algorithm, done, progress.step)
+        measured, shares = portions.attempt(lambda: measure(algorithm, done, progress.step), done - 1)
     record = {
         "step": done, "epoch": round(done / context.steps_per_epoch, 3), "seconds": round(progress.seconds, 3),
         "lr": learning_rate(done - 1, config.steps, config.lr, config.lr_schedule), **means, **measured,
+        **portions.describe(),
     }  # fmt: skip
     if average.observe(done, measured["validation_loss"]):
         with average.applied():
@@ -225,15 +235,18 @@ def _evaluate_and_save(
         progress = dataclasses.replace(progress, best_validation=measured["validation_accuracy"], best_step=done)
         with average.applied():
             save_model(context.folder, algorithm.classifier, describe_model(context, done, average.describe()))
-    save(algorithm, optimizer, average, progress, Meter(seconds=progress.seconds))
+    save(algorithm, optimizer, average, progress, Meter(seconds=progress.seconds), portions)
     return progress
 
 
 def save(
-    algorithm: Algorithm, optimizer: torch.optim.Optimizer, average: Averaging, progress: Progress, meter: Meter
-) -> None:
+    algorithm: Algorithm, optimizer: torch.optim.Optimizer, average: Averaging, progress: Progress, meter: Meter,
+    portions: Portions,
+) -> None:  # fmt: skip
     """Write the checkpoint that `train` goes on from."""
     extra: dict[str, Any] = {**algorithm.costs(), "meter": dataclasses.asdict(meter)}
+    if portions.describe():
+        extra["portions"] = portions.describe()
     if average.method != "none":
         extra["average"] = average.state()
     save_checkpoint(algorithm.context.folder, algorithm, optimizer, progress, extra)
