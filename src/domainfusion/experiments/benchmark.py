@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ Run = tuple[int, str, str]  # trial, target, algorithm
 
 def run_benchmark(
     data: str, config: TrainConfig, algorithms: list[str], trials: list[int], targets: list[str] | None, folder: Path,
-    *, command: str = "",
+    *, command: str = "", track: Sequence[str] = (), progress: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Train every (algorithm, target, trial) in `folder/algorithm/target/trial-t`; finished runs are not made again.
 
@@ -43,9 +43,12 @@ def run_benchmark(
     runs = [(trial, target, algorithm) for trial in trials for target in chosen for algorithm in algorithms]
     results: dict[Run, dict[str, Any]] = {}
     summary: dict[str, Any] = {}
-    for run, result in finished(
-        runs, lambda run: train_run(data, config_of(config, run), folder / run[2] / run[1] / f"trial-{run[0]}")
-    ):
+
+    def make(run: Run) -> dict[str, Any]:
+        where = folder / run[2] / run[1] / f"trial-{run[0]}"
+        return train_run(data, config_of(config, run), where, progress=progress, track=track)
+
+    for run, result in finished(runs, make):
         results[run] = result
         whole = [trial for trial in trials if all(item in results for item in runs if item[0] == trial)]
         if whole and whole != summary.get("trials"):

@@ -16,9 +16,8 @@ from domainfusion.data.domains import load_dataset
 from domainfusion.data.splits import build_split
 from domainfusion.diffusion.ldm import choose_dtype
 from domainfusion.errors import DataError, FileError, UsageError
-from domainfusion.experiments.runs import choose_device
+from domainfusion.experiments.runs import algorithm_class, choose_device
 from domainfusion.files import read_json
-from domainfusion.registry import ALGORITHMS
 from domainfusion.training.checkpoint import load_model
 from domainfusion.training.evaluation import evaluate
 
@@ -32,7 +31,8 @@ def evaluate_run(folder: Path, data: str | None = None, device_name: str = "auto
     if not (folder / "config.toml").exists():
         raise FileError(f"{folder} is no run folder (config.toml is missing)")
     config: TrainConfig = build_config(TrainConfig, load_toml(folder / "config.toml"), str(folder / "config.toml"))
-    if issubclass(ALGORITHMS.load(config.algorithm), ZeroShot):
+    # A run may come from somebody else: a module that it names is not imported.
+    if ":" not in config.algorithm and issubclass(algorithm_class(config.algorithm), ZeroShot):
         raise UsageError(
             f"the run in {folder} is of {config.algorithm}, which is not trained: there is no model to evaluate; its "
             f"accuracies are in result.json, and `domainfusion train DATA --algorithm {config.algorithm}` gives others"

@@ -206,6 +206,7 @@ def _evaluate_and_save(
             measured, shares = measure(algorithm, done, progress.step)
         record["average"] = average.describe() | measured
     append_json_line(context.folder / "metrics.jsonl", record)
+    context.recorded()
     progress = dataclasses.replace(progress, step=done)
     if average.ready:
         append_json_line(
