@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from domainfusion.api import default_folder
 from domainfusion.commands.parsing import Flat, base_options, parse, refuse, show
 from domainfusion.config import TrainConfig
 from domainfusion.errors import UsageError
@@ -24,6 +25,8 @@ class TrainCommand:
     options: Annotated[TrainConfig, Flat]
     output: Path | None = None
     """Folder of the run (default: runs/DATA-ALGORITHM-TARGET-tTRIAL-sSEED)."""
+    track: tuple[str, ...] = ()
+    """Trackers that are told of the run as it goes on: tensorboard, wandb, mlflow, or MODULE:CLASS."""
     config: Path | None = None
     """TOML file with options; the command line has the last word."""
     json: bool = False
@@ -45,6 +48,8 @@ class BenchmarkCommand:
     """Target domains (default: each in turn)."""
     output: Path = Path("runs/benchmark")
     """Folder of the runs."""
+    track: tuple[str, ...] = ()
+    """Trackers that are told of the run as it goes on: tensorboard, wandb, mlflow, or MODULE:CLASS."""
     config: Path | None = None
     """TOML file with options; the command line has the last word."""
     json: bool = False
@@ -132,9 +137,8 @@ def train(words: list[str]) -> None:
     from domainfusion.experiments.runs import train_run
     from domainfusion.results.tables import run_summary
 
-    name = "-".join([Path(command.data).name, options.algorithm, options.target or "all"])
-    folder = command.output or Path("runs") / f"{name}-t{options.trial}-s{options.seed}"
-    result = train_run(command.data, options, folder)
+    folder = command.output or default_folder(command.data, options)
+    result = train_run(command.data, options, folder, track=command.track)
     show(result, run_summary(result, str(folder)), command.json)
 
 
@@ -150,6 +154,7 @@ def benchmark(words: list[str]) -> None:
     summary = run_benchmark(
         command.data, command.options, list(command.algorithms), list(range(command.trials)),
         list(command.targets) or None, command.output, command=" ".join(["domainfusion", "benchmark", *words]),
+        track=command.track,
     )  # fmt: skip
     heading = (
         f"{summary['dataset']}, {summary['protocol']} splits, {command.trials} trials, "
