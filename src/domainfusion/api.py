@@ -123,9 +123,9 @@ def train(
         UsageError: an option that does not exist or is out of range; a folder that holds another run.
         DomainFusionError: whatever else the message says.
     """
+    config = build_options(options, changes, "train")
     from domainfusion.experiments.runs import train_run
 
-    config = build_options(options, changes, "train")
     folder = Path(output) if output is not None else default_folder(str(data), config)
     return Run(folder, train_run(str(data), config, folder, progress=progress, track=track))
 
@@ -156,9 +156,9 @@ def benchmark(
     for name in ("algorithm", "target", "trial"):
         if name in changes:
             raise UsageError(f"benchmark() chooses {name} itself; give {name}s")
+    config = build_options(options, changes, "benchmark")
     from domainfusion.experiments.benchmark import run_benchmark
 
-    config = build_options(options, changes, "benchmark")
     summary = run_benchmark(
         str(data), config, list(algorithms), list(range(trials)), list(targets) or None, Path(output), track=track,
         progress=progress, command="domainfusion.benchmark",
