@@ -72,7 +72,7 @@ class Benchmark:
 
     @property
     def accuracy(self) -> dict[str, dict[str, list[float]]]:
-        """{algorithm: {target: [per cent, by trial]}}."""
+        """`{algorithm: {target: [per cent, by trial]}}`."""
         return self.summary["accuracy"]
 
     def __str__(self) -> str:
