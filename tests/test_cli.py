@@ -182,7 +182,7 @@ def test_options_of_a_file_give_way_to_the_command_line(
 
     seen = []
 
-    def train_run(data: str, config: object, folder: Path) -> dict[str, object]:
+    def train_run(data: str, config: object, folder: Path, **_: object) -> dict[str, object]:
         seen.append((data, config, folder))
         return {
             "algorithm": "erm", "dataset": "d", "protocol": "domainbed", "trial": 0, "validation_accuracy": 0.5,

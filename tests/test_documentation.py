@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from domainfusion.cli import COMMANDS
+from domainfusion.cli import COMMANDS, PLACES
 from domainfusion.commands.parsing import base_options, parse
 from domainfusion.commands.runs import BenchmarkCommand, TrainCommand
+from domainfusion.commands.words import command_class, subcommands_of
 from domainfusion.config import TrainConfig
 from domainfusion.registry import ALGORITHMS, PRESETS
 
@@ -91,6 +92,46 @@ def test_the_page_about_the_protocol_names_every_preset():
     text = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
     for name in PRESETS.names():
         assert f"| `{name}` |" in text
+
+
+def shown_commands():
+    """(page, words) of every command line that a page shows whole: in a block, or between backticks with arguments.
+
+    What stands for something else is no command line: alternatives (a|b), what may be left out ([--json]), dots.
+    """
+    for page in PAGES:
+        text = re.sub(r"\\\n *", "", page.read_text(encoding="utf-8"))
+        lines = re.findall(r"^(?: {4,}|\$ |)(?:[A-Z_]+=\S+ )?domainfusion (.+)$", text, re.MULTILINE)
+        lines += re.findall(r"`domainfusion (\w+ [^`\n]+)`", text)
+        for line in lines:
+            command = re.split(r" {2,}#| > |\s+→", line)[0]
+            if not re.search(r"[\[\]{}|…]|\.\.\.|: ", command):
+                name = page.relative_to(ROOT).as_posix()
+                if command.split()[0].isupper():  # COMMAND --help
+                    continue
+                yield pytest.param(shlex.split(command, comments=True), id=f"{name}: {command[:50]}")
+
+
+@pytest.mark.parametrize("words", list(shown_commands()))
+def test_shown_commands_are_understood(words):
+    """By the parser itself. `--help` and a configuration's file are taken out: the file is not there."""
+    assert words[0] in COMMANDS
+    name, rest = words[0], words[1:]
+    if name not in PLACES or "--help" in rest:  # `list` and `completion`
+        return
+    if "--config" in rest:
+        at = rest.index("--config")
+        del rest[at : at + 2]
+    own = subcommands_of(name, PLACES[name])
+    if own:
+        assert rest[0] in own
+        if len(rest) == 1:  # its name in the prose
+            return
+        kind, rest = own[rest[0]], rest[1:]
+    else:
+        kind = command_class(name, PLACES[name])
+    required = {"export": ["--output", "x"]}.get(name, []) if "--output" not in rest else []
+    parse(kind, [*rest, *required], f"domainfusion {name}")
 
 
 def test_the_pages_name_options_and_defaults_that_exist():

@@ -33,10 +33,11 @@ COMMANDS = {
     "explain": "heat maps, scores and latent distillation of one image, as a page of pictures",
     "data": "splits, verify, prepare or download data sets",
     "doctor": "what this machine can do, and how long and how large a planned run would be",
-    "list": "list algorithms, datasets, backbones, ldms or presets",
+    "completion": "a script that completes commands, options and names in bash, zsh or fish",
+    "list": "list algorithms, datasets, backbones, ldms, presets or trackers",
 }
 
-# Which module of `commands` each is in; `list` is here, and imports nothing.
+# Which module of `commands` each is in; `list` and `completion` are here.
 PLACES = {
     **dict.fromkeys(("demo", "train", "benchmark", "reproduce", "evaluate", "collect", "report"), "runs"),
     **dict.fromkeys(("pretrain", "generate", "distill", "judge"), "ldm"),
@@ -74,6 +75,8 @@ def find_command(name: str) -> Callable[[list[str]], int | None]:
     """The function of a command, its module imported now."""
     if name == "list":
         return list_names
+    if name == "completion":
+        return complete
     command: Callable[[list[str]], int | None] = getattr(
         importlib.import_module(f"domainfusion.commands.{PLACES[name]}"), name
     )
@@ -135,12 +138,20 @@ def _fail(error: Exception, code: int, debug: bool) -> int:
     return code
 
 
+def complete(words: list[str]) -> None:
+    """`domainfusion completion SHELL`."""
+    from domainfusion.commands.completion import completion
+
+    completion(words, COMMANDS, PLACES)
+
+
 def list_names(words: list[str]) -> int:
     """`domainfusion list KIND [PATTERN] [--json]`."""
-    from domainfusion.registry import ALGORITHMS, BACKBONES, DATASETS, LDMS, PRESETS
+    from domainfusion.registry import ALGORITHMS, BACKBONES, DATASETS, LDMS, PRESETS, TRACKERS
 
     kinds = {
-        "algorithms": ALGORITHMS, "datasets": DATASETS, "backbones": BACKBONES, "ldms": LDMS, "presets": PRESETS
+        "algorithms": ALGORITHMS, "datasets": DATASETS, "backbones": BACKBONES, "ldms": LDMS, "presets": PRESETS,
+        "trackers": TRACKERS,
     }  # fmt: skip
     as_json = "--json" in words
     words = [word for word in words if word != "--json"]

@@ -1,13 +1,23 @@
-"""Names that users may type, each with one line of facts: algorithms, backbones, LDMs. Importing it costs nothing."""
+"""Names that users may type, each with one line of facts: algorithms, backbones, LDMs. Importing it costs nothing.
+
+Algorithms and trackers may be the user's own: registered by `register_algorithm`, named by an import path
+(`--algorithm my_module:MyAlgorithm`), or told by an installed package as an entry point of the registry's group.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import fnmatch
 import importlib
-from typing import Any
+import importlib.metadata
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-from domainfusion.errors import unknown_name
+from domainfusion.errors import UsageError, unknown_name
+
+T = TypeVar("T", bound=type)
+IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +31,17 @@ class Entry:
 
 
 class Registry:
-    """A collection of `Entry`, by name. Refuses duplicates; an unknown name is answered with the nearest one."""
+    """A collection of `Entry`, by name. Refuses duplicates; an unknown name is answered with the nearest one.
 
-    def __init__(self, kind: str, entries: list[Entry]) -> None:
-        self.kind = kind
+    Args:
+        group: where classes of the user's own are allowed, the group of entry points that name them.
+    """
+
+    def __init__(self, kind: str, entries: list[Entry], group: str = "") -> None:
+        self.kind, self.group = kind, group
         self.entries: dict[str, Entry] = {}
+        self._classes: dict[str, type] = {}
+        self._discovered = not group
         for entry in entries:
             self.register(entry)
 
@@ -35,20 +51,65 @@ class Registry:
             raise ValueError(f"{self.kind} {entry.name!r} is registered already")
         self.entries[entry.name] = entry
 
+    def add(self, name: str, kind: type, *, summary: str = "", source: str = "") -> None:
+        """Add a class of the user's own; without a summary the first line of its docstring is taken.
+
+        Registering a class of the same name and place again replaces it, as running a notebook's cell again does.
+        """
+        location = f"{kind.__module__}:{kind.__qualname__}"
+        if name in self._classes and self.entries[name].location == location:
+            del self.entries[name]
+        self.register(Entry(name, summary or _first_line(kind), source or kind.__module__, location))
+        self._classes[name] = kind
+
+    def remove(self, name: str) -> None:
+        """Take out what `add` put in."""
+        del self.entries[name], self._classes[name]
+
     def names(self, pattern: str = "*") -> list[str]:
         """The names that match a shell pattern, sorted."""
+        self._discover()
         return sorted(fnmatch.filter(self.entries, pattern))
 
     def get(self, name: str) -> Entry:
         """The entry of that name. Raises `UsageError` with the nearest name."""
+        if name not in self.entries and self.group and IMPORT_PATH.fullmatch(name):
+            return Entry(name, "a class of your own", name.partition(":")[0], name)
+        if name not in self.entries:
+            self._discover()
         if name not in self.entries:
             raise unknown_name(self.kind, name, self.entries)
         return self.entries[name]
 
     def load(self, name: str) -> Any:
-        """The object that the entry points to, imported now."""
+        """The object that the entry points to, imported now. Raises `UsageError` where there is none."""
+        if name in self._classes:
+            return self._classes[name]
         module, attribute = self.get(name).location.split(":")
-        return getattr(importlib.import_module(module), attribute)
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise  # the module is there, and lacks another one
+            raise UsageError(
+                f"{self.kind} {name!r}: there is no module {error.name}; is its folder on PYTHONPATH?"
+            ) from error
+        except AttributeError as error:
+            raise UsageError(f"{self.kind} {name!r}: the module {module} has no {attribute}") from error
+
+    def _discover(self) -> None:
+        """Take in what installed packages tell by entry points; what is built in goes first."""
+        if self._discovered:
+            return
+        self._discovered = True
+        for point in importlib.metadata.entry_points(group=self.group):
+            package = point.dist.name if point.dist is not None else point.value
+            if point.name not in self.entries and IMPORT_PATH.fullmatch(point.value):
+                self.register(Entry(point.name, f"of the package {package}", package, point.value))
+
+
+def _first_line(kind: type) -> str:
+    return (kind.__doc__ or "a class of your own").strip().splitlines()[0]
 
 
 ALGORITHMS = Registry(
@@ -116,6 +177,7 @@ ALGORITHMS = Registry(
             "domainfusion.algorithms.rsc:RSC",
         ),
     ],
+    group="domainfusion.algorithms",
 )
 
 PRESETS = Registry(
@@ -160,3 +222,37 @@ DATASETS = Registry(
         Entry("pictograms", "5 drawing styles, 16 classes, 3,525 images of 64x64, embedded", "its LICENCES.md"),
     ],
 )
+
+TRACKERS = Registry(
+    "tracker",
+    [
+        Entry(
+            "tensorboard",
+            "event files in RUN/tensorboard",
+            "extra: track",
+            "domainfusion.tracking.tensorboard:TensorBoard",
+        ),
+        Entry(
+            "wandb",
+            "Weights & Biases, online or offline",
+            "pip install wandb",
+            "domainfusion.tracking.wandb:WeightsAndBiases",
+        ),
+        Entry("mlflow", "an MLflow server or folder", "pip install mlflow", "domainfusion.tracking.mlflow:MLflow"),
+    ],
+    group="domainfusion.trackers",
+)
+
+
+def register_algorithm(name: str, *, summary: str = "", source: str = "") -> Callable[[T], T]:
+    """A decorator that makes a subclass of `domainfusion.Algorithm` known as `name`, in this process.
+
+    So that the command line knows it too, name it by its import path, or by an entry point of the group
+    `domainfusion.algorithms`. Raises `ValueError` where the name is taken.
+    """
+
+    def register(kind: T) -> T:
+        ALGORITHMS.add(name, kind, summary=summary, source=source)
+        return kind
+
+    return register

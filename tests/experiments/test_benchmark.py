@@ -87,7 +87,7 @@ def test_a_third_trial_is_added_to_two(
     folder, summary = done
     made = []
 
-    def train_run(data: str, config: TrainConfig, where: Path) -> dict[str, Any]:
+    def train_run(data: str, config: TrainConfig, where: Path, **_: Any) -> dict[str, Any]:
         if (where / "result.json").exists():
             return runs.train_run(data, config, where)
         made.append((config.target, config.trial, config.seed))
@@ -103,7 +103,7 @@ def test_a_third_trial_is_added_to_two(
 
 
 def test_after_every_trial_there_is_a_table(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def train_run(data: str, config: TrainConfig, where: Path) -> dict[str, Any]:
+    def train_run(data: str, config: TrainConfig, where: Path, **_: Any) -> dict[str, Any]:
         if (config.trial, config.target) == (1, "sketch"):
             raise KeyboardInterrupt
         return {"target_accuracy": 0.5, "validation_accuracy": 0.25, "seconds": 1.0, "protocol": "domainbed"}
@@ -117,7 +117,7 @@ def test_after_every_trial_there_is_a_table(images: Path, tmp_path: Path, monkey
 
 def test_without_targets_every_domain_is_one(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = {"target_accuracy": 0.5, "validation_accuracy": 0.25, "seconds": 1.0, "protocol": "domainbed"}
-    monkeypatch.setattr(benchmark, "train_run", lambda data, config, where: result)
+    monkeypatch.setattr(benchmark, "train_run", lambda data, config, where, **_: result)
     summary = bench(images, tmp_path, targets=None, trials=[0])
     assert list(summary["accuracy"]["erm"]) == ["cartoon", "photo", "sketch"]
 

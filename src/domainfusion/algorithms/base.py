@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,6 +30,10 @@ class Batch:
     labels: torch.Tensor  # (B,) int64
 
 
+def _nothing() -> None:
+    """What is done about a new record where nobody asks."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Context:
     """What an algorithm is built for: data, split, options, device, and the run's folder."""
@@ -41,6 +46,7 @@ class Context:
     folder: Path
     steps_per_epoch: int
     progress: bool = True
+    recorded: Callable[[], None] = _nothing  # called when the run's folder holds a new record or result
 
 
 class Tester(abc.ABC):

@@ -102,19 +102,15 @@ class DownloadCommand:
 
 def data(words: list[str]) -> int:
     """`domainfusion data ...`; returns the exit code."""
-    commands: dict[str, tuple[type[Any], Callable[[Any], int]]] = {
-        "splits": (SplitsCommand, splits), "verify": (VerifyCommand, verify), "prepare": (PrepareCommand, prepare),
-        "download": (DownloadCommand, download),
-    }  # fmt: skip
     if words in (["--help"], ["-h"]):
         print(USAGE)
         return 0
-    if not words or words[0] not in commands:
-        near = difflib.get_close_matches(words[0], commands, n=1) if words else []
+    if not words or words[0] not in SUBCOMMANDS:
+        near = difflib.get_close_matches(words[0], SUBCOMMANDS, n=1) if words else []
         hint = f"; did you mean {near[0]!r}?" if near else ""
         given = f"unknown command data {words[0]!r}{hint} " if words else ""
-        raise UsageError(f"{given}usage: domainfusion data {{{','.join(commands)}}} ...")
-    kind, function = commands[words[0]]
+        raise UsageError(f"{given}usage: domainfusion data {{{','.join(SUBCOMMANDS)}}} ...")
+    kind, function = SUBCOMMANDS[words[0]]
     return function(parse(kind, words[1:], f"domainfusion data {words[0]}"))
 
 
@@ -197,3 +193,9 @@ def download(command: DownloadCommand) -> int:
     lines.append(f"next: domainfusion data prepare {benchmark.name} {folder} OUTPUT")
     show(records, "\n".join(lines), command.json)
     return 0
+
+
+SUBCOMMANDS: dict[str, tuple[type[Any], Callable[[Any], int]]] = {
+    "splits": (SplitsCommand, splits), "verify": (VerifyCommand, verify), "prepare": (PrepareCommand, prepare),
+    "download": (DownloadCommand, download),
+}  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from domainfusion.api import default_folder
 from domainfusion.commands.parsing import Flat, base_options, drawn, given_options, parse, refuse, search_table, show
 from domainfusion.config import TrainConfig
 from domainfusion.errors import UsageError, show_note
@@ -27,6 +28,8 @@ class TrainCommand:
     """Folder of the run (default: runs/DATA-ALGORITHM-TARGET-tTRIAL-sSEED)."""
     expect: bool = True
     """Without --target: also train without each domain in turn, and say what to expect on a new one."""
+    track: tuple[str, ...] = ()
+    """Trackers that are told of the run as it goes on: tensorboard, wandb, mlflow, or MODULE:CLASS."""
     config: Path | None = None
     """TOML file with options; the command line has the last word."""
     json: bool = False
@@ -55,6 +58,8 @@ class BenchmarkCommand:
     """Target domains (default: each in turn)."""
     output: Path = Path("runs/benchmark")
     """Folder of the runs."""
+    track: tuple[str, ...] = ()
+    """Trackers that are told of the run as it goes on: tensorboard, wandb, mlflow, or MODULE:CLASS."""
     config: Path | None = None
     """TOML file with options; the command line has the last word."""
     json: bool = False
@@ -145,11 +150,8 @@ def train(words: list[str]) -> None:
     from domainfusion.results.tables import run_summary
 
     options = drawn(options, command.data, words)
-    held = "+".join(name for name in (options.target, options.second_target) if name is not None)
-    name = "-".join([Path(command.data).name, options.algorithm, held or "all"])
-    draw = f"-h{options.hparams_seed}" if options.hparams_seed else ""
-    folder = command.output or Path("runs") / f"{name}-t{options.trial}-s{options.seed}{draw}"
-    result = train_run(command.data, options, folder)
+    folder = command.output or default_folder(command.data, options)
+    result = train_run(command.data, options, folder, track=command.track)
     text = run_summary(result, str(folder))
     if options.target is None and command.expect and result.get("steps"):  # zero-shot results have every domain already
         from domainfusion.experiments.expectation import expect_elsewhere, expectation_text
@@ -191,7 +193,7 @@ def benchmark(words: list[str]) -> None:
     summary = run_benchmark(
         command.data, command.options, list(command.algorithms), list(range(command.trials)),
         list(command.targets) or None, command.output, command=" ".join(["domainfusion", "benchmark", *words]),
-        search=search,
+        search=search, track=command.track,
     )  # fmt: skip
     heading = (
         f"{summary['dataset']}, {summary['protocol']} splits, {command.trials} trials, "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 def run_benchmark(
     data: str, config: TrainConfig, algorithms: list[str], trials: list[int], targets: list[str] | None, folder: Path,
-    *, command: str = "", search: Search | None = None,
+    *, command: str = "", search: Search | None = None, track: Sequence[str] = (), progress: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Train every (algorithm, target, trial) in `folder/algorithm/target/trial-t`; finished runs are not made again.
 
@@ -51,7 +51,11 @@ def run_benchmark(
     options = {run: plan.options(run) for run in runs}  # a draw that an option does not take is refused now
     results: dict[PlannedRun, dict[str, Any]] = {}
     summary: dict[str, Any] = {}
-    for run, result in finished(runs, lambda run: train_run(data, options[run], folder / run.place)):
+
+    def make(run: PlannedRun) -> dict[str, Any]:
+        return train_run(data, options[run], folder / run.place, progress=progress, track=track)
+
+    for run, result in finished(runs, make):
         results[run] = result
         whole = [trial for trial in trials if all(item in results for item in runs if item.trial == trial)]
         if whole and whole != summary.get("trials"):

@@ -9,6 +9,7 @@ import io
 import os
 import platform
 import time
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from domainfusion.algorithms.base import Algorithm, Context
+from domainfusion.algorithms.base import Algorithm, Context, Tester
 from domainfusion.algorithms.classifier import choose_classifier_dtype
 from domainfusion.algorithms.zero_shot import ZeroShot
 from domainfusion.config import TrainConfig
@@ -42,6 +43,7 @@ from domainfusion.files import (
 )
 from domainfusion.interruption import stoppable
 from domainfusion.registry import ALGORITHMS
+from domainfusion.tracking.following import Tracking
 from domainfusion.training.calibration import calibrate
 from domainfusion.training.checkpoint import load_model
 from domainfusion.training.evaluation import Evaluation
@@ -84,30 +86,55 @@ def context_of(dataset: MultiDomainDataset, config: TrainConfig, folder: Path, p
     )  # fmt: skip
 
 
+def algorithm_class(name: str) -> Any:
+    """The class of an algorithm, built in or the user's own. Raises `UsageError` where it is none."""
+    kind = ALGORITHMS.load(name)
+    if not (isinstance(kind, type) and issubclass(kind, (Algorithm, ZeroShot))):
+        raise UsageError(f"--algorithm {name} is no subclass of domainfusion.Algorithm")
+    return kind
+
+
+def find_tester(folder: Path, classifier: torch.nn.Module, config: TrainConfig, device: torch.device) -> Tester | None:
+    """A finished run's own way to predict, where its algorithm has one; the classifier alone predicts where not.
+
+    A run may come from somebody else: a module that it names (`--algorithm MODULE:CLASS`) is not imported.
+    """
+    if ":" in config.algorithm:
+        return None
+    found: Tester | None = algorithm_class(config.algorithm).load_tester(folder, classifier, config, device)
+    return found
+
+
 def build_algorithm(context: Context) -> Algorithm:
     """The algorithm of a context, its initial weights a function of the seed."""
     torch.manual_seed(context.config.seed)
-    return ALGORITHMS.load(context.config.algorithm)(context)
+    return algorithm_class(context.config.algorithm)(context)
 
 
-def train_run(data: str, config: TrainConfig, folder: Path, *, progress: bool = True) -> dict[str, Any]:
+def train_run(
+    data: str, config: TrainConfig, folder: Path, *, progress: bool = True, track: Sequence[str] = ()
+) -> dict[str, Any]:
     """Train as `config` says, in `folder`, and return `result.json`; the same call again resumes or just reads it.
 
-    A zero-shot algorithm is not trained, only evaluated on what a trained one is tested on.
+    A zero-shot algorithm is not trained, only evaluated on what a trained one is tested on. The trackers named by
+    `track` are told what the folder comes to hold; they are no option of the run.
 
     Raises `UsageError` where the folder holds a run with other options, `FileError` where another process is at work
     in it, `Interrupted` where a signal asks to stop, when everything is saved.
     """
     ALGORITHMS.get(config.algorithm)
+    tracking = Tracking(folder, track)
     refuse_other_options(folder, data, config)
     context = build_context(data, config, folder, progress)
     described = describe_data(data, context)
     if (folder / "data.json").exists() and _recorded(folder)["fingerprint"] != described["fingerprint"]:
         raise UsageError(f"the images of {data} have changed since the run in {folder} began; choose another --output")
     if (folder / "result.json").exists() and not _to_be_redone(folder):
+        with tracking:
+            tracking.follow()
         return read_json(folder / "result.json")
-    with exclusive(folder), stoppable():
-        return _run(data, context, described)
+    with exclusive(folder), stoppable(), tracking:
+        return _run(data, dataclasses.replace(context, recorded=tracking.follow), described)
 
 
 def _run(data: str, context: Context, described: dict[str, Any]) -> dict[str, Any]:
@@ -118,16 +145,18 @@ def _run(data: str, context: Context, described: dict[str, Any]) -> dict[str, An
     described = described | {"notes": [*context.dataset.notes, *overlap_notes(context.dataset, used, split.test)]}
     for note in described["notes"]:
         show_note(note)
-    kind = ALGORITHMS.load(config.algorithm)
+    kind = algorithm_class(config.algorithm)
     # Built before anything is written: options that it refuses leave no folder that insists on them.
     algorithm = None if issubclass(kind, ZeroShot) else build_algorithm(context)
     write_text(folder / "config.toml", f"# domainfusion train {data!r}\n{to_toml(config)}")
     write_json(folder / "environment.json", describe_environment())
     write_json(folder / "data.json", described)
+    context.recorded()
     started = time.monotonic()
     result = _classify(kind, context) if algorithm is None else _train(algorithm)
     result["wall_seconds"] = time.monotonic() - started
     finish_run(folder, result)
+    context.recorded()
     return result
 
 

@@ -220,6 +220,7 @@ def _evaluate_and_save(
             measured, shares = measure(algorithm, done, progress.step)
         record["average"] = average.describe() | measured
     append_json_line(context.folder / "metrics.jsonl", record)
+    context.recorded()
     progress = dataclasses.replace(progress, step=done)
     if average.ready and algorithm.tests_by_classifier:
         append_json_line(
