@@ -18,6 +18,8 @@ COMMANDS = {
     "demo": "train ERM and DomainFusion on the embedded benchmark and show both",
     "train": "train one classifier",
     "benchmark": "train algorithms on every target domain and trial; table of accuracies",
+    "reproduce": "the paper's tables, row by row, beside the paper's values",
+    "sweep": "many runs by Ray, on this machine or a cluster: data sets, targets, trials, hyperparameters",
     "evaluate": "accuracy of a finished run, by class",
     "predict": "labels and confidences of new images, by a run's model or an exported one",
     "export": "a model as a folder for timm and domainfusion.load, or as an ONNX file",
@@ -26,18 +28,22 @@ COMMANDS = {
     "pretrain": "train a small latent diffusion model from captioned images",
     "generate": "make the candidates of a data set ahead, for all runs, or as pictures",
     "distill": "tabulate the slopes of latent distillation for a data set",
+    "audit": "rank suspicious labels of a data set by what the LDM says of its images",
     "judge": "measure what an LDM is worth for DomainFusion on a data set",
+    "explain": "heat maps, scores and latent distillation of one image, as a page of pictures",
     "data": "splits, verify, prepare or download data sets",
     "doctor": "what this machine can do, and how long and how large a planned run would be",
-    "list": "list algorithms, datasets, backbones or ldms",
+    "list": "list algorithms, datasets, backbones, ldms or presets",
 }
 
 # Which module of `commands` each is in; `list` is here, and imports nothing.
 PLACES = {
-    **dict.fromkeys(("demo", "train", "benchmark", "evaluate", "collect", "report"), "runs"),
+    **dict.fromkeys(("demo", "train", "benchmark", "reproduce", "evaluate", "collect", "report"), "runs"),
     **dict.fromkeys(("pretrain", "generate", "distill", "judge"), "ldm"),
-    **dict.fromkeys(("predict", "export", "doctor"), "models"),
+    **dict.fromkeys(("predict", "explain", "export", "doctor"), "models"),
+    "sweep": "sweep",
     "data": "data",
+    "audit": "audit",
 }
 
 HELP = """\
@@ -126,9 +132,11 @@ def _fail(error: Exception, code: int, debug: bool) -> int:
 
 def list_names(words: list[str]) -> int:
     """`domainfusion list KIND [PATTERN] [--json]`."""
-    from domainfusion.registry import ALGORITHMS, BACKBONES, DATASETS, LDMS
+    from domainfusion.registry import ALGORITHMS, BACKBONES, DATASETS, LDMS, PRESETS
 
-    kinds = {"algorithms": ALGORITHMS, "datasets": DATASETS, "backbones": BACKBONES, "ldms": LDMS}
+    kinds = {
+        "algorithms": ALGORITHMS, "datasets": DATASETS, "backbones": BACKBONES, "ldms": LDMS, "presets": PRESETS
+    }  # fmt: skip
     as_json = "--json" in words
     words = [word for word in words if word != "--json"]
     if words in (["--help"], ["-h"]) or not words:
@@ -147,5 +155,5 @@ def list_names(words: list[str]) -> int:
     for entry in entries:
         print(f"{entry.name:<{width}}  {entry.summary} [{entry.source}]")
     if words[0] == "backbones":
-        print("... and every other model that timm knows, by its name")
+        print("... and every other model that timm knows, by its name, or torchvision, by torchvision:NAME")
     return 0

@@ -52,6 +52,7 @@ def _domain_words(value: str) -> str:
     return value
 
 
+Confidence = Annotated[float, Field(ge=0.02, le=1)]
 Strength = Annotated[float, Field(gt=0, le=1)]
 StrengthRange = Annotated[tuple[Strength, Strength], AfterValidator(_ascending)]
 Interval = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
@@ -83,6 +84,8 @@ class DataConfig:
     """Strength of brightness, contrast, saturation and hue jitter (0 switches it off)."""
     grayscale: Share = 0.1
     """Probability of turning an image grey."""
+    augment_validation: bool = False
+    """Measure source validation on augmented images, as DomainBed does (off: on the images as they are)."""
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -173,6 +176,10 @@ class GenerateConfig:
     """Size of images at the LDM in pixels, for candidates and distillation alike (0: the size it was trained at)."""
     batch_size: Count = 64
     """Candidates denoised at once."""
+
+    def needed(self) -> GenerateConfig:
+        """The same options with no more candidates than are looked at: without sampling the first alone."""
+        return self if self.sampling or self.candidates == 1 else dataclasses.replace(self, candidates=1)
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -344,32 +351,50 @@ class AverageConfig:
 class TrainConfig:
     """Options of `domainfusion train`."""
 
+    preset: str = ""
+    """Named options to begin with (domainfusion list presets); --config and the command line go before them."""
+    hparams_seed: Annotated[int, Field(ge=0)] = 0
+    """Draw of the hyperparameters not given otherwise, from DomainBed's search or a table [search] (0: none)."""
     algorithm: str = "domainfusion"
     """Name of the algorithm (domainfusion list algorithms)."""
     target: str | None = None
     """Domain held out; none trains on all domains."""
+    second_target: str | None = None
+    """Another domain held out, for leave-one-domain-out selection (benchmark --selection sets it itself)."""
     trial: Annotated[int, Field(ge=0)] = 0
     """Which split of the data (strict: fold 0 to 4)."""
     seed: Seed = 0
     """Seed of initial weights, batches and augmentation (candidates have their own: generate.seed)."""
     steps: Count = 400
     """Optimizer steps."""
+    epochs: Annotated[int, Field(ge=0)] = 0
+    """Passes over the source domains' training images, instead of steps (0: steps counts)."""
     batch_size: Count = 16
     """Images of every source domain in a step."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
-    """Learning rate of Adam, falling to 0 along a cosine."""
+    """Learning rate of Adam."""
+    lr_schedule: Literal["cosine", "constant"] = "cosine"
+    """cosine: the learning rate falls to 0 along a cosine; constant: it stays."""
     weight_decay: Weight = 5e-4
     """L2 penalty of Adam."""
     backbone: str = "resnet10t"
-    """A timm model (domainfusion list backbones)."""
+    """A timm model, or torchvision:NAME (domainfusion list backbones)."""
     pretrained: bool = False
-    """Start from the backbone's published weights (needs the hub or its cache)."""
+    """Start from the backbone's published weights (from the hub or its cache; efficientnet_lite0: from its package)."""
+    weights: str = ""
+    """File with the backbone's weights to start from, instead of published ones: safetensors, or a .pth of tensors."""
+    normalization: Literal["auto", "imagenet", "inception", "lite"] = "auto"
+    """Channel means and deviations of the backbone's input: auto (those of the published weights, imagenet without),
+    imagenet, inception (1/2 and 1/2), lite (127/255 and 128/255)."""
     dropout: Share = 0.0
     """Dropout before the head."""
     freeze_bn: bool = False
     """Keep BatchNorm in evaluation mode while training (DomainBed's habit with pretrained backbones)."""
     evaluations: Count = 8
     """How often in a run source validation is measured; the best checkpoint is kept."""
+    evaluate_every: Annotated[int, Field(ge=0)] = 0
+    """Steps from one evaluation to the next, instead of evaluations: as DomainBed, after the first step, then every so
+    many steps, and after the last one (0: evaluations counts)."""
     evaluate_training: bool = False
     """Measure accuracy on the images trained on too, so that results.jsonl has every field of DomainBed's."""
     raw_weight: Weight = 1.0
@@ -403,6 +428,56 @@ class TrainConfig:
     def _something_to_learn(self) -> TrainConfig:
         if self.raw_weight == self.distill_weight == self.synthetic_weight == 0:
             raise ValueError("raw_weight, distill_weight and synthetic_weight are all 0: nothing would be learnt")
+        return self
+
+    @model_validator(mode="after")
+    def _held_out_domains_differ(self) -> TrainConfig:
+        if self.second_target is not None and self.target in (None, self.second_target):
+            raise ValueError("second_target is held out beside target, and is another domain")
+        return self
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class AuditConfig:
+    """Options of `domainfusion audit`."""
+
+    images: Annotated[int, Field(ge=0)] = 0
+    """Audit only so many images, drawn at random by the seed (0: all)."""
+    seed: Seed = 0
+    """Seed of timesteps and noise, of the images drawn, and of planted labels."""
+    ranking: Literal["both", "slopes", "losses"] = "both"
+    """slopes: of latent distillation below p = 1; losses: of the noise prediction, as Diffusion Classifier compares
+    them; both: their sum, each in units of its spread between labels."""
+    confidences: Annotated[tuple[Confidence, ...], Field(min_length=1)] = (0.5, 1.0)
+    """Confidences at which images are shown to the LDM: slopes are taken below 1, the loss at the largest."""
+    pairs: Count = 4
+    """Pairs of opposite noises in a round, each in its own part of the timesteps."""
+    rounds: Annotated[int, Field(ge=2)] = 2
+    """Rounds for the given label and its best rivals (the others get one)."""
+    keep: Count = 4
+    """Rivals of the given label that get all rounds."""
+    min_timestep: Share = 0.4
+    """Smallest timestep drawn, as a share of the schedule."""
+    max_timestep: Share = 0.85
+    """Largest timestep drawn, as a share of the schedule."""
+    template: Template = "{label}"
+    """Prompt of a label, in words."""
+    image_size: Annotated[int, Field(ge=0, multiple_of=8)] = 0
+    """Size of images at the LDM in pixels (0: the size it was trained at)."""
+    batch_size: Count = 64
+    """Passes of the U-Net at once."""
+    ldm: str = "embedded"
+    """Latent diffusion model: embedded, a diffusers folder, or a hub id."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    precision: Precision = "auto"
+    """Type the LDM computes in: auto takes bfloat16 where the hardware has it."""
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+
+    @model_validator(mode="after")
+    def _timesteps_ascend(self) -> AuditConfig:
+        if self.min_timestep > self.max_timestep:
+            raise ValueError(f"min_timestep {self.min_timestep:g} is above max_timestep {self.max_timestep:g}")
         return self
 
 

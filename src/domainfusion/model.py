@@ -19,12 +19,11 @@ import torch
 from PIL import Image
 
 from domainfusion.algorithms.base import Tester
-from domainfusion.algorithms.classifier import Classifier, build_classifier
+from domainfusion.algorithms.classifier import Classifier, build_classifier, choose_classifier_dtype
 from domainfusion.config import TrainConfig
 from domainfusion.config_files import build_config, load_toml
 from domainfusion.data.images import prepare_image, read_image
-from domainfusion.data.transforms import MEAN, STD, to_float
-from domainfusion.diffusion.ldm import choose_dtype
+from domainfusion.data.transforms import to_float
 from domainfusion.errors import DataError, DomainFusionError, FileError, UsageError
 from domainfusion.experiments.runs import build_context, choose_device
 from domainfusion.files import hash_of_file, read_json, write_json
@@ -63,9 +62,9 @@ class Model:
         """(B, classes) float32 logits, before the temperature, of images (B, S, S, 3) uint8 at the model's size."""
         if self.tester is not None:
             return torch.from_numpy(self.tester.logits_of_images(pixels))
-        dtype = choose_dtype(self.config.precision, self.device)
+        dtype = choose_classifier_dtype(self.config.precision, self.device)
         images = to_float(torch.from_numpy(pixels).to(self.device))
-        with torch.autocast(self.device.type, dtype, enabled=dtype == torch.bfloat16):
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             return self.classifier(images).float().cpu()
 
     def probabilities(self, images: Sequence[Picture], *, batch_size: int = 64) -> np.ndarray:
@@ -146,7 +145,6 @@ def load(path: str | os.PathLike[str], *, device: str = "auto") -> Model:
 
 def _load_run(folder: Path, device: torch.device) -> Model:
     config: TrainConfig = build_config(TrainConfig, load_toml(folder / "config.toml"), str(folder / "config.toml"))
-    pretrained, config = config.pretrained, dataclasses.replace(config, pretrained=False)  # the run has the weights
     if not (folder / "model.safetensors").exists():
         raise FileError(f"{folder} holds no trained model yet (model.safetensors is missing); finish the run first")
     described = read_json(folder / "model.json")
@@ -154,7 +152,7 @@ def _load_run(folder: Path, device: torch.device) -> Model:
         classes, size = tuple(map(str, described["classes"])), int(described["size"])
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"{folder / 'model.json'} does not describe a model: {error!r}") from error
-    classifier = build_classifier(config, len(classes))
+    classifier = build_classifier(config, len(classes), initialize=False)  # the run has the weights
     load_model(folder, classifier)
     classifier.to(device).eval()
     result = read_json(folder / "result.json") if (folder / "result.json").exists() else {}
@@ -167,7 +165,7 @@ def _load_run(folder: Path, device: torch.device) -> Model:
         "seed": config.seed, "protocol": data.get("protocol"), "training_images": data.get("train"),
         "validation_images": data.get("validation"), "test_images": data.get("test"),
         "validation": result.get("validation"), "target_accuracy": result.get("target_accuracy"),
-        "pretrained": pretrained, "ldm": _ldm_of(config),
+        "pretrained": bool(config.pretrained or config.weights), "ldm": _ldm_of(config),
         "calibration": {name: value for name, value in calibration.items() if name != "model"} or None,
     }  # fmt: skip
     tester = ALGORITHMS.load(config.algorithm).load_tester(folder, classifier, config, device)
@@ -226,21 +224,30 @@ def _load_export(folder: Path, device: torch.device) -> Model:
         raise FileError(f"{path}: size is a number of pixels from 8 to 2048, not {size!r}")
     if not isinstance(head, str) or not head:
         raise FileError(f"{path}: head is the name of timm's last layer, not {head!r}")
-    if [ours.get("mean"), ours.get("std")] != [list(MEAN), list(STD)]:
-        raise FileError(f"{path}: mean and std are not those the model was trained with ({list(MEAN)}, {list(STD)})")
+    statistics = [ours.get("mean"), ours.get("std")]
+    if not all(isinstance(part, list) and len(part) == 3 and all(map(_is_share, part)) for part in statistics):
+        raise FileError(
+            f"{path}: mean and std are not those of a backbone (three numbers each, above 0 and at most 1), but "
+            f"{str(statistics)[:80]}"
+        )
     facts = ours.get("facts")
     described = {"backbone": ours.get("backbone"), "precision": ours.get("precision", "auto")}
     config: TrainConfig = build_config(TrainConfig, described, str(path))
     if not (folder / "model.safetensors").exists():
         raise FileError(f"{folder} lacks model.safetensors")
     tensors = read_weights(folder / "model.safetensors")
-    classifier = build_classifier(config, len(classes))
+    classifier = build_classifier(config, len(classes), initialize=False)
+    classifier.mean, classifier.std = (tuple(map(float, part or ())) for part in statistics)
     fill_weights(classifier, from_timm_names(tensors, head), folder / "model.safetensors")
     temperature = _checked_calibration(ours, path)["temperature"]
     return Model(
         classifier.to(device).eval(), config, tuple(classes), size, float(temperature), device,
         facts if isinstance(facts, dict) else {}, folder,
     )  # fmt: skip
+
+
+def _is_share(number: Any) -> bool:
+    return isinstance(number, (int, float)) and not isinstance(number, bool) and 0 < number <= 1
 
 
 def from_timm_names(tensors: dict[str, torch.Tensor], head: str) -> dict[str, torch.Tensor]:

@@ -118,11 +118,29 @@ ALGORITHMS = Registry(
     ],
 )
 
+PRESETS = Registry(
+    "preset",
+    [
+        Entry("paper", "DomainFusion's own experiments, with their search: Stable Diffusion, 120 epochs", "ECCV 2024"),
+        Entry(
+            "domainbed-paper", "DomainBed as in its paper: ResNet-50, BatchNorm frozen, 5001 steps", "arXiv 2007.01434"
+        ),
+        Entry(
+            "domainbed-head", "DomainBed's code since July 2024: other ImageNet weights, BatchNorm trains", "its code"
+        ),
+    ],
+)
+
 BACKBONES = Registry(
     "backbone",
     [
         Entry("resnet10t", "5 M parameters, trains from scratch on a CPU (default)", "timm"),
         Entry("resnet18", "11 M parameters", "He et al. 2016; timm"),
+        Entry(
+            "efficientnet_lite0",
+            "3 M parameters; with --pretrained ImageNet from a package, offline (extra: lite)",
+            "Tan & Le 2019; TensorFlow",
+        ),
         Entry("resnet50.tv_in1k", "the paper's first backbone, ImageNet", "He et al. 2016; timm"),
         Entry("regnety_160.swag_ft_in1k", "the paper's second backbone, SWAG", "Singh et al. 2022; timm"),
     ],

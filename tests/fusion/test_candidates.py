@@ -14,7 +14,7 @@ from domainfusion.data.domains import MultiDomainDataset, load_folder
 from domainfusion.diffusion.image_to_image import image_to_image
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.fusion import candidates as module
-from domainfusion.fusion.candidates import CandidateCache, candidates_of, from_uint8, recipe, to_uint8
+from domainfusion.fusion.candidates import CandidateCache, cache_path, candidates_of, from_uint8, recipe, to_uint8
 
 CONFIG = GenerateConfig(candidates=2, steps=3, batch_size=4)
 STYLES = ("flat", "ink")
@@ -174,10 +174,10 @@ def test_candidates_of_synthetic_images_are_not_shared(
 
 
 def test_a_row_counts_only_when_it_was_stored(ldm: LatentDiffusion, dataset: MultiDomainDataset) -> None:
-    cache = CandidateCache(ldm, dataset, CONFIG, 0, STYLES)
+    cache = CandidateCache(cache_path(ldm, dataset, CONFIG, 0, STYLES), dataset, CONFIG)
     assert not cache.done.any()
     made = np.full((2, 2, 16, 16, 3), 7, dtype=np.uint8)
     cache.store(np.array([4, 8]), made)
-    again = CandidateCache(ldm, dataset, CONFIG, 0, STYLES)
+    again = CandidateCache(cache_path(ldm, dataset, CONFIG, 0, STYLES), dataset, CONFIG)
     assert np.flatnonzero(again.done).tolist() == [4, 8]
     assert (again.images[[4, 8]] == 7).all()

@@ -62,7 +62,16 @@ class MultiDomainDataset:
 
     def words(self) -> tuple[str, ...]:
         """How a prompt names each class."""
-        return self.class_words or tuple(name.replace("_", " ").replace("-", " ").lower() for name in self.classes)
+        return self.class_words or tuple(map(words_of, self.classes))
+
+
+def words_of(name: str) -> str:
+    """A class name, as folders have it, in the words of a prompt.
+
+    >>> words_of("Palm_Tree")
+    'palm tree'
+    """
+    return name.replace("_", " ").replace("-", " ").lower()
 
 
 def load_dataset(data: str, config: DataConfig) -> MultiDomainDataset:

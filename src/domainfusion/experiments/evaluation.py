@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
-from domainfusion.algorithms.classifier import build_classifier
+from domainfusion.algorithms.classifier import build_classifier, choose_classifier_dtype
 from domainfusion.algorithms.zero_shot import ZeroShot
 from domainfusion.config import TrainConfig
 from domainfusion.config_files import build_config, load_toml
 from domainfusion.data.domains import load_dataset
 from domainfusion.data.splits import build_split
-from domainfusion.diffusion.ldm import choose_dtype
 from domainfusion.errors import DataError, FileError, UsageError
 from domainfusion.experiments.runs import choose_device
 from domainfusion.files import read_json
@@ -24,11 +23,10 @@ from domainfusion.training.checkpoint import load_model
 from domainfusion.training.evaluation import evaluate, evaluation_of_logits
 
 
-def evaluate_run(folder: Path, data: str | None = None, device_name: str = "auto") -> dict[str, dict[str, Any]]:
-    """{domain: {"images", "accuracy", "class_accuracy"}} of the run's model, by its method's own way to predict.
+def load_run(folder: Path) -> tuple[TrainConfig, list[str], nn.Module]:
+    """Options, classes and classifier (its selected weights, on the CPU) of a finished run.
 
-    Without `data`: the run's own target test images, or where it has none its source validation images. With `data`:
-    all images of each domain, their classes matched by name. Raises `DataError` where a class is unknown to the model.
+    Raises `FileError` where the folder holds no run, `UsageError` where its algorithm is not trained.
     """
     if not (folder / "config.toml").exists():
         raise FileError(f"{folder} is no run folder (config.toml is missing)")
@@ -39,10 +37,20 @@ def evaluate_run(folder: Path, data: str | None = None, device_name: str = "auto
             f"the run in {folder} is of {config.algorithm}, which is not trained: there is no model to evaluate; its "
             f"accuracies are in result.json, and `domainfusion train DATA --algorithm {config.algorithm}` gives others"
         )
-    described = read_json(folder / "model.json")
-    # The weights are about to be loaded: the published ones need not be fetched for a pretrained backbone.
-    classifier = build_classifier(dataclasses.replace(config, pretrained=False), len(described["classes"]))
+    classes = list(read_json(folder / "model.json")["classes"])
+    # The run's own weights are about to be loaded: the published ones need not be fetched.
+    classifier = build_classifier(config, len(classes), initialize=False)
     load_model(folder, classifier)
+    return config, classes, classifier
+
+
+def evaluate_run(folder: Path, data: str | None = None, device_name: str = "auto") -> dict[str, dict[str, Any]]:
+    """{domain: {"images", "accuracy", "class_accuracy"}} of the run's model, by its method's own way to predict.
+
+    Without `data`: the run's own target test images, or where it has none its source validation images. With `data`:
+    all images of each domain, their classes matched by name. Raises `DataError` where a class is unknown to the model.
+    """
+    config, classes, classifier = load_run(folder)
     device = choose_device(device_name)
     classifier.to(device).eval()
     recorded = read_json(folder / "data.json")
@@ -52,28 +60,27 @@ def evaluate_run(folder: Path, data: str | None = None, device_name: str = "auto
             f"the images of {recorded['data']} have changed since the run in {folder}, and its split with them; give "
             "the data set to evaluate on as a second argument"
         )
-    strangers = sorted(set(dataset.classes) - set(described["classes"]))
+    strangers = sorted(set(dataset.classes) - set(classes))
     if strangers:
-        raise DataError(f"the model knows no class {strangers[0]!r}; it knows {', '.join(described['classes'])}")
+        raise DataError(f"the model knows no class {strangers[0]!r}; it knows {', '.join(classes)}")
     if data is None:
-        split = build_split(dataset, config.data, config.target, config.trial)
+        split = build_split(dataset, config.data, config.target, config.trial, config.second_target)
         parts = {config.target: split.test} if config.target else dict(split.validation)
     else:
         parts = {domain: dataset.rows(i) for i, domain in enumerate(dataset.domains)}
-    position = np.array([described["classes"].index(name) for name in dataset.classes])
+    position = np.array([classes.index(name) for name in dataset.classes])
+    dtype = choose_classifier_dtype(config.precision, device)
     found = {}
-    tester = kind.load_tester(folder, classifier, config, device)
+    tester = ALGORITHMS.load(config.algorithm).load_tester(folder, classifier, config, device)
     for domain, rows in parts.items():
         if tester is None:
-            result = evaluate(classifier, dataset, rows, device=device, dtype=choose_dtype(config.precision, device))
+            result = evaluate(classifier, dataset, rows, device=device, dtype=dtype)
         else:
             with stoppable():
                 result = evaluation_of_logits(tester.logits(dataset, rows), dataset, rows)
         labels, predictions = position[result.labels], result.probabilities.argmax(1)
         by_class = {
-            name: float((predictions[labels == i] == i).mean())
-            for i, name in enumerate(described["classes"])
-            if (labels == i).any()
+            name: float((predictions[labels == i] == i).mean()) for i, name in enumerate(classes) if (labels == i).any()
         }
         accuracy = float((predictions == labels).mean())
         found[str(domain)] = {"images": len(rows), "accuracy": accuracy, "class_accuracy": by_class}

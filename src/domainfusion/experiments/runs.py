@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import os
 import platform
@@ -15,13 +16,13 @@ from typing import Any
 import torch
 
 from domainfusion.algorithms.base import Algorithm, Context
+from domainfusion.algorithms.classifier import choose_classifier_dtype
 from domainfusion.algorithms.zero_shot import ZeroShot
 from domainfusion.config import TrainConfig
-from domainfusion.config_files import build_config, load_toml, plain_values, to_toml
+from domainfusion.config_files import build_config, flat_values, load_toml, plain_values, to_toml
 from domainfusion.data.batches import steps_per_epoch
 from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.data.splits import build_split
-from domainfusion.diffusion.ldm import choose_dtype
 from domainfusion.errors import UsageError
 from domainfusion.experiments.testing import evaluate_test, write_final_record
 from domainfusion.experiments.zero_shot import classify_parts, describe_accuracy, write_record
@@ -59,14 +60,15 @@ def build_context(data: str, config: TrainConfig, folder: Path, progress: bool =
 
 def context_of(dataset: MultiDomainDataset, config: TrainConfig, folder: Path, progress: bool = True) -> Context:
     """Split and device of a run on a data set."""
-    split = build_split(dataset, config.data, config.target, config.trial)
+    split = build_split(dataset, config.data, config.target, config.trial, config.second_target)
     device = choose_device(config.device)
-    dtype = choose_dtype(config.precision, device)
-    if dtype == torch.float16:  # without loss scaling small gradients vanish; the LDM may still use it
-        dtype = torch.float32
+    per_epoch = steps_per_epoch(split, config.batch_size)
+    if config.epochs:
+        config = dataclasses.replace(config, steps=config.epochs * per_epoch)
     return Context(
-        dataset=dataset, split=split, config=config, device=device, dtype=dtype,
-        folder=folder, steps_per_epoch=steps_per_epoch(split, config.batch_size), progress=progress,
+        dataset=dataset, split=split, config=config, device=device,
+        dtype=choose_classifier_dtype(config.precision, device), folder=folder, steps_per_epoch=per_epoch,
+        progress=progress,
     )  # fmt: skip
 
 
@@ -85,7 +87,7 @@ def train_run(data: str, config: TrainConfig, folder: Path, *, progress: bool = 
     in it, `Interrupted` where a signal asks to stop, when everything is saved.
     """
     ALGORITHMS.get(config.algorithm)
-    _refuse_other_options(folder, data, config)
+    refuse_other_options(folder, data, config)
     context = build_context(data, config, folder, progress)
     described = describe_data(data, context)
     if (folder / "data.json").exists() and read_json(folder / "data.json")["fingerprint"] != described["fingerprint"]:
@@ -182,6 +184,8 @@ def describe_result(
         ),
         "validation": {domain: value.accuracy for domain, value in validation.items()},
     }  # fmt: skip
+    if context.config.second_target is not None:
+        result["second_target"] = context.config.second_target
     if test is not None:
         confusion = test.confusion()
         if predictions is not None:
@@ -210,14 +214,16 @@ def write_predictions(path: Path, found: Evaluation, dataset: MultiDomainDataset
     write_text(path, lines.getvalue())
 
 
-def _refuse_other_options(folder: Path, data: str, config: TrainConfig) -> None:
+def refuse_other_options(folder: Path, data: str, config: TrainConfig) -> None:
     """Raise `UsageError` naming an option in which `folder`'s run differs from this one."""
     path = folder / "config.toml"
     if not path.exists():
         return
-    kept = _flat(plain_values(build_config(TrainConfig, load_toml(path), str(path))))
-    now = _flat(plain_values(config))
-    for name in sorted(set(kept) | set(now)):
+    kept = flat_values(plain_values(build_config(TrainConfig, load_toml(path), str(path))))
+    now = flat_values(plain_values(config))
+    # The preset is where options came from; what they came to is compared. Steps follow from epochs and the data.
+    ignored = {"preset"} | ({"steps"} if config.epochs else set())
+    for name in sorted((set(kept) | set(now)) - ignored):
         if kept.get(name) != now.get(name):
             raise UsageError(
                 f"{folder} holds a run with {name} = {kept.get(name)!r}, not {now.get(name)!r}; choose another --output"
@@ -225,13 +231,6 @@ def _refuse_other_options(folder: Path, data: str, config: TrainConfig) -> None:
     recorded = folder / "data.json"
     if recorded.exists() and read_json(recorded)["data"] not in (data, str(Path(data).resolve())):
         raise UsageError(f"{folder} holds a run on {read_json(recorded)['data']}; choose another --output")
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
-    return flat
 
 
 def describe_data(data: str, context: Context) -> dict[str, Any]:
@@ -242,6 +241,7 @@ def describe_data(data: str, context: Context) -> dict[str, Any]:
         "fingerprint": dataset.fingerprint, "images": len(dataset),
         "domains": list(dataset.domains), "classes": list(dataset.classes), "size": dataset.size,
         "protocol": context.split.protocol, "sources": list(context.split.sources), "target": context.split.target,
+        **({"second_target": context.split.second_target} if context.split.second_target is not None else {}),
         "train": {domain: len(rows) for domain, rows in context.split.train.items()},
         "validation": {domain: len(rows) for domain, rows in context.split.validation.items()},
         "test": len(context.split.test), "steps_per_epoch": context.steps_per_epoch, "notes": list(dataset.notes),

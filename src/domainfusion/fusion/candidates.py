@@ -88,7 +88,7 @@ def candidates_of(
         current: (n, S, S, 3) uint8, what each row's image has become.
         stored: whether `current` is the stored images, whose candidates the cache shares.
     """
-    cache = CandidateCache(ldm, dataset, config, number, styles) if stored else None
+    cache = CandidateCache(cache_path(ldm, dataset, config, number, styles), dataset, config) if stored else None
     per_call = max(1, 4 * config.batch_size // config.candidates)
     bar = tqdm(total=len(rows), desc=f"generation {number}", unit="image", disable=not progress)
     for start in range(0, len(rows), per_call):
@@ -137,13 +137,14 @@ def cached_rows(path: Path, count: int) -> np.ndarray:
 
 
 class CandidateCache:
-    """Candidates of all images of a data set under one recipe; `done[row]` says which are there."""
+    """Candidates of all images of a data set under one recipe; `done[row]` says which are there.
 
-    def __init__(
-        self, ldm: LatentDiffusion, dataset: MultiDomainDataset, config: GenerateConfig, number: int,
-        styles: tuple[str, ...],
-    ) -> None:  # fmt: skip
-        self.path = cache_path(ldm, dataset, config, number, styles)
+    Args:
+        path: what `cache_path` says for the recipe.
+    """
+
+    def __init__(self, path: Path, dataset: MultiDomainDataset, config: GenerateConfig) -> None:
+        self.path = path
         folder, key = make_folder(self.path.parent), self.path.stem
         shape = (len(dataset), config.candidates, dataset.size, dataset.size, 3)
         with locked(folder / f".{key}.lock"):  # one process makes the two files, the others open them

@@ -44,6 +44,7 @@ def make_generation(
         styles: style words that prompts may use.
         stored: whether `current` is the stored images (their candidates come from the shared cache).
     """
+    config = config.needed()
     fused = np.empty_like(current)
     lineage: list[dict[str, Any]] = []
     strips: list[np.ndarray] = []

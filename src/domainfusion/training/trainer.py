@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from domainfusion.algorithms.base import Algorithm, Batch, Context
 from domainfusion.data.batches import draw_rows
+from domainfusion.data.transforms import augment
 from domainfusion.errors import Interrupted, TrainingError
 from domainfusion.files import append_json_line, keep_json_lines
 from domainfusion.interruption import check
@@ -22,6 +23,7 @@ from domainfusion.training.averaging import Averaging, build_averaging
 from domainfusion.training.checkpoint import Progress, load_checkpoint, save_checkpoint, save_model
 from domainfusion.training.evaluation import Evaluation, evaluate
 from domainfusion.training.records import build_record
+from domainfusion.training.schedule import evaluation_steps, learning_rate
 
 
 @dataclasses.dataclass
@@ -41,17 +43,6 @@ class Meter:
     def means(self) -> dict[str, float]:
         """Each term's mean over the steps."""
         return {name: total / self.steps for name, total in self.totals.items()}
-
-
-def learning_rate(step: int, steps: int, lr: float) -> float:
-    """lr · (1 + cos(π·step/steps))/2."""
-    return lr * 0.5 * (1 + math.cos(math.pi * step / steps))
-
-
-def evaluation_steps(steps: int, evaluations: int) -> set[int]:
-    """After how many steps the model is evaluated: `evaluations` times, evenly spaced, the end included."""
-    count = min(evaluations, steps)
-    return {round(steps * (i + 1) / count) for i in range(count)}
 
 
 def make_batch(algorithm: Algorithm, step: int) -> Batch:
@@ -95,7 +86,7 @@ def train(algorithm: Algorithm) -> Progress:
     evaluated = progress.step - meter.steps  # records up to here are kept
     for name in ("metrics.jsonl", "results.jsonl"):
         keep_json_lines(context.folder / name, lambda record: record["step"] <= evaluated)
-    due = evaluation_steps(config.steps, config.evaluations)
+    due = evaluation_steps(config.steps, config.evaluations, config.evaluate_every)
     clock, before = time.monotonic(), progress.seconds
     bar = tqdm(
         total=config.steps, initial=progress.step, desc=f"{config.algorithm}, target {config.target or 'none'}",
@@ -115,7 +106,7 @@ def train(algorithm: Algorithm) -> Progress:
         algorithm.train()
         batch = make_batch(algorithm, step)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, config.steps, config.lr)
+            group["lr"] = learning_rate(step, config.steps, config.lr, config.lr_schedule)
         terms = compute_losses(algorithm, batch)
         loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):
@@ -140,19 +131,32 @@ def train(algorithm: Algorithm) -> Progress:
 
 
 def validate(algorithm: Algorithm) -> dict[str, Evaluation]:
-    """The evaluation of each source domain's validation part."""
-    context = algorithm.context
+    """The evaluation of each source domain's validation part, augmented where the options say so."""
     algorithm.eval()
     return {
-        domain: evaluate(algorithm.predict, context.dataset, rows, device=context.device, dtype=context.dtype)
-        for domain, rows in context.split.validation.items()
+        domain: evaluate_rows(algorithm, rows, augmented=algorithm.config.data.augment_validation)
+        for domain, rows in algorithm.context.split.validation.items()
     }
 
 
-def accuracy_on(algorithm: Algorithm, rows: np.ndarray) -> float:
+def evaluate_rows(algorithm: Algorithm, rows: np.ndarray, *, augmented: bool = False) -> Evaluation:
+    """The evaluation of the present weights on rows (n,) of the data set.
+
+    `augmented`: on augmented views, the same ones whenever the same rows are evaluated, so that steps compare.
+    """
+    context, config = algorithm.context, algorithm.config
+    view = None
+    if augmented:
+        generator = torch.Generator().manual_seed(seed_hash("validation views", config.seed, len(rows), int(rows[0])))
+        view = functools.partial(augment, config=config.data, generator=generator)
+    return evaluate(
+        algorithm.predict, context.dataset, rows, device=context.device, dtype=context.dtype, view=view
+    )  # fmt: skip
+
+
+def accuracy_on(algorithm: Algorithm, rows: np.ndarray, *, augmented: bool = False) -> float:
     """The share of rows (n,) that the present weights get right."""
-    context = algorithm.context
-    return evaluate(algorithm.predict, context.dataset, rows, device=context.device, dtype=context.dtype).accuracy
+    return evaluate_rows(algorithm, rows, augmented=augmented).accuracy
 
 
 def measure(algorithm: Algorithm, done: int, kept: int) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
@@ -173,14 +177,14 @@ def measure(algorithm: Algorithm, done: int, kept: int) -> tuple[dict[str, Any],
         "validation": {domain: value.accuracy for domain, value in found.items()},
     }
     shares = {domain: {"out": value.accuracy} for domain, value in found.items()}
-    if config.target is not None:  # written down for curves and records; never used to choose anything
-        shares[config.target] = {
-            "in": accuracy_on(algorithm, context.split.test), "out": accuracy_on(algorithm, context.split.oracle)
-        }  # fmt: skip
+    # Held-out domains are written down for curves and records; within a run they never choose anything.
+    for domain, parts in context.split.held_out.items():
+        shares[domain] = {part: accuracy_on(algorithm, rows) for part, rows in parts.items()}
+    if config.target is not None:
         measured["target_accuracy"] = shares[config.target]["in"]
     if config.evaluate_training:
         for domain, rows in context.split.train.items():
-            shares[domain]["in"] = accuracy_on(algorithm, rows)
+            shares[domain]["in"] = accuracy_on(algorithm, rows, augmented=config.data.augment_validation)
     return measured, shares
 
 
@@ -199,7 +203,7 @@ def _evaluate_and_save(
         measured, shares = measure(algorithm, done, progress.step)
     record = {
         "step": done, "epoch": round(done / context.steps_per_epoch, 3), "seconds": round(progress.seconds, 3),
-        "lr": learning_rate(done - 1, config.steps, config.lr), **means, **measured,
+        "lr": learning_rate(done - 1, config.steps, config.lr, config.lr_schedule), **means, **measured,
     }  # fmt: skip
     if average.observe(done, measured["validation_loss"]):
         with average.applied():
@@ -214,7 +218,7 @@ def _evaluate_and_save(
                 config, context.dataset.name, context.dataset.domains, shares, output=context.folder, step=done,
                 epoch=done / context.steps_per_epoch, loss=sum(means.values()),
                 step_time=(progress.seconds - meter.seconds) / meter.steps,
-                frequency=max(1, config.steps // config.evaluations),
+                frequency=config.evaluate_every or max(1, config.steps // config.evaluations),
             ),
         )  # fmt: skip
     if average.ready and measured["validation_accuracy"] >= progress.best_validation:

@@ -1,0 +1,169 @@
+"""Rows of the paper's tables: which options each stands for, what is shared, and what is said of the difference."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from domainfusion.config import DataConfig, GenerateConfig, TrainConfig
+from domainfusion.config_files import build_config, load_toml, plain_values
+from domainfusion.errors import UsageError
+from domainfusion.experiments import runs
+from domainfusion.experiments.paper_tables import TABLES, Arm, Table, find_table
+from domainfusion.experiments.reproducing import arm_config, compare, headline, reproduce, run_table, table_rows
+from domainfusion.files import read_json
+
+OPTIONS = TrainConfig(
+    steps=2, evaluations=1, batch_size=4, backbone="test_resnet", precision="float32", device="cpu",
+    data=DataConfig(size=32),
+)  # fmt: skip
+SMALL = Table(
+    "small", "Two ways of <b>erm</b>",
+    (
+        Arm("erm", "ERM", "erm", paper={"OfficeHome": 66.5}),
+        Arm("slow", "ERM, slower & worse", "erm", {"lr": 1e-5, "data.crop": 1.0}, {"OfficeHome": 60.0}),
+    ),
+    reference="erm",
+)  # fmt: skip
+
+
+@pytest.fixture
+def images(write_images: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DOMAINFUSION_CACHE", str(tmp_path / "cache"))
+    return write_images(tmp_path / "images")
+
+
+def flat(config: TrainConfig) -> dict[str, Any]:
+    values = plain_values(config)
+    return {
+        f"{name}.{leaf}" if isinstance(value, dict) else name: v
+        for name, value in values.items()
+        for leaf, v in (value.items() if isinstance(value, dict) else [("", value)])
+    }
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=list(TABLES))
+def test_each_row_differs_from_the_full_method_in_its_own_options_only(table: Table) -> None:
+    base = TrainConfig(steps=77, generate=GenerateConfig(guidance=1.5))
+    for arm in table.arms:
+        mine = flat(arm_config(base, arm))
+        changed = {name for name, value in flat(base).items() if mine[name] != value}
+        assert changed - {"algorithm"} <= set(arm.options), arm.key
+        for name, value in arm.options.items():
+            assert mine[name] == (list(value) if isinstance(value, tuple) else value)
+        assert mine["algorithm"] == arm.algorithm
+
+
+def test_one_key_means_the_same_runs_in_every_table() -> None:
+    meaning: dict[str, tuple[str, dict[str, Any]]] = {}
+    for table in TABLES.values():
+        assert table.reference in {arm.key for arm in table.arms}
+        for arm in table.arms:
+            assert meaning.setdefault(arm.key, (arm.algorithm, dict(arm.options))) == (arm.algorithm, arm.options)
+
+
+def test_the_papers_averages_are_those_of_its_rows() -> None:
+    """The averages of Tables 2 to 5, computed from the rows that the supplement prints."""
+    printed = {
+        ("table2", "domainfusion"): (81.2, 73.9, 88.5, 90.1), ("table2", "without-sampling"): (79.4, 71.8, 87.5, 88.2),
+        ("table2", "one-generation"): (76.7, 68.9, 85.4, 87.2), ("table3", "one-candidate"): (79.4, 71.8, 87.5, 88.2),
+        ("table3", "five-candidates"): (80.4, 72.7, 87.8, 89.3),
+        ("table4", "without-distillation"): (73.6, 71.2, 80.7, 88.7), ("table4", "blur"): (80.9, 72.6, 89.5, 89.5),
+        ("table4", "pepper"): (78.3, 72.4, 87.1, 88.9), ("table4", "mask"): (77.0, 68.2, 82.9, 86.2),
+    }  # fmt: skip
+    for (table, key), values in printed.items():
+        assert TABLES[table].arm(key).paper["OfficeHome"] == pytest.approx(sum(values) / 4, abs=0.06), (table, key)
+    averages = {"diffusion_classifier": 27.7, "diffusion_net": 9.8, "erm": 63.3, "domainfusion": 67.5}
+    for key, value in averages.items():
+        assert sum(TABLES["table5"].arm(key).paper.values()) / 5 == pytest.approx(value, abs=0.06), key
+
+
+def test_runs_are_made_once_and_the_numbers_are_theirs(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = run_table(SMALL, str(images), OPTIONS, [0, 1], ["photo", "sketch"], tmp_path / "out", command="c")
+    assert (made["runs"], made["planned"], made["trials"]) == (8, 8, [0, 1])
+    for key, lr, crop in (("erm", OPTIONS.lr, 0.7), ("slow", 1e-5, 1.0)):
+        for target in ("photo", "sketch"):
+            for trial in (0, 1):
+                folder = tmp_path / "out" / "images" / key / target / f"trial-{trial}"
+                config = build_config(TrainConfig, load_toml(folder / "config.toml"), "config.toml")
+                assert (config.algorithm, config.lr, config.data.crop) == ("erm", lr, crop)
+                assert (config.target, config.trial, config.seed) == (target, trial, trial)
+                accuracy = read_json(folder / "result.json")["target_accuracy"]
+                assert made["accuracy"][key][target][trial] == round(100 * accuracy, 3)
+    assert read_json(tmp_path / "out" / "small-images.json") == made
+    monkeypatch.setattr(runs, "train", None)  # nothing is trained a second time
+    assert run_table(SMALL, str(images), OPTIONS, [0, 1], ["photo", "sketch"], tmp_path / "out", command="c") == made
+
+
+def test_a_budget_stops_between_runs_and_the_rest_is_made_later(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("domainfusion.experiments.reproducing.find_table", lambda name: SMALL)
+    ticks = iter([0.0, 0.0, 59.0])  # at the beginning, and before each run
+    clock = types.SimpleNamespace(monotonic=lambda: next(ticks, 61.0))
+    monkeypatch.setattr("domainfusion.experiments.reproducing.time", clock)
+    some = reproduce(["small"], [str(images)], OPTIONS, 1, ["photo", "sketch"], tmp_path / "out", minutes=1)
+    assert (some["tables"][0]["runs"], some["tables"][0]["accuracy"]) == (2, {})
+    page = (tmp_path / "out" / "reproduce.html").read_text(encoding="utf-8")
+    assert "2 of 4 runs are there" in page
+    monkeypatch.undo()
+    monkeypatch.setenv("DOMAINFUSION_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("domainfusion.experiments.reproducing.find_table", lambda name: SMALL)
+    rest = reproduce(["small"], [str(images)], OPTIONS, 1, ["photo", "sketch"], tmp_path / "out")
+    assert rest["tables"][0]["runs"] == 4
+    page = (tmp_path / "out" / "reproduce.html").read_text(encoding="utf-8")
+    assert "Two ways of &lt;b&gt;erm&lt;/b&gt;" in page
+    assert "slower &amp; worse" in page
+    assert "<script" not in page
+
+
+def summary(erm: list[float], slow: list[float]) -> dict[str, Any]:
+    return {
+        "table": "small", "title": "t", "note": "", "dataset": "images", "reference": "erm", "runs": 4, "planned": 4,
+        "arms": {a.key: {"title": a.title, "options": a.described(), "paper": dict(a.paper)} for a in SMALL.arms},
+        "accuracy": {"erm": {"photo": erm, "sketch": erm}, "slow": {"photo": slow, "sketch": slow}},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("slow", "sign"),
+    [
+        ([40.0, 41.0, 42.0], "yes"), ([60.0, 61.0, 62.0], "no"), ([49.0, 52.0, 48.0], "yes, within noise"),
+        ([49.0, 53.0, 52.0], "no, within noise"),
+    ],
+)  # fmt: skip
+def test_signs_are_compared_with_the_papers(slow: list[float], sign: str) -> None:
+    erm = [50.0, 50.5, 51.5]
+    found = compare(summary(erm, slow), "slow", "images")
+    assert found.paper == pytest.approx(-6.5)
+    assert found.ours is not None
+    assert found.ours.mean == pytest.approx(sum(b - a for a, b in zip(erm, slow, strict=True)) / 3)
+    assert found.agrees == sign
+    rows = table_rows(summary(erm, slow))
+    assert rows[2][-3:] == ["60.0 (OfficeHome)", "-6.5", sign]
+    assert rows[1][-1] == ""
+    assert f"{int(sign.startswith('yes'))} of 1 differences" in headline([summary(erm, slow)])
+
+
+def test_options_read_as_on_the_command_line() -> None:
+    assert SMALL.arm("slow").described() == "--lr 1e-05 --data.crop 1.0"
+    updating = TABLES["table2"].arm("updating")
+    assert updating.described() == "--generate.updating --generate.strength 0.4 0.7 --synthetic-share 0.34"
+    assert TABLES["table2"].arm("without-sampling").described() == "--generate.no-sampling"
+
+
+def test_wrong_names_are_refused() -> None:
+    with pytest.raises(UsageError, match="did you mean 'table2'"):
+        find_table("tabel2")
+    with pytest.raises(UsageError, match="one trial"):
+        run_table(SMALL, "pictograms", OPTIONS, [], None, Path("nowhere"))
+    broken = dataclasses.replace(SMALL, arms=(Arm("x", "X", "erm", {"steps": 0}),))
+    with pytest.raises(UsageError, match=r"row 'X'.*steps"):
+        run_table(broken, "pictograms", OPTIONS, [0], None, Path("nowhere"))
