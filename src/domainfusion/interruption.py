@@ -46,10 +46,12 @@ def requested() -> bool:
     return _requested is not None
 
 
-def check() -> None:
-    """Raise `Interrupted` where a signal has come."""
+def check(*, elsewhere: bool = False) -> None:
+    """Raise `Interrupted` where a signal has come, here or (`elsewhere`) to a process that this one works with."""
     if _requested is not None:
         raise Interrupted(_requested)
+    if elsewhere:
+        raise Interrupted(signal.SIGTERM)
 
 
 def _request(number: int, frame: FrameType | None) -> None:

@@ -17,6 +17,7 @@ from domainfusion.config import TrainConfig
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.data.splits import Split
 from domainfusion.data.transforms import augment, to_float
+from domainfusion.processes import ALONE, Processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,13 @@ class Batch:
     rows: np.ndarray  # (B,) rows of the data set
     images: torch.Tensor  # (B, 3, S, S) in [0, 1], augmented
     labels: torch.Tensor  # (B,) int64
+    # (count·B,) rows of the whole step where several processes share it, of which `rows` are this one's (None: alone).
+    shared_rows: np.ndarray | None = None
+
+    @property
+    def step_rows(self) -> np.ndarray:
+        """The rows of the whole step, over all processes; this one's are `processes.share(len(step_rows))` of them."""
+        return self.rows if self.shared_rows is None else self.shared_rows
 
 
 def _nothing() -> None:
@@ -46,6 +54,7 @@ class Context:
     folder: Path
     steps_per_epoch: int
     progress: bool = True
+    processes: Processes = ALONE  # that train together
     recorded: Callable[[], None] = _nothing  # called when the run's folder holds a new record or result
 
 

@@ -24,9 +24,10 @@ from domainfusion.distillation.curves import Curves, CurveStore
 from domainfusion.distillation.noise_pictures import noise_maps, noise_sheet
 from domainfusion.distillation.slopes import SlopeEstimator, distillation_loss, draw
 from domainfusion.files import write_text
+from domainfusion.fusion.candidates import candidates_of
 from domainfusion.fusion.generation import make_generation
 from domainfusion.fusion.schedule import generations_due
-from domainfusion.fusion.synthetic import Generation, SyntheticDataset
+from domainfusion.fusion.synthetic import Generation, SyntheticDataset, is_complete
 from domainfusion.seeding import derive_numpy_rng, seed_hash
 
 
@@ -94,11 +95,31 @@ class DomainFusion(Algorithm):
             return
         while self.synthetic.count < self.generations_due(step):
             started = time.monotonic()
-            if not self.synthetic.advance():  # what an interrupted run made after its checkpoint is there already
-                self.synthetic.add(self.next_generation(), self.context.dataset)
+            self.make_candidates()
+            with self.context.processes.first_before_others():
+                if not self.synthetic.advance():  # what another process, or a run before this, made is there already
+                    self.synthetic.add(self.next_generation(), self.context.dataset)
             self.spent["generations"] = self.synthetic.count
             self.spent["generated_images"] += len(self.rows) * self.config.generate.needed().candidates
             self.spent["generation_seconds"] += time.monotonic() - started
+
+    def make_candidates(self) -> None:
+        """This process's share of the next generation's candidates, into the cache, where processes train together.
+
+        With `updating` only the first generation starts from stored images, which the cache knows; the others are the
+        first process's work alone.
+        """
+        processes, number = self.context.processes, self.synthetic.count
+        if processes.count == 1 or is_complete(self.synthetic.path(number)):
+            return
+        if number == 0 or not self.config.generate.updating:
+            mine = self.rows[processes.share(len(self.rows))]
+            for _ in candidates_of(
+                self.ldm, self.context.dataset, mine, self.context.dataset.images[mine], self.config.generate.needed(),
+                number=number, styles=self.styles, stored=True, progress=self.context.progress,
+            ):  # fmt: skip
+                pass
+            processes.wait()
 
     def next_generation(self) -> Generation:
         """The generation after the newest, from its images or from the raw ones (not `updating`)."""
@@ -129,13 +150,17 @@ class DomainFusion(Algorithm):
         """The terms whose weight is not 0; one forward pass for raw and synthetic images together."""
         config = self.config
         images, labels = batch.images, batch.labels
-        count = len(labels)
+        count, processes = len(labels), self.context.processes
         if config.synthetic_weight > 0:
             rng = derive_numpy_rng("synthetic", config.seed, batch.step)
-            used = max(1, round(config.synthetic_share * count))
-            rows = rng.choice(batch.rows, used, replace=False)
+            used = max(processes.count, round(config.synthetic_share * len(batch.step_rows)))
+            rows = rng.choice(batch.step_rows, used, replace=False)
             generator = torch.Generator().manual_seed(seed_hash("synthetic views", config.seed, batch.step))
-            images = torch.cat([images, self.augmented(self.synthetic_images(rows), generator)])
+            views = self.augmented(self.synthetic_images(rows), generator)
+            if processes.count > 1:  # all draw the same, and each takes its share
+                mine = processes.share(used)
+                rows, views = rows[mine], views[mine]
+            images = torch.cat([images, views])
             synthetic_labels = torch.from_numpy(self.context.dataset.labels[rows]).to(labels.device)
         logits = self.predict(images)
         terms = {}
@@ -144,7 +169,8 @@ class DomainFusion(Algorithm):
         if config.distill_weight > 0:
             terms["distill_loss"] = config.distill_weight * self.distill(batch, logits[:count])
         if len(logits) > count:
-            terms["synthetic_loss"] = config.synthetic_weight * F.cross_entropy(logits[count:], synthetic_labels)
+            weight = config.synthetic_weight * processes.weight(len(synthetic_labels), used)
+            terms["synthetic_loss"] = weight * F.cross_entropy(logits[count:], synthetic_labels)
         return terms
 
     def synthetic_images(self, rows: np.ndarray) -> np.ndarray:
@@ -165,24 +191,28 @@ class DomainFusion(Algorithm):
         started = time.monotonic()
         config = self.config.distill
         dataset = self.context.dataset
-        count = len(batch.rows)
+        processes, count = self.context.processes, len(batch.step_rows)
         used = min(count, config.images_per_step or count)
         chosen = derive_numpy_rng("distill", self.config.seed, batch.step).choice(count, used, replace=False)
-        rows = batch.rows[chosen]
-        p = logits.softmax(-1)[torch.from_numpy(chosen), batch.labels[chosen]]  # (b,)
+        mine = np.flatnonzero(chosen % processes.count == processes.rank)  # those in this process's share of the step
+        here = chosen[mine] // processes.count
+        rows = batch.rows[here]
+        p = logits.softmax(-1)[torch.from_numpy(here), batch.labels[here]]  # (b,)
+        if not len(mine):
+            return 0 * p.sum()
         size = self.ldm_size
         images = resize(from_uint8(dataset.images[rows]), size).to(self.context.device)
         words = dataset.words()
         prompts = [self.config.generate.plain_template.format(label=words[dataset.labels[row]]) for row in rows]
         generator = torch.Generator().manual_seed(seed_hash("distill", self.config.seed, batch.step))
-        draws = draw(self.ldm, used, size, config, generator)
+        draws = draw(self.ldm, used, size, config, generator).of(mine)
         # The LDM's own precision is set by its weights: keep the trainer's autocast out of it.
         with torch.autocast(self.context.device.type, enabled=False):
             slopes = self.estimator.slopes(
                 images, prompts, p.detach().float().clamp_min(config.confidence_floor), draws
             )
         self.spent["distillation_seconds"] += time.monotonic() - started
-        return distillation_loss(slopes, p)
+        return processes.weight(len(mine), used) * distillation_loss(slopes, p)
 
     def finish(self) -> None:
         """Write `ld_noise.png`: training images of different classes above where the LDM's noise residual lies."""

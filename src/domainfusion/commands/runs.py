@@ -147,24 +147,27 @@ def train(words: list[str]) -> None:
     options = command.options
     ALGORITHMS.get(options.algorithm)
     from domainfusion.experiments.runs import train_run
+    from domainfusion.processes import join_processes
     from domainfusion.results.tables import run_summary
 
     options = drawn(options, command.data, words)
     folder = command.output or default_folder(command.data, options)
     result = train_run(command.data, options, folder, track=command.track)
+    first = join_processes().first  # of those that train together, the one that speaks
     text = run_summary(result, str(folder))
     if options.target is None and command.expect and result.get("steps"):  # zero-shot results have every domain already
         from domainfusion.experiments.expectation import expect_elsewhere, expectation_text
 
-        show_note(
-            "the model is trained and saved; now once without each domain, to say what to expect on a new one "
-            "(--no-expect leaves that out)"
-        )
-        expected = expect_elsewhere(
-            command.data, options, folder, command=" ".join(["domainfusion", "train", *words])
-        )  # fmt: skip
+        if first:
+            show_note(
+                "the model is trained and saved; now once without each domain, to say what to expect on a new one "
+                "(--no-expect leaves that out)"
+            )
+        spoken = " ".join(["domainfusion", "train", *words])
+        expected = expect_elsewhere(command.data, options, folder, command=spoken)
         result, text = {**result, "expected": expected}, f"{text}\n{expectation_text(expected)}"
-    show(result, text, command.json)
+    if first:
+        show(result, text, command.json)
 
 
 def benchmark(words: list[str]) -> None:

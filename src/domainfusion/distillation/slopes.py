@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import torch
 
 from domainfusion.config import DistillConfig
@@ -26,6 +27,11 @@ class Draws:
     timesteps: torch.Tensor  # (M, B) int64
     noise: torch.Tensor  # (M, B, C, h, w)
     seed: int  # of the corruption
+
+    def of(self, images: np.ndarray) -> Draws:
+        """The draws of some of the B images, by their places; what the corruption draws is another's then."""
+        chosen = torch.from_numpy(images).to(self.timesteps.device)
+        return Draws(self.timesteps[:, chosen], self.noise[:, chosen], self.seed)
 
 
 def draw(ldm: LatentDiffusion, count: int, size: int, config: DistillConfig, generator: torch.Generator) -> Draws:

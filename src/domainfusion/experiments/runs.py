@@ -42,6 +42,7 @@ from domainfusion.files import (
     write_text,
 )
 from domainfusion.interruption import stoppable
+from domainfusion.processes import join_processes
 from domainfusion.registry import ALGORITHMS
 from domainfusion.tracking.following import Tracking
 from domainfusion.training.calibration import calibrate
@@ -58,7 +59,10 @@ KEPT = ("config.toml", "environment.json", "data.json", "metrics.jsonl", "result
 def choose_device(name: str) -> torch.device:
     """The device called `name`; `auto` is the first GPU, or the CPU. Raises `UsageError` where it is not there."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        rank = os.environ.get("LOCAL_RANK")  # of processes that train together
+        return torch.device("cuda") if rank is None else torch.device("cuda", int(rank))
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -125,7 +129,9 @@ def train_run(
     ALGORITHMS.get(config.algorithm)
     tracking = Tracking(folder, track)
     refuse_other_options(folder, data, config)
-    context = build_context(data, config, folder, progress)
+    processes = join_processes()
+    context = build_context(data, config, folder, progress and processes.first)
+    context = dataclasses.replace(context, processes=processes)
     described = describe_data(data, context)
     if (folder / "data.json").exists() and _recorded(folder)["fingerprint"] != described["fingerprint"]:
         raise UsageError(f"the images of {data} have changed since the run in {folder} began; choose another --output")
@@ -133,6 +139,9 @@ def train_run(
         with tracking:
             tracking.follow()
         return read_json(folder / "result.json")
+    if not processes.first:
+        with stoppable():
+            return _assist(context)
     with exclusive(folder), stoppable(), tracking:
         return _run(data, dataclasses.replace(context, recorded=tracking.follow), described)
 
@@ -147,6 +156,10 @@ def _run(data: str, context: Context, described: dict[str, Any]) -> dict[str, An
         show_note(note)
     kind = algorithm_class(config.algorithm)
     # Built before anything is written: options that it refuses leave no folder that insists on them.
+    if issubclass(kind, ZeroShot) and context.processes.count > 1:
+        raise UsageError(
+            f"{config.algorithm} is not trained: processes that are started one by one share its images, not these"
+        )
     algorithm = None if issubclass(kind, ZeroShot) else build_algorithm(context)
     write_text(folder / "config.toml", f"# domainfusion train {data!r}\n{to_toml(config)}")
     write_json(folder / "environment.json", describe_environment())
@@ -157,7 +170,16 @@ def _run(data: str, context: Context, described: dict[str, Any]) -> dict[str, An
     result["wall_seconds"] = time.monotonic() - started
     finish_run(folder, result)
     context.recorded()
+    context.processes.wait()
     return result
+
+
+def _assist(context: Context) -> dict[str, Any]:
+    """The run of a process that is not the first: it trains along, writes nothing, and reads what came out."""
+    algorithm = build_algorithm(context)
+    train(algorithm)
+    context.processes.wait()
+    return read_json(context.folder / "result.json")
 
 
 def finish_run(folder: Path, result: dict[str, Any]) -> None:

@@ -17,7 +17,8 @@ from domainfusion.data.batches import draw_rows
 from domainfusion.data.transforms import augment
 from domainfusion.errors import Interrupted, TrainingError
 from domainfusion.files import append_json_line
-from domainfusion.interruption import check
+from domainfusion.interruption import check, requested
+from domainfusion.processes import ALONE, Processes
 from domainfusion.seeding import seed_hash
 from domainfusion.training.accumulation import Portions
 from domainfusion.training.averaging import Averaging, build_averaging
@@ -47,13 +48,22 @@ class Meter:
 
 
 def make_batch(algorithm: Algorithm, step: int) -> Batch:
-    """The raw images of a step: rows and augmentation are functions of (seed, step)."""
-    context, config = algorithm.context, algorithm.config
+    """The raw images of a step: rows and augmentation are functions of (seed, step).
+
+    Where several processes train together, each draws and augments all of it, and takes its share.
+    """
+    context, config, processes = algorithm.context, algorithm.config, algorithm.context.processes
     rows = draw_rows(context.split, config.batch_size, config.seed, step)
     generator = torch.Generator().manual_seed(seed_hash("views", config.seed, step))
     images = algorithm.augmented(context.dataset.images[rows], generator)
     labels = torch.from_numpy(context.dataset.labels[rows]).to(context.device)
-    return algorithm.compose(Batch(step, step // context.steps_per_epoch, rows, images, labels))
+    batch = algorithm.compose(Batch(step, step // context.steps_per_epoch, rows, images, labels))
+    if processes.count == 1:
+        return batch
+    mine = processes.share(len(rows))
+    return dataclasses.replace(
+        batch, rows=batch.rows[mine], images=batch.images[mine], labels=batch.labels[mine], shared_rows=batch.rows
+    )
 
 
 def compute_losses(algorithm: Algorithm, batch: Batch) -> dict[str, torch.Tensor]:
@@ -63,10 +73,11 @@ def compute_losses(algorithm: Algorithm, batch: Batch) -> dict[str, torch.Tensor
         return algorithm.losses(batch)
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
-    """One optimizer step down `loss`."""
+def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, processes: Processes = ALONE) -> None:
+    """One optimizer step down the mean of the processes' `loss`."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    processes.average(parameter for group in optimizer.param_groups for parameter in group["params"])
     optimizer.step()
 
 
@@ -74,17 +85,17 @@ def take_step(
     algorithm: Algorithm, optimizer: torch.optim.Optimizer, step: int, progress: Progress
 ) -> dict[str, torch.Tensor]:
     """Step `step`; returns the terms of its loss. Raises `TrainingError` where that is not finite."""
-    config = algorithm.config
+    config, context = algorithm.config, algorithm.context
     torch.manual_seed(seed_hash("step", config.seed, step))
     terms = compute_losses(algorithm, make_batch(algorithm, step))
     loss = torch.stack(list(terms.values())).sum()
-    if not torch.isfinite(loss):
+    if context.processes.any(not bool(torch.isfinite(loss)), context.device):
         values = ", ".join(f"{name} {value.item():g}" for name, value in terms.items())
         raise TrainingError(
             f"the loss is not finite at step {step} ({values}); the checkpoint of step {progress.step} is kept. "
             f"Lower --lr (now {config.lr:g}), or use --precision float32, with another --output"
         )
-    descend(optimizer, loss)
+    descend(optimizer, loss, context.processes)
     return {name: value.detach() for name, value in terms.items()}
 
 
@@ -95,15 +106,21 @@ def train(algorithm: Algorithm) -> Progress:
     where a signal asks to stop, when a checkpoint of the present step is written.
     """
     context, config = algorithm.context, algorithm.config
+    processes = context.processes
+    processes.prepare(
+        algorithm, batch_size=config.batch_size, swad=config.average.method == "swad", freeze_bn=config.freeze_bn,
+        device=context.device,
+    )  # fmt: skip
     algorithm.to(context.device)
     optimizer = torch.optim.Adam(algorithm.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
     average = build_averaging(algorithm, functools.partial(make_batch, algorithm))
-    progress, extra = load_checkpoint(context.folder, algorithm, optimizer)
-    average.restore(extra.pop("average", {}))
-    meter = Meter(**extra.pop("meter", {"seconds": progress.seconds}))
-    portions = Portions(algorithm)
-    portions.restore(extra.pop("portions", {}))
-    algorithm.restore(extra)
+    with processes.first_before_others():
+        progress, extra = load_checkpoint(context.folder, algorithm, optimizer)
+        average.restore(extra.pop("average", {}))
+        meter = Meter(**extra.pop("meter", {"seconds": progress.seconds}))
+        portions = Portions(algorithm)
+        portions.restore(extra.pop("portions", {}))
+        algorithm.restore(extra)
     due = evaluation_steps(config.steps, config.evaluations, config.evaluate_every)
     clock, before = time.monotonic(), progress.seconds
     bar = tqdm(
@@ -114,7 +131,7 @@ def train(algorithm: Algorithm) -> Progress:
         if average.ended:
             break
         try:
-            check()
+            check(elsewhere=processes.any(requested(), context.device))
             torch.manual_seed(seed_hash("step", config.seed, step))
             algorithm.before_step(step, step // context.steps_per_epoch)
         except Interrupted:
@@ -207,7 +224,9 @@ def _evaluate_and_save(
     which then is the model; `results.jsonl` has records of what may become the model only.
     """
     context, config = algorithm.context, algorithm.config
-    means = meter.means()
+    means = context.processes.mean(meter.means(), context.device)
+    context.processes.average_buffers(algorithm)
+    writes = context.processes.first
     with average.applied():
         measured, shares = portions.attempt(lambda: measure(algorithm, done, progress.step), done - 1)
     record = {
@@ -219,10 +238,11 @@ def _evaluate_and_save(
         with average.applied():
             measured, shares = measure(algorithm, done, progress.step)
         record["average"] = average.describe() | measured
-    append_json_line(context.folder / "metrics.jsonl", record)
-    context.recorded()
+    if writes:
+        append_json_line(context.folder / "metrics.jsonl", record)
+        context.recorded()
     progress = dataclasses.replace(progress, step=done)
-    if average.ready and algorithm.tests_by_classifier:
+    if writes and average.ready and algorithm.tests_by_classifier:
         append_json_line(
             context.folder / "results.jsonl",
             build_record(
@@ -234,8 +254,9 @@ def _evaluate_and_save(
         )  # fmt: skip
     if average.ready and measured["validation_accuracy"] >= progress.best_validation:
         progress = dataclasses.replace(progress, best_validation=measured["validation_accuracy"], best_step=done)
-        with average.applied():
-            save_model(context.folder, algorithm.classifier, describe_model(context, done, average.describe()))
+        if writes:
+            with average.applied():
+                save_model(context.folder, algorithm.classifier, describe_model(context, done, average.describe()))
     save(algorithm, optimizer, average, progress, Meter(seconds=progress.seconds), portions)
     return progress
 
@@ -244,7 +265,9 @@ def save(
     algorithm: Algorithm, optimizer: torch.optim.Optimizer, average: Averaging, progress: Progress, meter: Meter,
     portions: Portions,
 ) -> None:  # fmt: skip
-    """Write the checkpoint that `train` goes on from."""
+    """Write the checkpoint that `train` goes on from (the first process does)."""
+    if not algorithm.context.processes.first:
+        return
     extra: dict[str, Any] = {**algorithm.costs(), "meter": dataclasses.asdict(meter)}
     if portions.describe():
         extra["portions"] = portions.describe()

@@ -12,10 +12,12 @@ share (running statistics are averaged), unless `--freeze-bn`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import datetime
 import functools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -35,6 +37,25 @@ class Processes:
     def first(self) -> bool:
         """Whether this process writes."""
         return self.rank == 0
+
+    def prepare(self, module: nn.Module, *, batch_size: int, swad: bool, freeze_bn: bool, device: torch.device) -> None:
+        """Ready a module to be trained by all: on GPUs its BatchNorm layers see the whole batch.
+
+        Raises `UsageError` for options that several processes cannot follow.
+        """
+        if self.count == 1:
+            return
+        if batch_size % self.count:
+            raise UsageError(
+                f"--batch-size {batch_size} cannot be shared out equally to {self.count} processes; give a multiple"
+            )
+        if swad:
+            raise UsageError("--average.method swad measures BatchNorm by one process; train with one, or with ema")
+        if device.type == "cuda" and not freeze_bn:
+            from timm.layers import convert_sync_batchnorm
+
+            for name, child in module.named_children():
+                setattr(module, name, convert_sync_batchnorm(child))
 
     def share(self, count: int) -> np.ndarray:
         """Where in `count` things this process's lie: every `self.count`-th from its rank on.
@@ -80,6 +101,23 @@ class Processes:
         torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
         return bool(flag.item())
 
+    def mean(self, values: dict[str, float], device: torch.device) -> dict[str, float]:
+        """Each value's mean over the processes."""
+        if self.count == 1 or not values:
+            return values
+        found = torch.tensor([values[name] for name in sorted(values)], dtype=torch.float32, device=device)
+        self._average([found])
+        return dict(zip(sorted(values), found.tolist(), strict=True))
+
+    @contextlib.contextmanager
+    def first_before_others(self) -> Iterator[None]:
+        """A block that the first process goes through while the others wait for it, and then they."""
+        if not self.first:
+            self.wait()
+        yield
+        if self.first:
+            self.wait()
+
     def wait(self) -> None:
         """Go on when every process has come here."""
         if self.count > 1:
@@ -101,7 +139,8 @@ def join_processes() -> Processes:
     from accelerate import PartialState
 
     try:
-        state = PartialState(cpu=not torch.cuda.is_available())
+        # The others wait while the first one makes a generation, however long that takes.
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=datetime.timedelta(days=7))
     except (ValueError, RuntimeError) as error:
         raise UsageError(
             f"WORLD_SIZE is {count}, but the processes cannot be joined ({error}); start them with `accelerate launch` "

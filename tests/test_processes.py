@@ -1,0 +1,134 @@
+"""Two processes that train together come to what one comes to, and survive what one survives."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from domainfusion.errors import UsageError
+from domainfusion.files import read_json, read_json_lines
+from domainfusion.processes import ALONE, Processes
+from domainfusion.tensors import load_state
+from same_run import tensors_of
+
+WORDS = [
+    "--target", "photo", "--steps", "4", "--evaluations", "2", "--batch-size", "4", "--backbone", "test_resnet",
+    "--precision", "float32", "--device", "cpu", "--data.size", "16",
+]  # fmt: skip
+FUSION = [
+    "--algorithm", "domainfusion", "--generate.steps", "1", "--distill.images-per-step", "3", "--freeze-bn",
+    "--synthetic-share", "0.6", "--generate.batch-size", "8",
+]  # fmt: skip
+
+
+def command(images: Path, output: Path, *words: str, count: int = 1) -> list[str]:
+    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+                "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]  # fmt: skip
+    start = launcher if count == 2 else []
+    return [sys.executable, *start, "-m", "domainfusion", "train", str(images), *WORDS, *words, "--output", str(output)]
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    return {**os.environ, "DOMAINFUSION_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+
+
+def run(words: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=240, check=False)
+
+
+def assert_close(first: Path, second: Path) -> None:
+    """Weights and what the optimizer holds are equal but for the order of sums, and so are the records."""
+    a, b = (tensors_of(load_state(folder / "checkpoints/last.safetensors")) for folder in (first, second))
+    assert list(a) == list(b)
+    for name in a:
+        torch.testing.assert_close(
+            a[name], b[name], rtol=2e-3, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    for x, y in zip(*(read_json_lines(folder / "metrics.jsonl") for folder in (first, second)), strict=True):
+        assert x.keys() == y.keys()
+        for name, value in x.items():
+            if isinstance(value, float) and "second" not in name:
+                assert y[name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
+    results = [read_json(folder / "result.json") for folder in (first, second)]
+    assert results[0]["target_accuracy"] == results[1]["target_accuracy"]
+
+
+def test_two_processes_come_to_what_one_comes_to(
+    image_folder: Path, tiny_pipeline: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """All of DomainFusion: generations in shares, slopes, synthetic images, on the same global batches."""
+    words = [*FUSION, "--ldm", str(tiny_pipeline)]
+    alone = run(command(image_folder, tmp_path / "one", *words), environment)
+    assert alone.returncode == 0, alone.stderr
+    environment["DOMAINFUSION_CACHE"] = str(tmp_path / "another-cache")
+    together = run(command(image_folder, tmp_path / "two", *words, count=2), environment)
+    assert together.returncode == 0, together.stderr
+    assert_close(tmp_path / "one", tmp_path / "two")
+    assert together.stdout.count("target photo") == alone.stdout.count("target photo") == 1  # one of them speaks
+    images = [np.load(tmp_path / name / "synthetic" / "generation-00" / "images.npy") for name in ("one", "two")]
+    assert np.abs(images[0].astype(int) - images[1].astype(int)).max() <= 1
+    # The same command, alone, reads what they made.
+    again = run(command(image_folder, tmp_path / "two", *words), environment)
+    assert again.returncode == 0, again.stderr
+
+
+def test_a_signal_to_one_process_saves_the_run_of_both(
+    image_folder: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    words = ["--algorithm", "erm", "--steps", "4000", "--evaluations", "4000", "--freeze-bn"]
+    output = tmp_path / "run"
+    process = subprocess.Popen(
+        command(image_folder, output, *words, count=2), env=environment, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    records = output / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (records.exists() and len(read_json_lines(records)) > 2):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    children = subprocess.run(
+        ["pgrep", "-f", f"domainfusion train {image_folder}"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    ranks = [int(pid) for pid in children if int(pid) != process.pid]
+    os.kill(ranks[-1], signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    state = load_state(output / "checkpoints" / "last.safetensors")
+    step = state["progress"]["step"]
+    assert 2 < step < 4000, errors
+    assert not (output / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"batch_size": 5}, "--batch-size 5 .* 2 processes"), ({"swad": True}, "--average.method swad")],
+)
+def test_what_processes_cannot_share_is_refused(change: dict[str, Any], message: str) -> None:
+    options: dict[str, Any] = {"batch_size": 4, "swad": False, "freeze_bn": False, "device": torch.device("cpu")}
+    module = torch.nn.Linear(2, 2)
+    ALONE.prepare(module, **{**options, **change})
+    with pytest.raises(UsageError, match=message):
+        Processes(0, 2).prepare(module, **{**options, **change})
+
+
+@pytest.mark.parametrize(("sizes", "count"), [((3, 2), 5), ((1, 1, 1), 3), ((4, 3, 3), 10)])
+def test_weighted_means_of_shares_average_to_the_mean_of_all(sizes: tuple[int, ...], count: int) -> None:
+    values = torch.rand(count, dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64)
+    for rank, size in enumerate(sizes):
+        processes = Processes(rank, len(sizes))
+        mine = processes.share(count)
+        assert len(mine) == size
+        total += processes.weight(size, count) * values[torch.from_numpy(mine)].mean()
+    assert total / len(sizes) == pytest.approx(float(values.mean()))
