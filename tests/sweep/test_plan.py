@@ -108,7 +108,8 @@ def test_what_the_store_has_is_not_made_again(image_folder: Path, tmp_path: Path
     assert ledger.entries[plan.runs[0]].outcome == Outcome("done", 0.75)
     taken = ledger.take()
     assert taken is not None
-    assert taken.run == plan.runs[1]
+    assert (taken.run, taken.status) == (plan.runs[1], "queued")
+    assert ledger.count("running") == 0
     assert ledger.take() is None
     assert ledger.left == 1
     ledger.end(taken, Outcome("failed", reason="why"))
@@ -204,6 +205,7 @@ def test_lines_and_a_table_say_how_far_it_is(image_folder: Path, tmp_path: Path)
     entries = [ledger.take() for _ in range(3)]
     for entry in entries:
         assert entry is not None
+        ledger.begin(entry)
         plain.began(entry)
     ledger.end(entries[0], Outcome("done", 0.625))
     entries[0].seconds = 10.0

@@ -65,7 +65,7 @@ def sweep_of(images: Path, **options: Any) -> SweepConfig:
     return SweepConfig(data=(str(images),), **values)
 
 
-def wait_for(reached: Callable[[], bool], seconds: float = 240.0) -> None:
+def wait_for(reached: Callable[[], bool], seconds: float = 900.0) -> None:
     limit = time.monotonic() + seconds
     while not reached():
         assert time.monotonic() < limit

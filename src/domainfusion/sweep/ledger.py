@@ -19,7 +19,7 @@ class Entry:
     """What is known of a run."""
 
     run: Run
-    status: str = "waiting"  # waiting, running, done, pruned, failed
+    status: str = "waiting"  # waiting, queued (with Tune, for room), running, done, pruned, failed
     config: TrainConfig | None = None  # None while draws that it needs have not ended
     outcome: Outcome | None = None
     started: float = 0.0  # monotonic, of the present attempt
@@ -57,10 +57,10 @@ class Ledger:
         return entry.config
 
     def take(self) -> Entry | None:
-        """The next run that can be begun, begun; None where all that are left wait for others."""
+        """The next run that can be begun, now queued; None where all that are left wait for others."""
         for entry in self.entries.values():
             if entry.status == "waiting" and self.resolve(entry) is not None:
-                self.begin(entry)
+                entry.status = "queued"
                 return entry
         return None
 
@@ -99,7 +99,7 @@ class Ledger:
         now, total = time.monotonic(), 0.0
         for entry in self.entries.values():
             expected = means.get(entry.run.place.algorithm, every)
-            if entry.status == "waiting":
+            if entry.status in ("waiting", "queued"):
                 total += expected
             elif entry.status == "running":
                 total += max(0.0, expected - (now - entry.started))

@@ -54,7 +54,7 @@ class Progress:
         parts += [f"{ledger.count(name)} {name}" for name in ("pruned", "failed") if ledger.count(name)]
         seconds = ledger.seconds_left()
         if ledger.left and seconds is not None:
-            parts.append(f"about {duration(seconds)} left")
+            parts.append(f"about {duration(max(1.0, seconds))} left")
         return ", ".join(parts)
 
     def table(self) -> str:

@@ -88,10 +88,10 @@ class RunTrial(tune.Trainable):
             value = read_json(self.folder / "result.json")["validation_accuracy"]
             found = {} if value is None else {METRIC: value}
             return {"step": self.reported, **found, "status": "done", "done": True}
-        reason = f"{last_line(self.folder / 'run.log')} (exit code {code})"
+        reason = last_line(self.folder / "run.log")
         if code == REFUSED:
             return {"step": self.reported, "status": "failed", "reason": reason, "done": True}
-        raise RuntimeError(reason)
+        raise RuntimeError(f"{reason} (exit code {code})")
 
     def cleanup(self) -> None:
         """End the process: it saves, as at a signal."""
