@@ -63,7 +63,7 @@ def test_own_algorithm(example: Example, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.parametrize(("step", "beta"), [(0, 1.0), (3, 10.0)])
 def test_the_examples_algorithm_is_the_papers(example: Example, step: int, beta: float) -> None:
-    """Equation 8 of Krueger et al., written out: the sum over domains is a mean here, as in their code."""
+    """The mean of the risks and beta times their (population) variance, written out in plain numbers."""
     import types
 
     kind = example("own_algorithm", STEPS="1")["VREx"]
