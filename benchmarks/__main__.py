@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import candidates, distillation, startup, training
+from benchmarks import alternatives, candidates, distillation, growth, labels, startup, training, zero_shot
 
 ROWS = {
     "startup": startup.startup,
@@ -24,7 +24,14 @@ ROWS = {
     "generation_share": candidates.generation_share,
     "candidates_full_size": candidates.candidates_full_size,
     "distillation_memory": distillation.distillation_memory,
+    "zero_shot": zero_shot.zero_shot,
     "whole_run": training.whole_run,
+    "label_information": labels.label_information,
+    "feature_reuse": alternatives.feature_reuse,
+    "token_merging": alternatives.token_merging,
+    "compile": alternatives.compiled,
+    "growth": growth.growth,
+    "domainnet": growth.domainnet,
 }
 
 

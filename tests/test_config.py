@@ -17,7 +17,7 @@ from domainfusion.errors import FileError, UsageError
 shares = st.floats(0, 1)
 weights = st.floats(0, 1e300)
 positive = st.floats(5e-324, 1e300)
-counts = st.integers(1, 10**30)
+counts = st.integers(1, 10**9)
 texts = st.text() | st.sampled_from(
     ['say "hi"', "a\\b", "one\ntwo\r\n\ttab", "\x00\x1f\x7f\x85\u2028", "Bär 🐻", "'''", '"""']
 )
@@ -43,7 +43,7 @@ train_values = st.fixed_dictionaries(
     {},
     optional={
         "target": st.none() | texts, "algorithm": texts, "steps": counts, "lr": positive, "weight_decay": weights,
-        "seed": st.integers(0, 2**63 - 1), "trial": st.integers(0, 10**30), "pretrained": st.booleans(),
+        "seed": st.integers(0, 2**63 - 1), "trial": st.integers(0, 10**9), "pretrained": st.booleans(),
         "data": data_values.map(lambda values: DataConfig(**values)),
         "generate": generate_values.map(lambda values: GenerateConfig(**values)),
     },
@@ -81,7 +81,7 @@ def test_toml_holds_any_text(text: str) -> None:
 
 def test_toml_names_every_option_but_the_unset() -> None:
     values = tomllib.loads(to_toml(TrainConfig()))
-    assert set(values) == {field.name for field in dataclasses.fields(TrainConfig)} - {"target"}
+    assert set(values) == {field.name for field in dataclasses.fields(TrainConfig)} - {"target", "second_target"}
     assert set(values["distill"]) == {field.name for field in dataclasses.fields(DistillConfig)}
     assert values["steps"] == TrainConfig().steps
     assert isinstance(values["steps"], int)

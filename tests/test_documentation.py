@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from domainfusion.cli import COMMANDS, PLACES
-from domainfusion.commands.parsing import parse
-from domainfusion.commands.runs import TrainCommand
+from domainfusion.commands.parsing import base_options, parse
+from domainfusion.commands.runs import BenchmarkCommand, TrainCommand
 from domainfusion.commands.words import command_class, subcommands_of
 from domainfusion.config import TrainConfig
-from domainfusion.registry import ALGORITHMS
+from domainfusion.registry import ALGORITHMS, PRESETS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(p for p in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "src").rglob("*.md")])
@@ -110,6 +110,28 @@ def test_shown_commands_are_understood(words):
         kind = command_class(name, PLACES[name])
     required = {"export": ["--output", "x"]}.get(name, []) if "--output" not in rest else []
     parse(kind, [*rest, *required], f"domainfusion {name}")
+
+
+def documented_protocol():
+    """Arguments of every `domainfusion train` and `benchmark` that the page about the protocol shows, tables too."""
+    text = re.sub(r"\\\n *", "", (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8"))
+    for name, line in re.findall(r"(?:^    |`)domainfusion (train|benchmark) ([^`\n]+)", text, re.MULTILINE):
+        yield pytest.param(name, shlex.split(line), id=f"{name} {line[:40]}")
+
+
+@pytest.mark.parametrize(("name", "words"), list(documented_protocol()))
+def test_commands_of_the_protocol_are_understood(name, words):
+    kind = {"train": TrainCommand, "benchmark": BenchmarkCommand}[name]
+    command = parse(kind, words, f"domainfusion {name}", base_options(TrainConfig, words))
+    names = command.algorithms if name == "benchmark" else [command.options.algorithm]
+    assert set(names) <= set(ALGORITHMS.names())
+    assert command.options.preset == "domainbed-paper" or "paper" in words
+
+
+def test_the_page_about_the_protocol_names_every_preset():
+    text = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
+    for name in PRESETS.names():
+        assert f"| `{name}` |" in text
 
 
 def test_the_pages_name_options_and_defaults_that_exist():

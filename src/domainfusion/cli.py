@@ -12,13 +12,14 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from domainfusion.errors import DomainFusionError, Interrupted, UsageError, unknown_name
+from domainfusion.errors import DomainFusionError, Interrupted, UsageError, printable, unknown_name
 
 COMMANDS = {
     "demo": "train ERM and DomainFusion on the embedded benchmark and show both",
     "train": "train one classifier",
     "benchmark": "train algorithms on every target domain and trial; table of accuracies",
     "reproduce": "the paper's tables, row by row, beside the paper's values",
+    "sweep": "many runs by Ray, on this machine or a cluster: data sets, targets, trials, hyperparameters",
     "evaluate": "accuracy of a finished run, by class",
     "predict": "labels and confidences of new images, by a run's model or an exported one",
     "export": "a model as a folder for timm and domainfusion.load, or as an ONNX file",
@@ -27,19 +28,23 @@ COMMANDS = {
     "pretrain": "train a small latent diffusion model from captioned images",
     "generate": "make the candidates of a data set ahead, for all runs, or as pictures",
     "distill": "tabulate the slopes of latent distillation for a data set",
+    "audit": "rank suspicious labels of a data set by what the LDM says of its images",
     "judge": "measure what an LDM is worth for DomainFusion on a data set",
+    "explain": "heat maps, scores and latent distillation of one image, as a page of pictures",
     "data": "splits, verify, prepare or download data sets",
     "doctor": "what this machine can do, and how long and how large a planned run would be",
     "completion": "a script that completes commands, options and names in bash, zsh or fish",
-    "list": "list algorithms, datasets, backbones, ldms or trackers",
+    "list": "list algorithms, datasets, backbones, ldms, presets or trackers",
 }
 
 # Which module of `commands` each is in; `list` and `completion` are here.
 PLACES = {
     **dict.fromkeys(("demo", "train", "benchmark", "reproduce", "evaluate", "collect", "report"), "runs"),
     **dict.fromkeys(("pretrain", "generate", "distill", "judge"), "ldm"),
-    **dict.fromkeys(("predict", "export", "doctor"), "models"),
+    **dict.fromkeys(("predict", "explain", "export", "doctor"), "models"),
+    "sweep": "sweep",
     "data": "data",
+    "audit": "audit",
 }
 
 HELP = """\
@@ -116,6 +121,8 @@ def run(arguments: Sequence[str]) -> int:
             1,
             debug,
         )
+    except MemoryError as error:
+        return _fail(MemoryError(f"not enough memory ({error}): give smaller sizes, or a machine with more"), 1, debug)
     except KeyboardInterrupt:
         print("domainfusion: interrupted; the same command again goes on from the last checkpoint", file=sys.stderr)
         return 130
@@ -124,7 +131,10 @@ def run(arguments: Sequence[str]) -> int:
 def _fail(error: Exception, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"domainfusion: {error}", file=sys.stderr)
+    if "tqdm" in sys.modules:  # a bar that is still there would stand on the message's line, and draw itself again
+        for bar in list(sys.modules["tqdm"].tqdm._instances):
+            bar.close()
+    print(f"domainfusion: {printable(str(error))}", file=sys.stderr)
     return code
 
 
@@ -137,10 +147,12 @@ def complete(words: list[str]) -> None:
 
 def list_names(words: list[str]) -> int:
     """`domainfusion list KIND [PATTERN] [--json]`."""
-    from domainfusion.registry import ALGORITHMS, BACKBONES, DATASETS, LDMS, TRACKERS
+    from domainfusion.registry import ALGORITHMS, BACKBONES, DATASETS, LDMS, PRESETS, TRACKERS
 
-    kinds = {"algorithms": ALGORITHMS, "datasets": DATASETS, "backbones": BACKBONES, "ldms": LDMS,
-             "trackers": TRACKERS}  # fmt: skip
+    kinds = {
+        "algorithms": ALGORITHMS, "datasets": DATASETS, "backbones": BACKBONES, "ldms": LDMS, "presets": PRESETS,
+        "trackers": TRACKERS,
+    }  # fmt: skip
     as_json = "--json" in words
     words = [word for word in words if word != "--json"]
     if words in (["--help"], ["-h"]) or not words:
@@ -159,5 +171,5 @@ def list_names(words: list[str]) -> int:
     for entry in entries:
         print(f"{entry.name:<{width}}  {entry.summary} [{entry.source}]")
     if words[0] == "backbones":
-        print("... and every other model that timm knows, by its name")
+        print("... and every other model that timm knows, by its name, or torchvision, by torchvision:NAME")
     return 0

@@ -16,7 +16,7 @@ STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Share = Annotated[float, Field(ge=0, le=1)]
 Part = Annotated[float, Field(gt=0, lt=1)]
 Weight = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -36,10 +36,29 @@ def _template(value: str) -> str:
     return value
 
 
+def _domain_template(value: str) -> str:
+    try:
+        value.format(label="cat", domain="sketch")
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(
+            f"a template may hold {{label}} and {{domain}} only ({type(error).__name__}: {error})"
+        ) from None
+    return value
+
+
+def _domain_words(value: str) -> str:
+    if not value.partition("=")[0] or "=" not in value:
+        raise ValueError("words for a domain are given as DOMAIN=WORDS")
+    return value
+
+
+Confidence = Annotated[float, Field(ge=0.02, le=1)]
 Strength = Annotated[float, Field(gt=0, le=1)]
 StrengthRange = Annotated[tuple[Strength, Strength], AfterValidator(_ascending)]
 Interval = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
 Template = Annotated[str, AfterValidator(_template)]
+DomainTemplate = Annotated[str, AfterValidator(_domain_template)]
+DomainWords = Annotated[str, AfterValidator(_domain_words)]
 Corruption = Literal["contrast", "blur", "pepper", "mask"]
 Residual = Literal["plain", "guided", "contrast"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -65,6 +84,8 @@ class DataConfig:
     """Strength of brightness, contrast, saturation and hue jitter (0 switches it off)."""
     grayscale: Share = 0.1
     """Probability of turning an image grey."""
+    augment_validation: bool = False
+    """Measure source validation on augmented images, as DomainBed does (off: on the images as they are)."""
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -156,6 +177,10 @@ class GenerateConfig:
     batch_size: Count = 64
     """Candidates denoised at once."""
 
+    def needed(self) -> GenerateConfig:
+        """The same options with no more candidates than are looked at: without sampling the first alone."""
+        return self if self.sampling or self.candidates == 1 else dataclasses.replace(self, candidates=1)
+
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class ZeroShotConfig:
@@ -242,6 +267,60 @@ class RSCConfig:
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
+class CDGAConfig:
+    """CDGA: training images translated towards every source domain before training."""
+
+    seed: Seed = 0
+    """Seed of strengths and noise; the same for all runs, so that they share translations."""
+    candidates: Count = 1
+    """Translations of an image towards each source domain."""
+    strength: StrengthRange = (0.5, 0.9)
+    """Range of image-to-image strengths; each translation draws its own."""
+    steps: Count = 4
+    """Denoising steps of a translation, whatever its strength (the paper: 50)."""
+    guidance: Weight = 3.0
+    """Classifier-free guidance scale (1 or less: no unconditional pass)."""
+    template: DomainTemplate = "{label}, {domain}"
+    """Prompt; {label} is the class in words, {domain} the source domain in words."""
+    domain_words: tuple[DomainWords, ...] = ()
+    """What prompts call a domain, as DOMAIN=WORDS (default: its name, with spaces for underscores and hyphens)."""
+    pictures: bool = True
+    """Also keep translations as PNG files in the cache."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class DSIConfig:
+    """DSI: test images translated to the source domains by LDMs fine-tuned on each."""
+
+    seed: Seed = 0
+    """Seed of fine-tuning and of the noise; the same for all runs, so that they share LDMs and translations."""
+    tune_steps: Count = 200
+    """Optimizer steps of each source domain's LDM."""
+    tune_batch_size: Count = 16
+    """Images in a step of fine-tuning."""
+    tune_lr: Annotated[float, Field(gt=0)] = 1e-4
+    """Learning rate of fine-tuning."""
+    steps: Count = 20
+    """Denoising steps from pure noise; from start step s there are s times as many (the paper: 50)."""
+    starts: Annotated[tuple[Strength, ...], Field(min_length=1)] = (0.2, 0.4, 0.6)
+    """Start steps tried one after another, as shares of the noise schedule."""
+    threshold: Share = 0.9
+    """A prediction whose largest softmax probability is above it is accepted (1: none is)."""
+    unsure: Literal["original", "last"] = "original"
+    """Prediction where no start step was accepted: that of the image itself, or the mean at the last start step."""
+    held_out: bool = True
+    """Also test the target's held-out images, which results.jsonl needs for domainfusion collect."""
+    batch_size: Count = 64
+    """Images translated at once."""
+
+    @model_validator(mode="after")
+    def _starts_ascend(self) -> DSIConfig:
+        if list(self.starts) != sorted(set(self.starts)):
+            raise ValueError("starts must ascend")
+        return self
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class AverageConfig:
     """Averaging of weights over training, with any algorithm."""
 
@@ -272,32 +351,50 @@ class AverageConfig:
 class TrainConfig:
     """Options of `domainfusion train`."""
 
+    preset: str = ""
+    """Named options to begin with (domainfusion list presets); --config and the command line go before them."""
+    hparams_seed: Annotated[int, Field(ge=0)] = 0
+    """Draw of the hyperparameters not given otherwise, from DomainBed's search or a table [search] (0: none)."""
     algorithm: str = "domainfusion"
     """Name of the algorithm (domainfusion list algorithms)."""
     target: str | None = None
     """Domain held out; none trains on all domains."""
-    trial: Annotated[int, Field(ge=0)] = 0
+    second_target: str | None = None
+    """Another domain held out, for leave-one-domain-out selection (benchmark --selection sets it itself)."""
+    trial: Annotated[int, Field(ge=0, le=10**9)] = 0
     """Which split of the data (strict: fold 0 to 4)."""
     seed: Seed = 0
     """Seed of initial weights, batches and augmentation (candidates have their own: generate.seed)."""
     steps: Count = 400
     """Optimizer steps."""
+    epochs: Annotated[int, Field(ge=0)] = 0
+    """Passes over the source domains' training images, instead of steps (0: steps counts)."""
     batch_size: Count = 16
     """Images of every source domain in a step."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
-    """Learning rate of Adam, falling to 0 along a cosine."""
+    """Learning rate of Adam."""
+    lr_schedule: Literal["cosine", "constant"] = "cosine"
+    """cosine: the learning rate falls to 0 along a cosine; constant: it stays."""
     weight_decay: Weight = 5e-4
     """L2 penalty of Adam."""
     backbone: str = "resnet10t"
-    """A timm model (domainfusion list backbones)."""
+    """A timm model, or torchvision:NAME (domainfusion list backbones)."""
     pretrained: bool = False
-    """Start from the backbone's published weights (needs the hub or its cache)."""
+    """Start from the backbone's published weights (from the hub or its cache; efficientnet_lite0: from its package)."""
+    weights: str = ""
+    """File with the backbone's weights to start from, instead of published ones: safetensors, or a .pth of tensors."""
+    normalization: Literal["auto", "imagenet", "inception", "lite"] = "auto"
+    """Channel means and deviations of the backbone's input: auto (those of the published weights, imagenet without),
+    imagenet, inception (1/2 and 1/2), lite (127/255 and 128/255)."""
     dropout: Share = 0.0
     """Dropout before the head."""
     freeze_bn: bool = False
     """Keep BatchNorm in evaluation mode while training (DomainBed's habit with pretrained backbones)."""
     evaluations: Count = 8
     """How often in a run source validation is measured; the best checkpoint is kept."""
+    evaluate_every: Annotated[int, Field(ge=0)] = 0
+    """Steps from one evaluation to the next, instead of evaluations: as DomainBed, after the first step, then every so
+    many steps, and after the last one (0: evaluations counts)."""
     evaluate_training: bool = False
     """Measure accuracy on the images trained on too, so that results.jsonl has every field of DomainBed's."""
     raw_weight: Weight = 1.0
@@ -323,12 +420,64 @@ class TrainConfig:
     coral: CoralConfig = dataclasses.field(default_factory=CoralConfig)
     groupdro: GroupDROConfig = dataclasses.field(default_factory=GroupDROConfig)
     rsc: RSCConfig = dataclasses.field(default_factory=RSCConfig)
+    cdga: CDGAConfig = dataclasses.field(default_factory=CDGAConfig)
+    dsi: DSIConfig = dataclasses.field(default_factory=DSIConfig)
     average: AverageConfig = dataclasses.field(default_factory=AverageConfig)
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> TrainConfig:
         if self.raw_weight == self.distill_weight == self.synthetic_weight == 0:
             raise ValueError("raw_weight, distill_weight and synthetic_weight are all 0: nothing would be learnt")
+        return self
+
+    @model_validator(mode="after")
+    def _held_out_domains_differ(self) -> TrainConfig:
+        if self.second_target is not None and self.target in (None, self.second_target):
+            raise ValueError("second_target is held out beside target, and is another domain")
+        return self
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class AuditConfig:
+    """Options of `domainfusion audit`."""
+
+    images: Annotated[int, Field(ge=0)] = 0
+    """Audit only so many images, drawn at random by the seed (0: all)."""
+    seed: Seed = 0
+    """Seed of timesteps and noise, of the images drawn, and of planted labels."""
+    ranking: Literal["both", "slopes", "losses"] = "both"
+    """slopes: of latent distillation below p = 1; losses: of the noise prediction, as Diffusion Classifier compares
+    them; both: their sum, each in units of its spread between labels."""
+    confidences: Annotated[tuple[Confidence, ...], Field(min_length=1)] = (0.5, 1.0)
+    """Confidences at which images are shown to the LDM: slopes are taken below 1, the loss at the largest."""
+    pairs: Count = 4
+    """Pairs of opposite noises in a round, each in its own part of the timesteps."""
+    rounds: Annotated[int, Field(ge=2)] = 2
+    """Rounds for the given label and its best rivals (the others get one)."""
+    keep: Count = 4
+    """Rivals of the given label that get all rounds."""
+    min_timestep: Share = 0.4
+    """Smallest timestep drawn, as a share of the schedule."""
+    max_timestep: Share = 0.85
+    """Largest timestep drawn, as a share of the schedule."""
+    template: Template = "{label}"
+    """Prompt of a label, in words."""
+    image_size: Annotated[int, Field(ge=0, multiple_of=8)] = 0
+    """Size of images at the LDM in pixels (0: the size it was trained at)."""
+    batch_size: Count = 64
+    """Passes of the U-Net at once."""
+    ldm: str = "embedded"
+    """Latent diffusion model: embedded, a diffusers folder, or a hub id."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    precision: Precision = "auto"
+    """Type the LDM computes in: auto takes bfloat16 where the hardware has it."""
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+
+    @model_validator(mode="after")
+    def _timesteps_ascend(self) -> AuditConfig:
+        if self.min_timestep > self.max_timestep:
+            raise ValueError(f"min_timestep {self.min_timestep:g} is above max_timestep {self.max_timestep:g}")
         return self
 
 
@@ -368,6 +517,12 @@ class PretrainConfig:
     """Gamma of the min-SNR loss weight (arXiv 2303.09556)."""
     caption_dropout: Share = 0.1
     """Share of captions emptied for classifier-free guidance."""
+    recolour: Share = 0.5
+    """Share of monochrome drawings recoloured for the denoiser, their captions naming the colours."""
+    hue: Share = 0.1
+    """Share of coloured drawings whose channels are permuted for the denoiser."""
+    freeze_text: bool = False
+    """Keep the text encoder as it is (with init)."""
     vocabulary: Annotated[int, Field(ge=256)] = 4096
     """Size of the tokenizer's vocabulary."""
     text_length: Annotated[int, Field(ge=4)] = 20

@@ -60,6 +60,18 @@ def plain_values(config: Any) -> dict[str, Any]:
     return values
 
 
+def flat_values(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted name.
+
+    >>> flat_values({"lr": 1, "generate": {"steps": 2}})
+    {'lr': 1, 'generate.steps': 2}
+    """
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat.update(flat_values(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+    return flat
+
+
 def to_toml(config: Any) -> str:
     """A config as TOML text; `load_toml` reads it back equal."""
     values = plain_values(config)
@@ -88,5 +100,5 @@ def load_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise FileError(f"{path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of which TOML's and Unicode's errors are
         raise UsageError(f"{path} is not valid TOML: {error}") from error

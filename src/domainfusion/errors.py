@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import signal
+import sys
 from collections.abc import Iterable
 
 
@@ -42,6 +43,20 @@ class Interrupted(DomainFusionError):
         name = signal.Signals(number).name
         super().__init__(f"stopped by {name}; everything is saved, the same command goes on from here")
         self.number = number
+
+
+def printable(text: str) -> str:
+    r"""`text` in one line: control characters, of file names say, as escapes.
+
+    >>> printable("a\nb\x1b[2J")
+    'a\\nb\\x1b[2J'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def show_note(text: str) -> None:
+    """Print a remark to stderr in one line."""
+    print(f"note: {printable(text)}", file=sys.stderr)
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:

@@ -19,11 +19,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from domainfusion import __version__
-from domainfusion.data.transforms import MEAN, STD, normalize
+from domainfusion.algorithms.backbones import architecture_of
+from domainfusion.data.transforms import normalize
 from domainfusion.errors import DomainFusionError, UsageError
 from domainfusion.files import atomic_path, make_folder, write_json, write_text
 from domainfusion.model import Model
 from domainfusion.model_card import build_card
+from domainfusion.tensors import checksum
 
 Input = Literal["uint8", "float"]
 TOLERANCE = 1e-4  # greatest difference of a probability, or of a logit relative to the largest, that float32 explains
@@ -35,22 +37,25 @@ def export_folder(model: Model, output: Path) -> list[Path]:
 
     Raises `DomainFusionError` for a backbone whose classifier timm does not keep in one last layer.
     """
+    refuse_tester(model)
     head, tensors = timm_weights(model)
     backbone: Any = model.classifier.backbone
     described = dict(backbone.pretrained_cfg)
-    architecture, _, tag = model.config.backbone.partition(".")
+    name = architecture_of(model.config)
+    architecture, _, tag = name.partition(".")
+    mean, std = list(model.classifier.mean), list(model.classifier.std)
     config = {
         "architecture": architecture, "num_classes": len(model.classes), "num_features": int(backbone.num_features),
         "label_names": list(model.classes),
         "pretrained_cfg": {
             "tag": tag, "custom_load": False, "input_size": [3, model.size, model.size], "pool_size": None,
             "fixed_input_size": bool(described.get("fixed_input_size", False)), "interpolation": "bilinear",
-            "crop_pct": 1.0, "crop_mode": "squash", "mean": list(MEAN), "std": list(STD),
+            "crop_pct": 1.0, "crop_mode": "squash", "mean": mean, "std": std,
             "num_classes": len(model.classes), "first_conv": described.get("first_conv"), "classifier": head,
         },
         "domainfusion": {
-            "version": __version__, "backbone": model.config.backbone, "precision": model.config.precision,
-            "head": head, "classes": list(model.classes), "size": model.size, "mean": list(MEAN), "std": list(STD),
+            "version": __version__, "backbone": name, "precision": model.config.precision,
+            "head": head, "classes": list(model.classes), "size": model.size, "mean": mean, "std": std,
             "temperature": model.temperature, "facts": model.facts,
         },
     }  # fmt: skip
@@ -58,11 +63,20 @@ def export_folder(model: Model, output: Path) -> list[Path]:
     make_folder(output)
     write_text(output / "README.md", build_card(model))
     with atomic_path(output / "model.safetensors") as temporary:
-        save_file(tensors, str(temporary), metadata={"format": "pt"})
+        save_file(tensors, str(temporary), metadata={"format": "pt", "checksum": checksum(tensors)})
         # safetensors writes for the owner alone; who may read the card may read the model.
         temporary.chmod((output / "README.md").stat().st_mode)
     write_json(output / "config.json", config)  # last: with it the folder is a model
     return [output / name for name in ("model.safetensors", "config.json", "README.md")]
+
+
+def refuse_tester(model: Model) -> None:
+    """Raise `UsageError` for a model whose predictions take more than its classifier, which is all that is written."""
+    if model.tester is not None:
+        raise UsageError(
+            f"{model.source} is a run of {model.config.algorithm}, whose predictions take its LDMs, which an exported "
+            "model does not hold; a run of erm with the same options and seed has the same classifier"
+        )
 
 
 def refuse_run_folder(output: Path) -> None:
@@ -79,27 +93,29 @@ def timm_weights(model: Model) -> tuple[str, dict[str, torch.Tensor]]:
 
     classifier = _on_cpu(model)
     backbone: Any = classifier.backbone
-    head = backbone.pretrained_cfg.get("classifier")
+    name = architecture_of(model.config)
+    head = getattr(backbone, "pretrained_cfg", {}).get("classifier")
     if not isinstance(head, str):
         raise DomainFusionError(
-            f"the backbone {model.config.backbone} has no single last layer in timm ({head!r}), so a model folder "
-            "cannot hold it; export it with --format onnx"
+            f"the backbone {name} has no single last layer in timm ({head!r}), so a model folder cannot hold it; "
+            "export it with --format onnx"
         )
     tensors = {f"{head}.{name}": value for name, value in classifier.head.state_dict().items()}
     tensors |= backbone.state_dict()
     tensors = {name: value.detach().contiguous().clone() for name, value in tensors.items()}
-    whole = timm.create_model(model.config.backbone, num_classes=len(model.classes)).eval()
+    whole = timm.create_model(name, num_classes=len(model.classes)).eval()
     images = torch.from_numpy(_probes(model.size, 3)).permute(0, 3, 1, 2).float() / 255
     try:
         whole.load_state_dict(tensors)
     except RuntimeError as error:
-        raise DomainFusionError(f"timm's {model.config.backbone} does not take the weights: {error}") from error
+        raise DomainFusionError(f"timm's {name} does not take the weights: {error}") from error
     with torch.no_grad():
-        ours, theirs = classifier(images), whole(normalize(images)).float()
+        ours = classifier(images)
+        theirs = whole(normalize(images, classifier.mean, classifier.std)).float()
     difference = float((ours - theirs).abs().max() / ours.abs().max().clamp_min(1))
     if not difference <= TOLERANCE:
         raise DomainFusionError(
-            f"timm's {model.config.backbone} and the classifier differ by {difference:.2g} with the same weights, so a "
+            f"timm's {name} and the classifier differ by {difference:.2g} with the same weights, so a "
             "model folder would be wrong; export it with --format onnx"
         )
     return head, tensors
@@ -150,6 +166,7 @@ def export_onnx(model: Model, output: Path, given: Input = "uint8") -> list[Path
     The graph takes `images` of any number and size (see `Deployed`) and gives `probabilities`, in float32. Its metadata
     hold the classes, size and temperature. Raises `DomainFusionError` where onnxruntime and PyTorch differ.
     """
+    refuse_tester(model)
     require_extra()
     refuse_run_folder(output)
     graph = Deployed(_on_cpu(model), model.size, model.temperature, given).eval()
@@ -198,8 +215,9 @@ def onnx_metadata(model: Model, given: Input) -> dict[str, str]:
     )
     return {
         "classes": json.dumps(list(model.classes), ensure_ascii=False), "size": str(model.size),
-        "temperature": repr(model.temperature), "mean": json.dumps(MEAN), "std": json.dumps(STD), "input": shape,
-        "output": "(batch, classes) calibrated probabilities", "backbone": model.config.backbone,
+        "temperature": repr(model.temperature), "mean": json.dumps(model.classifier.mean),
+        "std": json.dumps(model.classifier.std), "input": shape,
+        "output": "(batch, classes) calibrated probabilities", "backbone": architecture_of(model.config),
         "facts": json.dumps(model.facts, ensure_ascii=False), "domainfusion": __version__,
     }  # fmt: skip
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 from domainfusion.errors import Busy, FileError
 
+CHECKSUMS = "SHA256SUMS"  # of a finished run's files, as `sha256sum -c` reads it
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
@@ -125,14 +127,59 @@ def reserve(path: Path, size: int) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # File names that are not UTF-8 reach Python as lone surrogates, which no file of text can hold.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def json_text(value: Any) -> str:
+    """`value` as indented JSON."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
+    # File names that are not UTF-8 reach Python as lone surrogates, which only JSON's escapes can hold.
+    return re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` to `path` as indented JSON, atomically."""
-    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
-    # File names that are not UTF-8 reach Python as lone surrogates, which only JSON's escapes can hold.
-    write_text(path, re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
+    write_text(path, json_text(value))
+
+
+def keep_also(path: Path, other: Path) -> None:
+    """Let `other` be the file `path` as it is now, whatever becomes of `path`; in one step, and without copying it.
+
+    A file system without hard links gets a copy.
+    """
+    temporary = Path(tempfile.mktemp(prefix=f".{other.name}.", suffix=".tmp", dir=other.parent))
+    try:
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)
+        os.replace(temporary, other)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def checksums_text(hashes: dict[str, str]) -> str:
+    """{name: SHA-256 in hex} as the lines that `sha256sum -c` reads."""
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(hashes.items()))
+
+
+def altered_files(folder: Path) -> list[str]:
+    """The files of `folder` that are missing or not what its list `SHA256SUMS` says; none where there is no list."""
+    path = folder / CHECKSUMS
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError):
+        return [CHECKSUMS]
+    listed = [re.fullmatch(r"([0-9a-f]{64})  ([\w.-]+)", line) for line in lines]
+    found = [] if all(listed) else [CHECKSUMS]
+    for line in filter(None, listed):
+        target = folder / line[2]
+        if not target.is_file() or hash_of_file(target) != line[1]:
+            found.append(line[2])
+    return found
 
 
 def read_json(path: Path) -> Any:
@@ -141,8 +188,20 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise FileError(f"{path} is missing") from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise FileError(f"{path} cannot be read as JSON: {error}") from error
+
+
+def read_json_object(path: Path, **fields: type | tuple[type, ...]) -> dict[str, Any]:
+    """The JSON object in `path`, which has `fields` of these types. Raises `FileError` naming file and field."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise FileError(f"{path} holds {str(found)[:40]!r}, no JSON object; it was altered or damaged")
+    for name, kind in fields.items():
+        if name not in found or not isinstance(found[name], kind):
+            what = f"is {str(found[name])[:40]!r}" if name in found else "is missing"
+            raise FileError(f"{path}: {name} {what}; it was altered or damaged")
+    return found
 
 
 def append_json_line(path: Path, record: dict[str, Any]) -> None:
@@ -173,15 +232,23 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The records of `path`; a last line cut short by a kill is left out, a broken earlier one is an error."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(f"{path} cannot be read as lines of JSON: {error}") from error
+    if not lines[-1]:
+        lines.pop()
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
-        except ValueError as error:
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                raise ValueError(f"{line[:40]!r} is no record")
+        except (ValueError, RecursionError) as error:
             if number == len(lines):
                 break
             raise FileError(f"{path}, line {number}, is not JSON: {error}") from error
+        records.append(record)
     return records
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,15 +17,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from domainfusion.algorithms.classifier import Classifier, build_classifier
+from domainfusion.algorithms.base import Tester
+from domainfusion.algorithms.classifier import Classifier, build_classifier, choose_classifier_dtype
 from domainfusion.config import TrainConfig
 from domainfusion.config_files import build_config, load_toml
 from domainfusion.data.images import prepare_image, read_image
-from domainfusion.data.transforms import MEAN, STD, to_float
-from domainfusion.diffusion.ldm import choose_dtype
-from domainfusion.errors import DataError, DomainFusionError, FileError, UsageError
-from domainfusion.experiments.runs import build_context, choose_device
-from domainfusion.files import hash_of_file, read_json, write_json
+from domainfusion.data.transforms import to_float
+from domainfusion.errors import DataError, DomainFusionError, FileError, UsageError, show_note
+from domainfusion.experiments.runs import build_context, choose_device, class_of_run
+from domainfusion.files import hash_of_file, read_json, read_json_object, write_json
 from domainfusion.training.calibration import calibrate
 from domainfusion.training.checkpoint import fill_weights, load_model, looks_pickled, read_weights
 
@@ -54,13 +53,16 @@ class Model:
     device: torch.device
     facts: dict[str, Any]  # what it was trained on and how well it did, for people
     source: Path
+    tester: Tester | None = None  # its method's own way to predict, where that is more than the classifier
 
     @torch.no_grad()
     def logits(self, pixels: np.ndarray) -> torch.Tensor:
         """(B, classes) float32 logits, before the temperature, of images (B, S, S, 3) uint8 at the model's size."""
-        dtype = choose_dtype(self.config.precision, self.device)
+        if self.tester is not None:
+            return torch.from_numpy(self.tester.logits_of_images(pixels))
+        dtype = choose_classifier_dtype(self.config.precision, self.device)
         images = to_float(torch.from_numpy(pixels).to(self.device))
-        with torch.autocast(self.device.type, dtype, enabled=dtype == torch.bfloat16):
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             return self.classifier(images).float().cpu()
 
     def probabilities(self, images: Sequence[Picture], *, batch_size: int = 64) -> np.ndarray:
@@ -141,36 +143,37 @@ def load(path: str | os.PathLike[str], *, device: str = "auto") -> Model:
 
 def _load_run(folder: Path, device: torch.device) -> Model:
     config: TrainConfig = build_config(TrainConfig, load_toml(folder / "config.toml"), str(folder / "config.toml"))
-    pretrained, config = config.pretrained, dataclasses.replace(config, pretrained=False)  # the run has the weights
     if not (folder / "model.safetensors").exists():
         raise FileError(f"{folder} holds no trained model yet (model.safetensors is missing); finish the run first")
-    described = read_json(folder / "model.json")
-    try:
-        classes, size = tuple(map(str, described["classes"])), int(described["size"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise FileError(f"{folder / 'model.json'} does not describe a model: {error!r}") from error
-    classifier = build_classifier(config, len(classes))
+    described = read_json_object(folder / "model.json", classes=list, size=int)
+    classes, size = tuple(map(str, described["classes"])), int(described["size"])
+    if not classes or not 8 <= size <= 2048:
+        raise FileError(f"{folder / 'model.json'} does not describe a model: {len(classes)} classes, size {size}")
+    classifier = build_classifier(config, len(classes), initialize=False)  # the run has the weights
     load_model(folder, classifier)
     classifier.to(device).eval()
-    result = read_json(folder / "result.json") if (folder / "result.json").exists() else {}
+    result = read_json_object(folder / "result.json") if (folder / "result.json").exists() else {}
     if not result:
         note(f"the run in {folder} has not finished; its best weights so far (step {described.get('step')}) are used")
-    data = read_json(folder / "data.json")
+    data = read_json_object(folder / "data.json", data=str, fingerprint=str)
     calibration = _calibration_of(folder, config, data, classifier, device)
     facts = {
         **{name: described.get(name) for name in DESCRIBED},
         "seed": config.seed, "protocol": data.get("protocol"), "training_images": data.get("train"),
         "validation_images": data.get("validation"), "test_images": data.get("test"),
         "validation": result.get("validation"), "target_accuracy": result.get("target_accuracy"),
-        "pretrained": pretrained, "ldm": _ldm_of(config),
+        "pretrained": bool(config.pretrained or config.weights), "ldm": _ldm_of(config),
         "calibration": {name: value for name, value in calibration.items() if name != "model"} or None,
     }  # fmt: skip
-    return Model(classifier, config, classes, size, float(calibration.get("temperature", 1.0)), device, facts, folder)
+    tester = class_of_run(config.algorithm).load_tester(folder, classifier, config, device)
+    temperature = float(calibration.get("temperature", 1.0))
+    return Model(classifier, config, classes, size, temperature, device, facts, folder, tester)
 
 
 def _ldm_of(config: TrainConfig) -> str | None:
-    used = config.algorithm != "erm" and (config.distill_weight > 0 or config.synthetic_weight > 0)
-    return config.ldm if used else None
+    """The LDM that took part in training the classifier, if any."""
+    distilled = config.algorithm == "domainfusion" and (config.distill_weight > 0 or config.synthetic_weight > 0)
+    return config.ldm if distilled or config.algorithm == "cdga" else None
 
 
 def _calibration_of(
@@ -179,8 +182,8 @@ def _calibration_of(
     """A run's `calibration.json`; fitted now where it is missing or of other weights, and empty where it cannot be."""
     path = folder / "calibration.json"
     if path.exists():
-        kept = read_json(path)
-        if isinstance(kept, dict) and kept.get("model") == hash_of_file(folder / "model.safetensors"):
+        kept = read_json_object(path)
+        if kept.get("model") == hash_of_file(folder / "model.safetensors"):
             return _checked_calibration(kept, path)
     try:
         context = build_context(data["data"], dataclasses.replace(config, device=str(device)), folder, progress=False)
@@ -218,21 +221,30 @@ def _load_export(folder: Path, device: torch.device) -> Model:
         raise FileError(f"{path}: size is a number of pixels from 8 to 2048, not {size!r}")
     if not isinstance(head, str) or not head:
         raise FileError(f"{path}: head is the name of timm's last layer, not {head!r}")
-    if [ours.get("mean"), ours.get("std")] != [list(MEAN), list(STD)]:
-        raise FileError(f"{path}: mean and std are not those the model was trained with ({list(MEAN)}, {list(STD)})")
+    statistics = [ours.get("mean"), ours.get("std")]
+    if not all(isinstance(part, list) and len(part) == 3 and all(map(_is_share, part)) for part in statistics):
+        raise FileError(
+            f"{path}: mean and std are not those of a backbone (three numbers each, above 0 and at most 1), but "
+            f"{str(statistics)[:80]}"
+        )
     facts = ours.get("facts")
     described = {"backbone": ours.get("backbone"), "precision": ours.get("precision", "auto")}
     config: TrainConfig = build_config(TrainConfig, described, str(path))
     if not (folder / "model.safetensors").exists():
         raise FileError(f"{folder} lacks model.safetensors")
     tensors = read_weights(folder / "model.safetensors")
-    classifier = build_classifier(config, len(classes))
+    classifier = build_classifier(config, len(classes), initialize=False)
+    classifier.mean, classifier.std = (tuple(map(float, part or ())) for part in statistics)
     fill_weights(classifier, from_timm_names(tensors, head), folder / "model.safetensors")
     temperature = _checked_calibration(ours, path)["temperature"]
     return Model(
         classifier.to(device).eval(), config, tuple(classes), size, float(temperature), device,
         facts if isinstance(facts, dict) else {}, folder,
     )  # fmt: skip
+
+
+def _is_share(number: Any) -> bool:
+    return isinstance(number, (int, float)) and not isinstance(number, bool) and 0 < number <= 1
 
 
 def from_timm_names(tensors: dict[str, torch.Tensor], head: str) -> dict[str, torch.Tensor]:
@@ -246,5 +258,4 @@ def from_timm_names(tensors: dict[str, torch.Tensor], head: str) -> dict[str, to
 
 def note(text: str) -> None:
     """Print a remark to stderr in one line; control characters, of file names say, show as escapes."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    print(f"note: {shown}", file=sys.stderr)
+    show_note(text)

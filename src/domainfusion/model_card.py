@@ -7,8 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from domainfusion.data.transforms import MEAN, STD
 from domainfusion.errors import UsageError
+from domainfusion.experiments.expectation import HELD_OUT
 from domainfusion.files import read_json
 from domainfusion.model import Model
 
@@ -64,9 +64,11 @@ def find_leave_one_out(model: Model, given: Path | None) -> dict[str, Any] | Non
     """What a benchmark says of the model's algorithm on each held-out domain of its data set, or None.
 
     {"accuracy": {target: [per cent, by trial]}, "protocol", "command"}, from `given` (benchmark.json, or its folder),
-    or from the benchmark that the run is part of. Raises `UsageError` where `given` is about something else.
+    from the run's own ones without each domain, or from the benchmark that it is part of. Raises `UsageError` where
+    `given` is about something else.
     """
-    for folder in [given] if given is not None else list(model.source.resolve().parents)[:3]:
+    source = model.source.resolve()
+    for folder in [given] if given is not None else [source / HELD_OUT, *source.parents[:3]]:
         path = folder / "benchmark.json" if folder.is_dir() else folder
         if given is None and not path.exists():
             continue
@@ -90,13 +92,18 @@ def build_card(model: Model) -> str:
         title=_plain(f"{facts.get('dataset')}, {facts.get('algorithm')}"),
         summary=_summary(model), accuracy=_accuracy(facts), confidence=_confidence(model),
         temperature=model.temperature, classes=", ".join(f"`{_plain(name)}`" for name in model.classes),
-        size=model.size, timm=version("timm"), mean=MEAN, std=STD, count=len(model.classes),
+        size=model.size, timm=version("timm"), mean=_numbers(model.classifier.mean),
+        std=_numbers(model.classifier.std), count=len(model.classes),
     )  # fmt: skip
 
 
 def _plain(text: str) -> str:
     """A name as one line that Markdown's tables and code can hold."""
     return " ".join(str(text).split()).replace("|", "\\|").replace("`", "'")
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return f"({', '.join(f'{value:.6g}' for value in values)})"
 
 
 def _list(names: list[str]) -> str:

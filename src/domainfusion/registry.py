@@ -123,6 +123,18 @@ ALGORITHMS = Registry(
             "domainfusion.algorithms.domainfusion:DomainFusion",
         ),
         Entry(
+            "cdga",
+            "training images translated by an LDM towards every source domain, then cross-entropy on all of them",
+            "Hemati et al., arXiv 2312.05387",
+            "domainfusion.algorithms.cdga:CDGA",
+        ),
+        Entry(
+            "dsi",
+            "cross-entropy; test images translated to the source domains by LDMs fine-tuned on each",
+            "Yu et al., CVPR 2023",
+            "domainfusion.algorithms.dsi:DSI",
+        ),
+        Entry(
             "diffusion_classifier",
             "zero-shot: the class whose prompt predicts the noise best, in stages; nothing is trained",
             "Li et al., ICCV 2023",
@@ -168,11 +180,29 @@ ALGORITHMS = Registry(
     group="domainfusion.algorithms",
 )
 
+PRESETS = Registry(
+    "preset",
+    [
+        Entry("paper", "DomainFusion's own experiments, with their search: Stable Diffusion, 120 epochs", "ECCV 2024"),
+        Entry(
+            "domainbed-paper", "DomainBed as in its paper: ResNet-50, BatchNorm frozen, 5001 steps", "arXiv 2007.01434"
+        ),
+        Entry(
+            "domainbed-head", "DomainBed's code since July 2024: other ImageNet weights, BatchNorm trains", "its code"
+        ),
+    ],
+)
+
 BACKBONES = Registry(
     "backbone",
     [
         Entry("resnet10t", "5 M parameters, trains from scratch on a CPU (default)", "timm"),
         Entry("resnet18", "11 M parameters", "He et al. 2016; timm"),
+        Entry(
+            "efficientnet_lite0",
+            "3 M parameters; with --pretrained ImageNet from a package, offline (extra: lite)",
+            "Tan & Le 2019; TensorFlow",
+        ),
         Entry("resnet50.tv_in1k", "the paper's first backbone, ImageNet", "He et al. 2016; timm"),
         Entry("regnety_160.swag_ft_in1k", "the paper's second backbone, SWAG", "Singh et al. 2022; timm"),
     ],

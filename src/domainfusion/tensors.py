@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
-from domainfusion.errors import FileError
-from domainfusion.files import atomic_path
+from domainfusion.errors import FileError, show_note
+from domainfusion.files import atomic_path, keep_also
 
 
 def _split(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
@@ -42,35 +43,88 @@ def _join(node: Any, tensors: dict[str, torch.Tensor]) -> Any:
     return value
 
 
-def _checksum(tensors: dict[str, torch.Tensor], tree: str) -> str:
+def checksum(tensors: dict[str, torch.Tensor], tree: str = "", *, described: bool = True) -> str:
+    """SHA-256, in hex, over named tensors and a text.
+
+    Args:
+        described: with the tensors' types and shapes (files of older versions are without).
+    """
     digest = hashlib.sha256(tree.encode())
     for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].flatten().view(torch.uint8).numpy().data)
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode() if described else name.encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def save_state(path: Path, state: Any) -> None:
-    """Write a nested state to `path` (safetensors) with a SHA-256 over all of it, atomically."""
+def save_state(path: Path, state: Any, *, previous: Path | None = None) -> None:
+    """Write a nested state to `path` (safetensors) with a SHA-256 over all of it, atomically.
+
+    Args:
+        previous: where the file that `path` was is kept; only when the new one is complete does it move there.
+    """
     tensors: dict[str, torch.Tensor] = {}
     tree = json.dumps(_split(state, "", tensors))
     # Tensors that share memory (tied weights) are stored once each: safetensors refuses aliases.
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(tensors, str(temporary), metadata={"tree": tree, "sha256": _checksum(tensors, tree)})
+        save_file(tensors, str(temporary), metadata={"tree": tree, "checksum": checksum(tensors, tree)})
+        if previous is not None and path.exists():
+            keep_also(path, previous)
 
 
 def load_state(path: Path) -> Any:
     """The nested state saved by `save_state`. Raises `FileError` where the file is truncated or altered."""
+    metadata, tensors = read_tensors(path)
+    if "tree" not in metadata or not {"checksum", "sha256"} & set(metadata):
+        raise FileError(f"{path} is no state of ours (it has no checksum); delete it to use an earlier one")
+    try:
+        return _join(json.loads(metadata["tree"]), tensors)
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration, RecursionError) as error:
+        raise FileError(f"{path} is no state of ours ({type(error).__name__}: {error})") from error
+
+
+def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Metadata and tensors of a safetensors file, compared with the checksum in it where it has one.
+
+    Raises `FileError` where it is truncated, altered, or no safetensors file.
+    """
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # a header that is none makes the reader raise whatever it makes of it
         raise FileError(f"{path} is truncated or not a safetensors file: {error}") from error
-    if "tree" not in metadata or _checksum(tensors, metadata["tree"]) != metadata.get("sha256"):
-        raise FileError(f"{path} was altered or damaged: its checksum does not fit; delete it to use an earlier one")
-    return _join(json.loads(metadata["tree"]), tensors)
+    tree = metadata.get("tree", "")
+    found = {
+        "checksum": lambda: checksum(tensors, tree), "sha256": lambda: checksum(tensors, tree, described=False)
+    }  # fmt: skip
+    for name, compute in found.items():
+        if name in metadata and compute() != metadata[name]:
+            raise FileError(f"{path} was altered or damaged: its checksum does not fit; delete it to use an earlier")
+    return metadata, tensors
+
+
+def load_newest(paths: Sequence[Path], *, required: bool = True) -> Any:
+    """The state in the first of `paths` that is there and whole; None where none is there.
+
+    A damaged file is set aside, and said so: the next state does not push it over the good one. Raises `FileError`
+    where files are there and none can be read, if one is `required`: what it held cannot be computed anew.
+    """
+    failures = []
+    for path in paths:
+        if not path.exists():
+            continue
+        try:
+            return load_state(path)
+        except FileError as error:
+            failures.append(str(error))
+            path.replace(path.with_name(f"{path.name}.damaged"))
+            instead = "the one before it is used" if required else "it is computed again"
+            show_note(f"{error}; it was set aside, and {instead}")
+    if failures and required:
+        raise FileError("; ".join(failures))
+    return None
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

@@ -180,3 +180,30 @@ def test_wrong_counts_are_refused(ldm: LatentDiffusion, images: torch.Tensor) ->
         image_to_image(ldm, images, PROMPTS, torch.full((3, 2), 0.5), candidates=2)
     with pytest.raises(ValueError, match=r"strengths of shape \(3, 1\), not 3 and \(3,\)"):
         image_to_image(ldm, images, PROMPTS, torch.full((3,), 0.5))
+
+
+@pytest.mark.parametrize(("guidance_scale", "passes"), [(0.0, 1), (1.0, 1), (3.0, 2)])
+def test_what_a_candidate_costs(
+    ldm: LatentDiffusion, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch, guidance_scale: float, passes: int
+) -> None:
+    """Without guidance no unconditional pass is made; an image is encoded once for all of its candidates."""
+    spent: list[int] = []
+    encoded: list[int] = []
+    forward, encode = ldm.unet.forward, ldm.encode
+
+    def counted(noisy: torch.Tensor, *rest: object, **options: object) -> object:
+        spent.append(len(noisy))
+        return forward(noisy, *rest, **options)
+
+    def counted_encode(pixels: torch.Tensor) -> torch.Tensor:
+        encoded.append(len(pixels))
+        return encode(pixels)
+
+    monkeypatch.setattr(ldm.unet, "forward", counted)
+    monkeypatch.setattr(ldm, "encode", counted_encode)
+    image_to_image(
+        ldm, images, PROMPTS * 2, torch.full((3, 2), 0.6), noise=gaussian(6), candidates=2, steps=STEPS,
+        guidance_scale=guidance_scale,
+    )  # fmt: skip
+    assert spent == [6 * passes] * STEPS
+    assert encoded == [3]

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -168,6 +169,34 @@ def test_resumed_equals_uninterrupted_bit_by_bit(
         if path.suffix in (".safetensors", ".png") or path.name in ("scaling.json", "vocab.json"):
             other = tmp_path / "parts" / path.relative_to(tmp_path / "whole")
             assert path.read_bytes() == other.read_bytes(), path.name
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped"])
+def test_of_a_damaged_state_the_one_before_is_used(
+    corpus_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    damage: str,
+) -> None:
+    short = dataclasses.replace(TINY, vae_steps=4, unet_steps=4)
+    pretrain(corpus_folder, short, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, denoiser_training, 3, politely=True)
+        with pytest.raises(Interrupted):
+            pretrain(corpus_folder, short, tmp_path / "parts")
+    for name in ("denoiser-state", "pool-000"):
+        path = tmp_path / "parts" / f"{name}.safetensors"
+        content = bytearray(path.read_bytes())
+        content[-40] ^= 1
+        path.write_bytes(content[:-30] if damage == "truncated" else content)
+    capsys.readouterr()
+    pretrain(corpus_folder, short, tmp_path / "parts")
+    said = capsys.readouterr().err
+    assert re.search(r"denoiser-state\.safetensors (is truncated|was altered).*the one before it is used", said)
+    assert re.search(r"pool-000\.safetensors (is truncated|was altered).*it is computed again", said)
+    whole, parts = (load_state(tmp_path / run / "denoiser-state.safetensors") for run in ("whole", "parts"))
+    assert_same(whole, parts)
 
 
 def assert_same(first: object, second: object, path: str = "state") -> None:

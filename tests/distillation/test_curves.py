@@ -152,7 +152,7 @@ def test_a_damaged_shard_is_computed_again(
 ) -> None:
     store = make_store(dataset, tiny_pipeline)
     whole = store.tabulate(ldm, np.arange(18), progress=False)
-    path = store.shard_path(0)
+    path = store.table.path(0)
     content = bytearray(path.read_bytes())
     content[-7] ^= 0x10
     path.write_bytes(content)

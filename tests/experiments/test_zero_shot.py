@@ -23,7 +23,7 @@ from domainfusion.data.domains import load_dataset
 from domainfusion.data.splits import build_split
 from domainfusion.data.transforms import from_uint8
 from domainfusion.diffusion.ldm import LatentDiffusion
-from domainfusion.errors import FileError, UsageError
+from domainfusion.errors import UsageError
 from domainfusion.experiments.benchmark import run_benchmark
 from domainfusion.experiments.evaluation import evaluate_run
 from domainfusion.experiments.runs import train_run
@@ -195,14 +195,22 @@ def test_an_image_that_another_process_has_done_meanwhile_is_skipped(cache: Path
     other.close()
 
 
-def test_a_damaged_line_is_named(cache: Path) -> None:
+@pytest.mark.parametrize("damage", ["cut", "flipped", "no object", "huge"])
+def test_a_damaged_line_is_named_and_its_image_classified_again(
+    cache: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
     store = ScoreStore("key")
-    store.add(0, Scores(np.array([1.0, 2.0]), np.array([1, 1]), 2, 0.1))
+    for row in range(3):
+        store.add(row, Scores(np.array([1.0, 2.0]), np.array([1, 1]), 2, 0.1))
     store.close()
-    with open(store.path, "a") as file:
-        file.write('{"row": 1\n')
-    with pytest.raises(FileError, match=r"images.jsonl is damaged at byte \d+ .*delete it"):
-        ScoreStore("key")
+    lines = store.path.read_text().splitlines()
+    lines[1] = {
+        "cut": lines[1][:20], "flipped": lines[1].replace("2.0", "3.0"), "no object": "[]",
+        "huge": lines[1].replace('"passes": 2', '"passes": 1e999'),
+    }[damage]  # fmt: skip
+    store.path.write_text("\n".join(lines) + "\n")
+    assert ScoreStore("key").missing(np.arange(3)) == [1]
+    assert f"images.jsonl is damaged at byte {len(lines[0]) + 1} " in capsys.readouterr().err
 
 
 def test_with_validation_it_has_what_a_trained_run_has(images: Path, config: TrainConfig, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from domainfusion.data.domains import MultiDomainDataset, load_folder
 from domainfusion.diffusion.image_to_image import image_to_image
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.fusion import candidates as module
-from domainfusion.fusion.candidates import CandidateCache, candidates_of, from_uint8, recipe, to_uint8
+from domainfusion.fusion.candidates import CandidateCache, cache_path, candidates_of, from_uint8, recipe, to_uint8
 
 CONFIG = GenerateConfig(candidates=2, steps=3, batch_size=4)
 STYLES = ("flat", "ink")
@@ -174,10 +174,66 @@ def test_candidates_of_synthetic_images_are_not_shared(
 
 
 def test_a_row_counts_only_when_it_was_stored(ldm: LatentDiffusion, dataset: MultiDomainDataset) -> None:
-    cache = CandidateCache(ldm, dataset, CONFIG, 0, STYLES)
+    cache = CandidateCache(cache_path(ldm, dataset, CONFIG, 0, STYLES), dataset, CONFIG)
     assert not cache.done.any()
     made = np.full((2, 2, 16, 16, 3), 7, dtype=np.uint8)
     cache.store(np.array([4, 8]), made)
-    again = CandidateCache(ldm, dataset, CONFIG, 0, STYLES)
+    again = CandidateCache(cache_path(ldm, dataset, CONFIG, 0, STYLES), dataset, CONFIG)
     assert np.flatnonzero(again.done).tolist() == [4, 8]
     assert (again.images[[4, 8]] == 7).all()
+
+
+@pytest.mark.parametrize("damage", ["pixel", "truncated", "empty", "other", "flags"])
+def test_damaged_candidates_are_named_and_made_again(
+    ldm: LatentDiffusion, dataset: MultiDomainDataset, cache: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    rows = [5, 9, 70]
+    expected = run(ldm, dataset, rows)
+    (path,) = [path for path in cache.glob("candidates/*.npy") if path.name.count(".") == 1]
+    content = bytearray(path.read_bytes())
+    header = len(content) - len(dataset) * 2 * 16 * 16 * 3
+    if damage == "pixel":
+        content[header + 9 * 2 * 16 * 16 * 3 + 17] ^= 8  # of row 9
+    if damage == "flags":
+        path.with_suffix(".done.npy").write_bytes(b"none")
+    else:
+        path.write_bytes({"pixel": content, "truncated": content[:-1], "empty": b"", "other": content[:20]}[damage])
+    assert np.array_equal(run(ldm, dataset, rows), expected)
+    said = capsys.readouterr().err
+    assert ("the candidates of image 9 are damaged" if damage == "pixel" else "is damaged") in said
+    assert said.count("damaged (") == (0 if damage == "pixel" else 1)
+    assert np.array_equal(run(ldm, dataset, rows), expected)
+    assert capsys.readouterr().err == ""
+
+
+def test_candidates_that_an_older_version_kept_get_their_checksums(
+    ldm: LatentDiffusion, dataset: MultiDomainDataset, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = run(ldm, dataset, [5, 9])
+    (sums,) = cache.glob("candidates/*.sums.npy")
+    kept = np.load(sums)
+    sums.unlink()
+    calls = count_denoised(monkeypatch)
+    assert np.array_equal(run(ldm, dataset, [5, 9]), expected)
+    assert calls == []
+    assert np.array_equal(np.load(sums), kept)
+
+
+def test_without_memory_for_a_batch_it_is_halved(
+    ldm: LatentDiffusion, dataset: MultiDomainDataset, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    expected = run(ldm, dataset, [0, 1, 30], stored=False).astype(int)
+    sizes: list[int] = []
+
+    def narrow(*arguments: object, batch_size: int, **options: object) -> torch.Tensor:
+        sizes.append(batch_size)
+        if batch_size > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return image_to_image(*arguments, batch_size=batch_size, **options)
+
+    monkeypatch.setattr(module, "image_to_image", narrow)
+    found = run(ldm, dataset, [0, 1, 30, 60, 61, 62, 63, 64, 65], stored=False)
+    assert sizes == [4, 2, 1, 1]  # what did not fit is not tried again
+    assert np.abs(found[:3].astype(int) - expected).max() <= 1
+    assert "out of memory in the making of candidates (--generate.batch-size): 1 at once" in capsys.readouterr().err

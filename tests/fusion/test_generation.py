@@ -14,7 +14,7 @@ from domainfusion.config import DataConfig, GenerateConfig
 from domainfusion.data.domains import MultiDomainDataset, load_folder
 from domainfusion.diffusion.image_to_image import image_to_image
 from domainfusion.diffusion.ldm import LatentDiffusion
-from domainfusion.fusion.candidates import recipe
+from domainfusion.fusion.candidates import candidates_of, recipe
 from domainfusion.fusion.generation import make_generation
 from domainfusion.fusion.synthetic import Generation
 
@@ -169,3 +169,26 @@ def test_sheet_shows_image_candidates_and_fused_image(ldm: LatentDiffusion, data
         assert np.array_equal(strip[:, :16], dataset.images[row])
         assert np.array_equal(strip[:, 64:], image)
     assert run(ldm, dataset, rows=ROWS[:3]).sheet is None
+
+
+def test_without_sampling_only_the_first_candidate_is_made(
+    ldm: LatentDiffusion, dataset: MultiDomainDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the one that sampling would have had first, at a third of the passes."""
+    spent: list[int] = []
+    forward = ldm.unet.forward
+
+    def counted(noisy: torch.Tensor, *rest: object, **options: object) -> object:
+        spent.append(len(noisy))
+        return forward(noisy, *rest, **options)
+
+    monkeypatch.setattr(ldm.unet, "forward", counted)
+    found = run(ldm, dataset, dataclasses.replace(CONFIG, sampling=False))
+    assert sum(spent) == len(ROWS) * CONFIG.steps * 2
+    parts = candidates_of(
+        ldm, dataset, ROWS, dataset.images[ROWS], CONFIG, number=0, styles=("flat", "ink"), stored=False, progress=False
+    )
+    made = np.concatenate([images for _, _, images in parts])  # (n, 3, 16, 16, 3)
+    assert np.abs(found.images.astype(int) - made[:, 0]).max() <= 1
+    assert np.abs(found.images.astype(int) - made[:, 1]).max() > 10
+    assert {record["content_candidate"] for record in found.lineage} == {0}

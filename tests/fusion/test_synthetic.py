@@ -14,7 +14,7 @@ from PIL import Image
 from domainfusion.config import DataConfig
 from domainfusion.data.domains import MultiDomainDataset, load_folder
 from domainfusion.errors import FileError
-from domainfusion.fusion.synthetic import Generation, SyntheticDataset, load_generation
+from domainfusion.fusion.synthetic import Generation, SyntheticDataset, hash_of_pixels, load_generation
 
 SIZE = 8
 
@@ -141,8 +141,8 @@ def test_a_failed_write_leaves_what_was_there(
         ("lineage.csv", b"row\n0\n"), ("lineage.csv", b"\xff\xfe\x00"), ("lineage.csv", None),
     ],
 )  # fmt: skip
-def test_a_damaged_generation_is_refused(
-    tmp_path: Path, dataset: MultiDomainDataset, name: str, content: bytes | None
+def test_a_damaged_generation_is_named_and_set_aside(
+    tmp_path: Path, dataset: MultiDomainDataset, capsys: pytest.CaptureFixture[str], name: str, content: bytes | None
 ) -> None:
     store = SyntheticDataset(tmp_path)
     store.add(make(0), dataset)
@@ -151,16 +151,53 @@ def test_a_damaged_generation_is_refused(
     else:
         (store.path(0) / name).write_bytes(content)
     with pytest.raises(FileError, match=r"generation-00 is damaged .*delete the folder to make it again"):
-        SyntheticDataset(tmp_path)
+        load_generation(store.path(0))
+    store.add(make(1), dataset)
+    again = SyntheticDataset(tmp_path)
+    again.rewind(1)
+    assert (again.count, again.latest) == (0, None)
+    assert "generation-00 is damaged" in capsys.readouterr().err
+    assert (tmp_path / "generation-00.damaged").is_dir()
+    again.add(make(0), dataset)
+    assert SyntheticDataset(tmp_path).path(0).is_dir()
 
 
-def test_truncated_images_are_refused(tmp_path: Path, dataset: MultiDomainDataset) -> None:
+def with_checksums(generation: Generation) -> Generation:
+    lineage = [
+        {**record, "sha256": hash_of_pixels(image)}
+        for record, image in zip(generation.lineage, generation.images, strict=True)
+    ]
+    return dataclasses.replace(generation, lineage=lineage)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "other"])
+def test_damaged_images_are_named_and_taken_from_their_pictures(
+    tmp_path: Path, dataset: MultiDomainDataset, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    store, made = SyntheticDataset(tmp_path), with_checksums(make(0))
+    store.add(made, dataset)
+    path = store.path(0) / "images.npy"
+    content = bytearray(path.read_bytes())
+    content[-10] ^= 1
+    changed = {"truncated": content[:-20], "flipped": content, "empty": b""}
+    path.write_bytes(changed.get(damage, b""))
+    if damage == "other":
+        np.save(path, made.images.astype(np.float32))
+    assert np.array_equal(load_generation(store.path(0)).images, made.images)
+    assert "images.npy was damaged" in capsys.readouterr().err
+    (picture,) = store.path(0).rglob("000007.png")  # the last row's, whose pixels were flipped
+    Image.fromarray(made.images[0]).save(picture)
+    with pytest.raises(FileError, match="damaged"):
+        load_generation(store.path(0))
+
+
+def test_without_checksums_truncated_images_are_refused(tmp_path: Path, dataset: MultiDomainDataset) -> None:
     store = SyntheticDataset(tmp_path)
     store.add(make(0), dataset)
     path = store.path(0) / "images.npy"
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(FileError, match="damaged"):
-        SyntheticDataset(tmp_path)
+        load_generation(store.path(0))
 
 
 def test_names_cannot_leave_the_folder(tmp_path: Path, dataset: MultiDomainDataset) -> None:

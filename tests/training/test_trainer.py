@@ -102,7 +102,7 @@ def test_the_folder_of_a_run_tells_all(image_folder: Path, whole: Path) -> None:
     assert names == {
         "config.toml", "environment.json", "data.json", "metrics.jsonl", "result.json", "predictions.csv",
         "results.jsonl", "done", "model.safetensors", "model.json", "checkpoints/last.safetensors",
-        "checkpoints/previous.safetensors", "calibration.json", ".lock",
+        "checkpoints/previous.safetensors", "calibration.json", ".lock", "SHA256SUMS",
     }  # fmt: skip
     records = read_json_lines(whole / "metrics.jsonl")
     assert [record["step"] for record in records] == [2, 4, 6, 8]

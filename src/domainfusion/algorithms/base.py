@@ -6,7 +6,7 @@ import abc
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -49,14 +49,31 @@ class Context:
     recorded: Callable[[], None] = _nothing  # called when the run's folder holds a new record or result
 
 
+class Tester(abc.ABC):
+    """A finished model's own way to predict, where that is more than its classifier's logits."""
+
+    @abc.abstractmethod
+    def logits(self, dataset: MultiDomainDataset, rows: np.ndarray) -> np.ndarray:
+        """(n, classes) float32 logits of rows (n,) of a data set. What it takes to have them is kept, and resumes."""
+
+    @abc.abstractmethod
+    def logits_of_images(self, images: np.ndarray) -> np.ndarray:
+        """(B, classes) float32 logits of images (B, S, S, 3) uint8."""
+
+
 class Algorithm(nn.Module, abc.ABC):
     """Base of all algorithms. A subclass gives `losses`; everything else has a default."""
+
+    # Whether the classifier's accuracies on the target while training are the method's own, for results.jsonl.
+    tests_by_classifier: ClassVar[bool] = True
+    divisible = True  # whether its batch may pass the backbone in portions
 
     def __init__(self, context: Context) -> None:
         super().__init__()
         self.context = context
         self.config = context.config
         self.classifier = build_classifier(context.config, len(context.dataset.classes))
+        self.tests_held_out = True  # whether the target's held-out images are tested too where `tester` does it
 
     @abc.abstractmethod
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
@@ -65,9 +82,32 @@ class Algorithm(nn.Module, abc.ABC):
     def before_step(self, step: int, epoch: int) -> None:
         """Called before each step, outside the gradient: refresh a data set, say."""
 
+    def compose(self, batch: Batch) -> Batch:
+        """The batch that is trained on, of the raw images that were drawn."""
+        return batch
+
     def predict(self, images: torch.Tensor) -> torch.Tensor:
         """(B, classes) logits of images (B, 3, S, S) in [0, 1]."""
         return self.classifier(images)
+
+    def tester(self) -> Tester | None:
+        """How the selected weights predict test images; None where `predict` does. Called after training."""
+        return None
+
+    @classmethod
+    def load_tester(
+        cls, folder: Path, classifier: nn.Module, config: TrainConfig, device: torch.device
+    ) -> Tester | None:
+        """`tester` of the finished run in `folder`, whose selected weights are in `classifier`."""
+        return None
+
+    def findings(self) -> dict[str, Any]:
+        """What the method found out beside accuracies, for result.json."""
+        return {}
+
+    def seconds_after_training(self) -> float:
+        """What testing took beside the classifier."""
+        return 0.0
 
     def costs(self) -> dict[str, Any]:
         """What the run has spent, for records: images generated, LDM passes, seconds by part."""

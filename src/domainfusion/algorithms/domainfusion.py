@@ -97,7 +97,7 @@ class DomainFusion(Algorithm):
             if not self.synthetic.advance():  # what an interrupted run made after its checkpoint is there already
                 self.synthetic.add(self.next_generation(), self.context.dataset)
             self.spent["generations"] = self.synthetic.count
-            self.spent["generated_images"] += len(self.rows) * self.config.generate.candidates
+            self.spent["generated_images"] += len(self.rows) * self.config.generate.needed().candidates
             self.spent["generation_seconds"] += time.monotonic() - started
 
     def next_generation(self) -> Generation:

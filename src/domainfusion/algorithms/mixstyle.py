@@ -24,6 +24,8 @@ EPSILON = 1e-6  # added to the variance, as in the paper's code
 class MixStyle(Algorithm):
     """Cross-entropy on raw images, their styles mixed inside the backbone."""
 
+    divisible = False  # images are mixed with others of the batch inside the backbone
+
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._rng: np.random.Generator | None = None  # set while a loss is computed, and only then

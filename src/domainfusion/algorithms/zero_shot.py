@@ -205,6 +205,16 @@ class ZeroShot(abc.ABC):
         each = (time.monotonic() - started) / len(rows)
         return [_Image(row, z, self.search(), seconds=each) for row, z in zip(rows, latents, strict=True)]
 
+    @torch.no_grad()
+    def paired_errors(self, image: torch.Tensor, draws: Sequence[int], row: int = 0) -> np.ndarray:
+        """(draws, K) errors of an image (3, S, S) in [-1, 1]: every class on the same draws, none ruled out.
+
+        What `run` takes the means of; the differences of two columns tell how sure the order of two classes is.
+        """
+        latents = self.ldm.encode(resize(image[None], self.image_size))[0]
+        task = _Task(_Image(row, latents, self.search()), list(draws), list(range(len(self.embeds))))
+        return self._errors([task])[0]
+
     def _errors(self, tasks: list[_Task]) -> list[np.ndarray]:
         """(draws, classes) float64 errors of each task, all computed in batches across images, draws and classes."""
         passes = [(i, number, c) for i, task in enumerate(tasks) for number in task.draws for c in task.classes]

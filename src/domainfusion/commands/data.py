@@ -13,7 +13,7 @@ import tyro
 
 from domainfusion.commands.parsing import parse, show
 from domainfusion.config import DataConfig
-from domainfusion.errors import UsageError
+from domainfusion.errors import UsageError, show_note
 
 USAGE = """\
 usage: domainfusion data splits DATA [--trial T] [--protocol strict] [--json]
@@ -134,7 +134,7 @@ def splits(command: SplitsCommand) -> int:
     text += "\n".join(f"{d}: " + ", ".join(f"{part} {len(rows)}" for part, rows in p.items()) for d, p in plain.items())
     show(plain, text, command.json)
     for note in dataset.notes:
-        print(f"note: {note}", file=sys.stderr)
+        show_note(note)
     return 0
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from domainfusion.commands.parsing import Flat, base_options, parse, show
+from domainfusion.commands.parsing import Flat, base_options, drawn, parse, show
 from domainfusion.config import GenerateConfig, PretrainConfig, TrainConfig
 
 
@@ -97,7 +97,11 @@ def generate(words: list[str]) -> None:
     from domainfusion.experiments.generating import generate_candidates, generation_text
 
     found = generate_candidates(
-        command.data, command.options, generations=command.generations, shard=command.shard, output=command.output
+        command.data,
+        drawn(command.options, command.data, words),
+        generations=command.generations,
+        shard=command.shard,
+        output=command.output,
     )
     show(found, generation_text(found), command.json)
 
@@ -107,7 +111,7 @@ def distill(words: list[str]) -> None:
     command = parse(DistillCommand, words, "domainfusion distill", base_options(TrainConfig, words))
     from domainfusion.experiments.tabulating import tabulate_curves, tabulation_text
 
-    found = tabulate_curves(command.data, command.options, command.export)
+    found = tabulate_curves(command.data, drawn(command.options, command.data, words), command.export)
     show(found, tabulation_text(found), command.json)
 
 

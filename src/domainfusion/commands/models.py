@@ -1,14 +1,15 @@
-"""predict, export, doctor: a trained model in use, and the machine it is trained on."""
+"""predict, explain, export, doctor: a trained model in use, and the machine it is trained on."""
 
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from domainfusion.commands.parsing import Flat, base_options, parse, show
+from domainfusion.commands.parsing import Flat, base_options, drawn, parse, show
 from domainfusion.config import TrainConfig
 from domainfusion.errors import UsageError
 
@@ -33,6 +34,38 @@ class PredictCommand:
     """auto, cpu, cuda, cuda:1, mps."""
     json: bool = False
     """The same as --format json."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExplainCommand:
+    """Show what a diffusion model, and a classifier, make of one image: a page of pictures, and the figures behind it.
+
+    Heat maps of the labels' words, Diffusion Classifier's scores, what contrast reduction and other corruptions leave,
+    and the slopes of latent distillation. The first label is the matched one, that the others are compared with.
+    """
+
+    image: tyro.conf.Positional[Path]
+    """Image file."""
+    label: str | None = None
+    """The matched label (default: what the classifier says, or the first of --labels)."""
+    labels: tuple[str, ...] = ()
+    """Labels to compare (default: the classifier's four most probable classes)."""
+    ldm: str | None = None
+    """Latent diffusion model: embedded, a diffusers folder, or a hub id (default: the run's, or embedded)."""
+    run: Path | None = None
+    """Folder of a run, or of an exported model, whose confidence is shown."""
+    output: Path = Path("explanation")
+    """Folder for explain.html, heat.png, ld_noise.png and slopes.png."""
+    template: str | None = None
+    """Prompt with {label} (default: the run's, or the label itself)."""
+    draws: int = 32
+    """Draws of timestep and noise that labels are scored on."""
+    seed: int = 0
+    """Seed of the draws."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    json: bool = False
+    """Print the figures as JSON."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +121,43 @@ def predict(words: list[str]) -> int:
     return 0 if read else 1
 
 
+def explain(words: list[str]) -> None:
+    """`domainfusion explain`."""
+    command = parse(ExplainCommand, words, "domainfusion explain")
+    if command.draws < 2 or not 0 <= command.seed < 2**63:
+        raise UsageError("--draws is at least 2, and --seed at least 0")
+    if not command.image.is_file():
+        raise UsageError(f"there is no image {command.image}; give one image file")
+    from domainfusion.diffusion.ldm import LatentDiffusion
+    from domainfusion.experiments.explaining import (
+        Classes,
+        check_template,
+        choose_labels,
+        class_words,
+        explain_image,
+        explanation_text,
+    )  # fmt: skip
+    from domainfusion.experiments.runs import choose_device
+    from domainfusion.model import load
+
+    classes, ldm, template = None, command.ldm or "embedded", command.template or "{label}"
+    if command.run is not None:
+        model = load(command.run, device=command.device)
+        p = model.probabilities([command.image])[0]
+        confidences = {name: float(share) for name, share in zip(model.classes, p, strict=True)}
+        classes = Classes(class_words(model.source, model.config, model.classes), confidences)
+        ldm, template = command.ldm or model.config.ldm, command.template or model.config.generate.plain_template
+    check_template(template)
+    labels = choose_labels(command.label, command.labels, classes)
+    found = explain_image(
+        command.image, labels, LatentDiffusion.load(ldm, device=choose_device(command.device)), command.output,
+        template=template, draws=command.draws, seed=command.seed, run=str(command.run or ""),
+        confidences=None if classes is None else classes.confidences,
+        command=shlex.join(["domainfusion", "explain", *words]),
+    )  # fmt: skip
+    show(found, explanation_text(found), command.json)
+
+
 def export(words: list[str]) -> None:
     """`domainfusion export`."""
     command = parse(ExportCommand, words, "domainfusion export")
@@ -113,7 +183,7 @@ def doctor(words: list[str]) -> int:
     found = examine(online=command.online)
     text = machine_text(found)
     if command.data is not None:
-        found["plan"] = plan(command.data, command.options, found)
+        found["plan"] = plan(command.data, drawn(command.options, command.data, words), found)
         text += f"\n\n{plan_text(found['plan'])}"
     show(found, text, command.json)
     return 1 if found["problems"] else 0

@@ -9,6 +9,7 @@ import io
 import json
 import sys
 import typing
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,15 +17,17 @@ import tyro
 from pydantic import ValidationError
 from pydantic_core import ArgsKwargs
 
-from domainfusion.config_files import build_config, load_toml
+from domainfusion.config import TrainConfig
+from domainfusion.config_files import build_config, flat_values, load_toml
 from domainfusion.errors import UsageError
+from domainfusion.presets import load_preset
 
 Flat = tyro.conf.arg(name="")
 T = TypeVar("T")
 
 
-def parse(kind: type[T], words: list[str], prog: str, options: Any = None) -> T:
-    """`kind` from the command line, with `options` as the defaults of its flat config.
+def parse(kind: type[T], words: list[str], prog: str, options: Any = None, defaults: dict[str, Any] | None = None) -> T:
+    """`kind` from the command line, with `options` as the defaults of its flat config, and others of its `defaults`.
 
     Raises `UsageError` for an unknown or missing option (naming the nearest) and a value out of range.
     """
@@ -40,7 +43,7 @@ def parse(kind: type[T], words: list[str], prog: str, options: Any = None) -> T:
             if options is None:
                 return tyro.cli(kind, args=words, prog=prog)
             # tyro takes the fields of a flat config from the default of the whole command.
-            return tyro.cli(kind, args=words, prog=prog, default=_with_options(kind, options))
+            return tyro.cli(kind, args=words, prog=prog, default=_with_options(kind, options, defaults or {}))
     except (ValidationError, SystemExit) as error:
         # A value refused by a group (`--data.crop 2`) ends in an exit: what was refused is in the exit's context.
         group, cause = "", error.__context__ if isinstance(error, SystemExit) else error
@@ -58,9 +61,9 @@ def parse(kind: type[T], words: list[str], prog: str, options: Any = None) -> T:
         raise UsageError(f"--{'.'.join(where).replace('_', '-')} {first['input']}: {first['msg']}") from None
 
 
-def _with_options(kind: Any, options: Any) -> Any:
+def _with_options(kind: Any, options: Any, defaults: dict[str, Any]) -> Any:
     """A command whose flat config is `options`, its other required fields still to be given."""
-    values: dict[str, Any] = {"options": options}
+    values: dict[str, Any] = {"options": options, **defaults}
     for field in dataclasses.fields(kind):
         if field.name not in values and field.default is dataclasses.MISSING:
             values[field.name] = tyro.MISSING
@@ -83,15 +86,82 @@ def _flags(kind: Any, prefix: str = "") -> set[str]:
     return flags
 
 
-def base_options(kind: type, words: list[str]) -> Any:
-    """The options that a `--config FILE.toml` on the command line gives, or the defaults."""
+def base_options(kind: type, words: list[str], *, other_tables: Collection[str] = ()) -> Any:
+    """What lies beneath the command line: the defaults, `--preset NAME` over them, `--config FILE.toml` over that.
+
+    A preset may be named in the file too. Tables `[search]` are left out, `search_table` reads them, and so are the
+    file's `other_tables`.
+    """
+    path = flag_value(words, "--config")
+    values = {} if path is None else load_toml(Path(path))
+    values = {name: value for name, value in values.items() if name not in other_tables}
+    has_presets = any(field.name == "preset" for field in dataclasses.fields(kind))
+    if has_presets:
+        values.pop("search", None)
+    options = build_config(kind, values, path or "")  # by itself first: what is wrong in it is the file's fault
+    preset = (flag_value(words, "--preset") or values.get("preset")) if has_presets else None
+    if not preset:
+        return options
+    below = load_preset(preset)
+    below.pop("search", None)
+    return build_config(kind, merge(below, {**values, "preset": preset}), path or f"preset {preset}")
+
+
+def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Nested values, those of `above` before those of `below`.
+
+    >>> merge({"a": 1, "b": {"c": 2, "d": 3}}, {"b": {"c": 4}})
+    {'a': 1, 'b': {'c': 4, 'd': 3}}
+    """
+    both = {
+        name: merge(below[name], value) if isinstance(value, dict) and isinstance(below.get(name), dict) else value
+        for name, value in above.items()
+    }
+    return below | both
+
+
+def search_table(words: list[str]) -> tuple[dict[str, Any] | None, str]:
+    """The table `[search]` of `--config`, or of the preset, and where it is from; None where there is none."""
+    path = flag_value(words, "--config")
+    values = {} if path is None else load_toml(Path(path))
+    preset = flag_value(words, "--preset") or values.get("preset")
+    for found, origin in ((values, path or ""), (load_preset(preset) if preset else {}, f"preset {preset}")):
+        if "search" in found:
+            if not isinstance(found["search"], dict):
+                raise UsageError(f"{origin}: search is a table, not {found['search']!r}")
+            return found["search"], origin
+    return None, ""
+
+
+def given_options(words: list[str]) -> set[str]:
+    """The dotted names of the options that the command line or `--config` gives; a preset gives none."""
+    path = flag_value(words, "--config")
+    given = set() if path is None else set(flat_values(load_toml(Path(path))))
+    for word in words:
+        if word.startswith("--"):
+            *groups, leaf = word.split("=")[0][2:].replace("-", "_").split(".")
+            given |= {".".join([*groups, leaf]), ".".join([*groups, leaf.removeprefix("no_")])}
+    return given
+
+
+def drawn(options: TrainConfig, data: str, words: list[str]) -> TrainConfig:
+    """`options` with what `--hparams-seed` draws for those that neither the command line nor `--config` gives."""
+    if options.hparams_seed == 0:
+        return options
+    from domainfusion.experiments.hyperparameters import draw_options
+
+    table, origin = search_table(words)
+    return draw_options(options, data, table=table, origin=origin, given=given_options(words))
+
+
+def flag_value(words: list[str], flag: str) -> str | None:
+    """What stands behind a flag on the command line, `--flag X` or `--flag=X`; None where it is not there."""
     for i, word in enumerate(words):
-        if word == "--config" and i + 1 < len(words):
-            return build_config(kind, load_toml(Path(words[i + 1])), words[i + 1])
-        if word.startswith("--config="):
-            path = word.split("=", 1)[1]
-            return build_config(kind, load_toml(Path(path)), path)
-    return kind()
+        if word == flag and i + 1 < len(words):
+            return words[i + 1]
+        if word.startswith(f"{flag}="):
+            return word.split("=", 1)[1]
+    return None
 
 
 def show(value: Any, text: str, as_json: bool) -> None:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from domainfusion.api import default_folder
-from domainfusion.commands.parsing import Flat, base_options, parse, refuse, show
+from domainfusion.commands.parsing import Flat, base_options, drawn, given_options, parse, refuse, search_table, show
 from domainfusion.config import TrainConfig
-from domainfusion.errors import UsageError
+from domainfusion.errors import UsageError, show_note
 from domainfusion.registry import ALGORITHMS
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainCommand:
-    """Train one classifier on DATA; the same command again resumes, or just prints what came out."""
+    """Train one classifier on DATA; the same command again resumes, or just prints what came out.
+
+    Without --target it is trained on all domains, and then once without each, to say what to expect elsewhere."""
 
     data: tyro.conf.Positional[str]
     """An embedded benchmark (pictograms) or a folder DOMAIN/CLASS/IMAGE."""
@@ -27,6 +28,8 @@ class TrainCommand:
     """Folder of the run (default: runs/DATA-ALGORITHM-TARGET-tTRIAL-sSEED)."""
     track: tuple[str, ...] = ()
     """Trackers that are told of the run as it goes on: tensorboard, wandb, mlflow, or MODULE:CLASS."""
+    expect: bool = True
+    """Without --target: also train without each domain in turn, and say what to expect on a new one."""
     config: Path | None = None
     """TOML file with options; the command line has the last word."""
     json: bool = False
@@ -44,6 +47,13 @@ class BenchmarkCommand:
     """Algorithms to compare; differences are taken to erm."""
     trials: int = 3
     """Number of trials (splits and seeds 0, 1, ...)."""
+    hparams_seeds: int = 1
+    """How many draws of hyperparameters are tried, from --hparams-seed on (0: as given); selection chooses one."""
+    selection: Literal["training-domain", "leave-one-domain-out"] = "training-domain"
+    """What chooses draw and step: the sources' validation images, or further domains held out one at a time, which
+    takes a run more for each pair of domains."""
+    run_seeds: Literal["trial", "domainbed"] = "trial"
+    """A run's seed: its trial's number plus --seed, or DomainBed's hash of what the run is plus --seed."""
     targets: tuple[str, ...] = ()
     """Target domains (default: each in turn)."""
     output: Path = Path("runs/benchmark")
@@ -113,6 +123,8 @@ class ReportCommand:
     """Run folders, or folders above them."""
     output: Path = Path("report.html")
     """The file to write."""
+    heat_maps: bool = False
+    """Add heat maps of some test images, by the runs' LDM (a few seconds with the embedded one)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,35 +149,67 @@ def train(words: list[str]) -> None:
     from domainfusion.experiments.runs import train_run
     from domainfusion.results.tables import run_summary
 
+    options = drawn(options, command.data, words)
     folder = command.output or default_folder(command.data, options)
     result = train_run(command.data, options, folder, track=command.track)
-    show(result, run_summary(result, str(folder)), command.json)
+    text = run_summary(result, str(folder))
+    if options.target is None and command.expect and result.get("steps"):  # zero-shot results have every domain already
+        from domainfusion.experiments.expectation import expect_elsewhere, expectation_text
+
+        show_note(
+            "the model is trained and saved; now once without each domain, to say what to expect on a new one "
+            "(--no-expect leaves that out)"
+        )
+        expected = expect_elsewhere(
+            command.data, options, folder, command=" ".join(["domainfusion", "train", *words])
+        )  # fmt: skip
+        result, text = {**result, "expected": expected}, f"{text}\n{expectation_text(expected)}"
+    show(result, text, command.json)
 
 
 def benchmark(words: list[str]) -> None:
     """`domainfusion benchmark`."""
-    refuse(words, {"--target": "--targets", "--trial": "--trials", "--algorithm": "--algorithms"}, "benchmark")
+    refuse(
+        words,
+        {"--target": "--targets", "--trial": "--trials", "--algorithm": "--algorithms",
+         "--second-target": "--selection leave-one-domain-out"},
+        "benchmark",
+    )  # fmt: skip
     command = parse(BenchmarkCommand, words, "domainfusion benchmark", base_options(TrainConfig, words))
     for name in command.algorithms:
         ALGORITHMS.get(name)
+    if command.hparams_seeds < 1:
+        raise UsageError("--hparams-seeds is at least 1")
     from domainfusion.experiments.benchmark import run_benchmark
+    from domainfusion.experiments.search import SELECTIONS, Search
     from domainfusion.results.tables import accuracy_rows, text_table
 
+    table, origin = search_table(words)
+    first = command.options.hparams_seed
+    search = Search(
+        draws=tuple(range(first, first + command.hparams_seeds)), selection=command.selection, table=table,
+        origin=origin, given=given_options(words), seeds=command.run_seeds,
+    )  # fmt: skip
     summary = run_benchmark(
         command.data, command.options, list(command.algorithms), list(range(command.trials)),
         list(command.targets) or None, command.output, command=" ".join(["domainfusion", "benchmark", *words]),
-        track=command.track,
+        search=search, track=command.track,
     )  # fmt: skip
     heading = (
         f"{summary['dataset']}, {summary['protocol']} splits, {command.trials} trials, "
-        f"model chosen on source validation: target accuracy in %"
+        f"model chosen by {SELECTIONS[command.selection]}"
+        f"{f' of {command.hparams_seeds} draws' if command.hparams_seeds > 1 else ''}: target accuracy in %"
     )
     show(summary, f"{heading}\n\n{text_table(accuracy_rows(summary['accuracy']))}", command.json)
 
 
 def reproduce(words: list[str]) -> None:
     """`domainfusion reproduce`."""
-    refuse(words, {"--target": "--targets", "--trial": "--trials", "--algorithm": "a table's name"}, "reproduce")
+    refuse(
+        words,
+        {"--target": "--targets", "--trial": "--trials", "--algorithm": "a table's name", "--hparams-seed": ""},
+        "reproduce",
+    )
     command = parse(ReproduceCommand, words, "domainfusion reproduce", base_options(TrainConfig, words))
     if not command.tables:
         raise UsageError("name a table: domainfusion reproduce table2|table3|table4|table5|parts|all")
@@ -183,7 +227,7 @@ def demo(words: list[str]) -> None:
     """`domainfusion demo`."""
     from domainfusion.experiments.demo import demo_options, run_demo
 
-    refuse(words, {"--algorithm": ""}, "demo")
+    refuse(words, {"--algorithm": "", "--preset": "", "--hparams-seed": ""}, "demo")
     command = parse(DemoCommand, words, "domainfusion demo", demo_options())
     if command.options.target is None:
         raise UsageError("the demo tests on a style held out: give --target pixel, or another of the five styles")
@@ -208,7 +252,7 @@ def report(words: list[str]) -> None:
     command = parse(ReportCommand, words, "domainfusion report")
     from domainfusion.report.html import write_report
 
-    print(write_report(list(command.runs), command.output))
+    print(write_report(list(command.runs), command.output, heat_maps=command.heat_maps))
 
 
 def collect(words: list[str]) -> None:
@@ -224,6 +268,6 @@ def collect(words: list[str]) -> None:
     if not tables:
         raise UsageError(f"no records (results.jsonl) at or below {', '.join(map(str, command.folders))}")
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        show_note(note)
     form = "json" if command.json else command.format
     show(tables_json(tables), tables_text(tables, form), form == "json")

@@ -1,8 +1,7 @@
 """Facts about the five benchmarks of the domain-generalization literature. No image is read here, and no torch.
 
 Domains come in sorted order, as DomainBed numbers them; counts are those of the versions that DomainBed downloads.
-Counts by class are given where they are certain: PACS was counted, and Caltech101's follow from that data set's own
-categories. The other counts agree with at least two of DomainBed, MIRO, and the data sets' own pages.
+What each figure and licence was checked against, and what could not be, is in docs/data.md, "What is verified".
 """
 
 from __future__ import annotations
@@ -102,6 +101,7 @@ BENCHMARKS = {
                 "Caltech101": ("caltech", "C"), "LabelMe": ("L",), "SUN09": ("sun", "S"),
                 "VOC2007": ("voc", "pascal", "V"),
             },
+            # Caltech101's by class: sums of that data set's own categories (docs/data.md).
             # The release in full/train/crossval/test folders numbers the classes in alphabetical order.
             class_aliases={"bird": ("0",), "car": ("1",), "chair": ("2",), "dog": ("3",), "person": ("4",)},
         ),
@@ -116,7 +116,7 @@ BENCHMARKS = {
             (4879, 9767, 4020, 6122),
             ("bird", "bobcat", "cat", "coyote", "dog", "empty", "opossum", "rabbit", "raccoon", "squirrel"),
             "Beery et al., ECCV 2018", "https://lila.science/datasets/caltech-camera-traps",
-            "Community Data License Agreement, permissive variant",
+            "Community Data License Agreement, permissive variant 1.0",
             domain_aliases={
                 "location_100": ("L100", "100"), "location_38": ("L38", "38"), "location_43": ("L43", "43"),
                 "location_46": ("L46", "46"),

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from domainfusion.config import DataConfig
 from domainfusion.data.imagefolder import HUB_PREFIX, find_metadata, list_metadata, materialise_hub
 from domainfusion.data.images import SUFFIXES, prepare_image, read_image
+from domainfusion.data.listing import list_files, list_folders
 from domainfusion.errors import DataError, FileError, UsageError, unknown_name
 from domainfusion.files import cache_folder, hash_of, locked, read_json, reserve, write_json
 from domainfusion.registry import DATASETS
@@ -62,7 +63,16 @@ class MultiDomainDataset:
 
     def words(self) -> tuple[str, ...]:
         """How a prompt names each class."""
-        return self.class_words or tuple(name.replace("_", " ").replace("-", " ").lower() for name in self.classes)
+        return self.class_words or tuple(map(words_of, self.classes))
+
+
+def words_of(name: str) -> str:
+    """A class name, as folders have it, in the words of a prompt.
+
+    >>> words_of("Palm_Tree")
+    'palm tree'
+    """
+    return name.replace("_", " ").replace("-", " ").lower()
 
 
 def load_dataset(data: str, config: DataConfig) -> MultiDomainDataset:
@@ -159,10 +169,11 @@ def load_folder(root: Path, config: DataConfig) -> MultiDomainDataset:
         array.flush()
         if bad:  # rewrite without the unused rows at the end
             np.save(target / "images.npy", np.array(array[: len(kept)]))
+        numbers = {name: number for number, name in enumerate(classes)}
         write_json(
             target / "index.json",
             {
-                "domains": domains, "classes": classes, "labels": [classes.index(name) for _, name, _ in kept],
+                "domains": domains, "classes": classes, "labels": [numbers[name] for _, name, _ in kept],
                 "domain_of": [domains.index(domain) for domain, _, _ in kept],
                 "keys": [path.relative_to(root).as_posix() for _, _, path in kept], "bad": bad,
             },
@@ -213,19 +224,17 @@ def list_folder(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str]
     """
     notes: list[str] = []
     listing: dict[str, dict[str, list[Path]]] = {}
-    visible = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    visible = list_folders(root)
     if not visible:
         raise DataError(f"{root} holds no folders; it should be laid out as {root}/DOMAIN/CLASS/IMAGE")
     for domain in visible:
-        classes = [path for path in sorted(domain.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+        if root.resolve().is_relative_to(domain.resolve()):
+            raise DataError(f"{domain} is a link that leads back to {domain.resolve()}, which holds it: remove it")
+        classes = list_folders(domain)
         if not classes:
             raise DataError(f"domain {domain.name} of {root} holds no class folders: {domain}/CLASS/IMAGE is expected")
         found = {
-            folder.name: sorted(
-                (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()),
-                key=lambda p: (str(p.parent), p.name),  # folder by folder, as ImageFolder goes
-            )
-            for folder in classes
+            folder.name: [path for path in list_files(folder) if path.suffix.lower() in SUFFIXES] for folder in classes
         }
         empty = [name for name, paths in found.items() if not paths]
         if len(empty) == len(found):

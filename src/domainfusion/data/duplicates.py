@@ -5,6 +5,7 @@ A picture in two domains leaks from source to target; a picture under two labels
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import warnings
@@ -13,13 +14,32 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from domainfusion.data.findings import Finding, number
+from domainfusion.data.findings import Finding, number, some
+from domainfusion.data.images import read_image
+from domainfusion.data.likeness import SMALL, look_alike, near_pairs, perceptual_hash, shrink
 from domainfusion.errors import DataError
 
 Place = tuple[str, str, str]  # domain, class, path
+
+
+@dataclasses.dataclass(frozen=True)
+class Print:
+    """What a picture is recognised by."""
+
+    exact: bytes  # of its pixels, in their own size
+    alike: int  # perceptual hash
+    small: np.ndarray  # (SMALL, SMALL, 3) uint8
+
+
+def print_of_image(path: Path) -> Print:
+    """What the picture at `path` is recognised by. Raises `DataError` naming the file where it cannot be decoded."""
+    exact = hash_of_image(path)
+    pixels = read_image(path, 64)[None]
+    return Print(exact, int(perceptual_hash(pixels)[0]), shrink(pixels, SMALL)[0].round().astype(np.uint8))
 
 
 def hash_of_image(path: Path) -> bytes:
@@ -45,6 +65,7 @@ def decode_all(
     problems, notes = [], []
     files = [(d, c, path) for d in sorted(listing) for c in sorted(listing[d]) for path in listing[d][c]]
     places: dict[bytes, list[Place]] = defaultdict(list)
+    prints: dict[bytes, Print] = {}
     unreadable = []
     with warnings.catch_warnings():  # the filters are the process's own, which threads share
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -55,7 +76,8 @@ def decode_all(
             if isinstance(found, DataError):
                 unreadable.append(f"{relative}: {str(found).removeprefix(f'{path}: ')}")
             else:
-                places[found].append((domain, name, relative))
+                places[found.exact].append((domain, name, relative))
+                prints[found.exact] = found
         bar.close()
     if unreadable:
         problems.append(
@@ -65,6 +87,7 @@ def decode_all(
             )
         )  # fmt: skip
     problems += _equal_images(places)
+    notes += _near_images(places, prints)
     repeated = [same for same in places.values() if len(same) > 1 and len({place[:2] for place in same}) == 1]
     if repeated:
         count = sum(len(same) - 1 for same in repeated)
@@ -78,10 +101,10 @@ def decode_all(
     return problems, notes
 
 
-def _hashes(paths: Iterable[Path], workers: int) -> Iterator[bytes | DataError]:
-    def attempt(path: Path) -> bytes | DataError:
+def _hashes(paths: Iterable[Path], workers: int) -> Iterator[Print | DataError]:
+    def attempt(path: Path) -> Print | DataError:
         try:
-            return hash_of_image(path)
+            return print_of_image(path)
         except DataError as error:
             return error
 
@@ -89,6 +112,30 @@ def _hashes(paths: Iterable[Path], workers: int) -> Iterator[bytes | DataError]:
     with ThreadPoolExecutor(workers) as pool:  # decoders release the interpreter's lock
         while some := list(itertools.islice(waiting, 256)):  # in portions, or an interruption would wait for them all
             yield from pool.map(attempt, some)
+
+
+def _near_images(places: dict[bytes, list[Place]], prints: dict[bytes, Print]) -> list[Finding]:
+    """Pictures of different domains that look alike without being equal: resized, say, or compressed again."""
+    # Of pictures of one domain with one hash (the frames of a film, say) one stands for all.
+    known = list({(prints[key].alike, places[key][0][0]): key for key in places}.values())
+    hashes = np.array([prints[key].alike for key in known], dtype=np.uint64)
+    small = np.stack([prints[key].small for key in known]) if known else np.zeros((0, SMALL, SMALL, 3))
+    domains = [{domain for domain, *_ in places[key]} for key in known]
+    pairs = [(i, j) for i, j in near_pairs(hashes, hashes) if i < j and len(domains[i] | domains[j]) > 1]
+    if pairs:
+        alike = look_alike(small[[i for i, _ in pairs]], small[[j for _, j in pairs]])
+        pairs = [pair for pair, same in zip(pairs, alike, strict=True) if same]
+    if not pairs:
+        return []
+    where = tuple(f"{places[known[i]][0][2]} ~ {places[known[j]][0][2]}" for i, j in pairs)
+    return [
+        Finding(
+            "near-leak", f"{number(len(pairs), 'pair')} of pictures in different domains that look alike: "
+            f"{some(where)}",
+            effect="if they are one picture, a target image takes part in training: its accuracy is flattered",
+            where=where,
+        )
+    ]  # fmt: skip
 
 
 def _equal_images(places: dict[bytes, list[Place]]) -> list[Finding]:

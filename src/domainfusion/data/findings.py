@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from domainfusion.data.benchmarks import Benchmark
+from domainfusion.errors import printable
 
 SHOWN = 5  # names that a line of text lists; --json has all
 
@@ -69,7 +70,7 @@ class Verification:
                     lines.append(f"  effect: {finding.effect}")
         checked = "every image decoded" if self.decoded else "images listed, not decoded"
         lines.append(f"{checked}; " + ("no problem found" if self.ok else number(len(self.problems), "problem")))
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 def some(names: Iterable[str]) -> str:

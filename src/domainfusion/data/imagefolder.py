@@ -21,6 +21,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from domainfusion.data.listing import is_file, list_folders
 from domainfusion.errors import DataError, UsageError
 from domainfusion.files import cache_folder, hash_of, locked, make_folder
 
@@ -31,8 +32,7 @@ HUB_PREFIX = "hf://"
 
 def find_metadata(root: Path) -> list[Path]:
     """The metadata files at and directly below `root` that tell labels and domains; none where it is another form."""
-    folders = [root, *(path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith("."))]
-    found = [folder / name for folder in folders for name in METADATA if (folder / name).is_file()]
+    found = [folder / name for folder in [root, *list_folders(root)] for name in METADATA if is_file(folder / name)]
     return [path for path in found if _tells_domains(path)]
 
 

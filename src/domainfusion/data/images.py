@@ -32,9 +32,8 @@ def read_image(path: Path, size: int) -> np.ndarray:
 def prepare_image(image: Image.Image, size: int) -> np.ndarray:
     """An opened image as training sees it: (size, size, 3) uint8, upright, transparency on white, RGB."""
     image = ImageOps.exif_transpose(image)
-    if image.mode in ("I;16", "I;16B", "I"):  # 16-bit grey: scale to 8 bits, not clip
-        values = np.asarray(image, dtype=np.float64)
-        image = Image.fromarray((values / max(values.max(), 255) * 255).astype(np.uint8))
+    if image.mode.startswith("I") or image.mode == "F":  # more than 8 bits of grey: scale, not clip
+        image = Image.fromarray(_eight_bits(np.asarray(image, dtype=np.float64), image.mode))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)
@@ -42,3 +41,15 @@ def prepare_image(image: Image.Image, size: int) -> np.ndarray:
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(image)
+
+
+def _eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
+    """Grey values (H, W) as uint8: integers up to 255 and floats in [0, 1] by their own range, others scaled to it.
+
+    Raises ValueError for values that are not finite.
+    """
+    if not np.isfinite(values).all():
+        raise ValueError("it holds values that are not finite")
+    least = min(values.min(), 0.0)
+    top = 1.0 if mode == "F" and values.max() <= 1 else 255.0
+    return ((values - least) / max(values.max() - least, top) * 255).round().astype(np.uint8)

@@ -28,6 +28,14 @@ class Split:
     oracle: (
         np.ndarray
     )  # (n,) the target's held-out rows, for records that compare with oracle selection; never used here
+    second_target: str | None = None
+    second: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # {"in", "out"} of the second target
+
+    @property
+    def held_out(self) -> dict[str, dict[str, np.ndarray]]:
+        """{held-out domain: {"in": rows, "out": rows}} as records name them: `in` is what is reported."""
+        parts = {} if self.target is None else {self.target: {"in": self.test, "out": self.oracle}}
+        return parts if self.second_target is None else parts | {self.second_target: self.second}
 
 
 def domainbed_order(count: int, trial: int, domain: int) -> np.ndarray:
@@ -72,20 +80,33 @@ def strict_split(dataset: MultiDomainDataset, trial: int) -> dict[str, dict[str,
     return parts
 
 
-def build_split(dataset: MultiDomainDataset, config: DataConfig, target: str | None, trial: int) -> Split:
-    """The split of a run. Without a target every domain trains, and nothing is tested."""
+def build_split(
+    dataset: MultiDomainDataset, config: DataConfig, target: str | None, trial: int, second_target: str | None = None
+) -> Split:
+    """The split of a run. Without a target every domain trains, and nothing is tested.
+
+    A `second_target` is held out too; how a run does on it is what leave-one-domain-out selection goes by. In strict
+    splits that is measured on fold t+1, whose codepoints were neither trained on nor are tested in the target.
+    """
     strict = config.protocol == "strict" or (config.protocol == "auto" and dataset.folds is not None)
-    if target is not None:
-        dataset.index_of(target)
+    for domain in (target, second_target):
+        if domain is not None:
+            dataset.index_of(domain)
     parts = strict_split(dataset, trial) if strict else domainbed_split(dataset, trial, config.holdout_fraction)
     held = parts[target]["out"] if target is not None else np.empty(0, dtype=np.int64)
-    sources = tuple(domain for domain in dataset.domains if domain != target)
+    sources = tuple(domain for domain in dataset.domains if domain not in (target, second_target))
+    if second_target is not None and not sources:
+        raise UsageError(f"{dataset.name} has no domain left to train on beside {target} and {second_target}")
     if len(dataset.domains) < 2:
         raise DataError(
             f"{dataset.name} holds one domain ({dataset.domains[0]}); at least two are needed to generalize"
         )
     # DomainBed reports the accuracy on the target's `in` part; strict splits test on fold t alone.
     test = parts[target]["test" if strict else "in"] if target is not None else np.empty(0, dtype=np.int64)
+    second: dict[str, np.ndarray] = {}
+    if second_target is not None:
+        other = parts[second_target]
+        second = {"in": other["out"] if strict else other["in"], "out": other["out"]}
     for domain in sources:
         count = len(dataset.rows(dataset.index_of(domain)))
         if not len(parts[domain]["in"]) or not len(parts[domain]["out"]):
@@ -103,4 +124,6 @@ def build_split(dataset: MultiDomainDataset, config: DataConfig, target: str | N
         validation={domain: parts[domain]["out"] for domain in sources},
         test=test,
         oracle=held,
+        second_target=second_target,
+        second=second,
     )

@@ -40,11 +40,11 @@ def from_uint8(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(images)).movedim(-1, -3).float() / 127.5 - 1
 
 
-def normalize(images: torch.Tensor) -> torch.Tensor:
-    """Images in [0, 1] with ImageNet's channel statistics, as backbones expect them."""
-    mean = torch.tensor(MEAN, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(STD, device=images.device).view(1, 3, 1, 1)
-    return (images - mean) / std
+def normalize(images: torch.Tensor, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> torch.Tensor:
+    """(images - mean) / std by channel, of images in [0, 1], as backbones expect them (ImageNet's where not given)."""
+    center = torch.tensor(mean, device=images.device).view(1, 3, 1, 1)
+    scale = torch.tensor(std, device=images.device).view(1, 3, 1, 1)
+    return (images - center) / scale
 
 
 def augment(images: torch.Tensor, config: DataConfig, generator: torch.Generator) -> torch.Tensor:

@@ -17,6 +17,7 @@ from domainfusion.data.duplicates import decode_all
 from domainfusion.data.findings import Finding, Verification, number, some
 from domainfusion.data.imagefolder import find_metadata, list_metadata
 from domainfusion.data.images import SUFFIXES
+from domainfusion.data.listing import list_files, list_folders
 from domainfusion.errors import DataError
 
 Listing = dict[str, dict[str, list[Path]]]
@@ -65,19 +66,20 @@ def _scan(root: Path) -> tuple[Listing, list[Finding], list[Finding]]:
     misplaced: list[str] = []
     other: list[str] = []
     for domain in _folders(root):
-        for entry in sorted(domain.iterdir()):
+        if root.resolve().is_relative_to(domain.resolve()):
+            raise DataError(f"{domain} is a link that leads back to {domain.resolve()}, which holds it: remove it")
+        for entry in _entries(domain):
             if entry.name.startswith("."):
                 continue
             if entry.is_file():
                 (misplaced if entry.suffix.lower() in SUFFIXES else other).append(f"{domain.name}/{entry.name}")
                 continue
             images = listing.setdefault(domain.name, {}).setdefault(entry.name, [])
-            for path in sorted(entry.rglob("*"), key=lambda p: (str(p.parent), p.name)):
-                if path.is_file():
-                    if path.suffix.lower() in SUFFIXES:
-                        images.append(path)
-                    elif not path.name.startswith("."):
-                        other.append(path.relative_to(root).as_posix())
+            for path in list_files(entry):
+                if path.suffix.lower() in SUFFIXES:
+                    images.append(path)
+                elif not path.name.startswith("."):
+                    other.append(path.relative_to(root).as_posix())
     if not any(paths for classes in listing.values() for paths in classes.values()):
         raise DataError(_other_form(root))
     for inner in _folders(root):  # the folder above a benchmark's
@@ -116,8 +118,13 @@ def _scan(root: Path) -> tuple[Listing, list[Finding], list[Finding]]:
     return {name: classes for name, classes in listing.items() if name not in empty}, problems, notes
 
 
+def _entries(folder: Path) -> list[Path]:
+    list_folders(folder)  # which says why it cannot be read
+    return sorted(folder.iterdir())
+
+
 def _folders(path: Path) -> list[Path]:
-    return [entry for entry in sorted(path.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
+    return list_folders(path)
 
 
 def _other_form(root: Path) -> str:

@@ -127,14 +127,14 @@ def train_autoencoder(corpus: Corpus, config: PretrainConfig, folder: Path) -> A
             record = {"stage": "autoencoder", "step": done, "loss": loss.item(), "mse": squared.item(),
                       "seconds": time.monotonic() - clock}  # fmt: skip
             append_json_line(folder / "metrics.jsonl", record)
-        if requested():
-            save_training(state_path, model, optimizer, averaged, done)
-            check()
-        if done % config.save_every == 0 or done == config.vae_steps:
-            save_training(state_path, model, optimizer, averaged, done)
+        due = done % config.save_every == 0 or done == config.vae_steps
+        if due:  # recorded before it is saved: a resumed training drops what was recorded after its state, and no more
             with averaged.applied_to(model):
                 psnr = reconstruction_psnr(model, validation.images[:512])
                 save_reconstructions(model, validation.images[:16], folder / f"autoencoder-{done:06d}.png")
             append_json_line(folder / "metrics.jsonl", {"stage": "autoencoder", "step": done, "held_out_psnr": psnr})
+        if due or requested():
+            save_training(state_path, model, optimizer, averaged, done)
+            check()
     averaged.copy_to(model)
     return model.eval().requires_grad_(False)

@@ -8,7 +8,6 @@ Loss: E min(SNR_t, γ)/SNR_t · ‖ε - ε_φ(z_t, t, c)‖² (Ho et al. 2020, w
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -30,10 +29,10 @@ from domainfusion.diffusion.optimization import (
     save_training,
 )
 from domainfusion.errors import TrainingError
-from domainfusion.files import append_json_line, keep_json_lines
+from domainfusion.files import append_json_line, keep_json_lines, write_json
 from domainfusion.interruption import check, requested
 from domainfusion.seeding import derive_numpy_rng
-from domainfusion.tensors import load_state, save_state
+from domainfusion.tensors import load_newest, save_state
 
 
 def build_scheduler() -> DDIMScheduler:
@@ -87,14 +86,16 @@ def encode_pool(
 ) -> dict[str, Any]:
     """Pool `number`: latents (P, C, h, w) in half precision, source `index` (P,), colour words; kept in `folder`."""
     path = folder / f"pool-{number:03d}.safetensors"
-    if path.exists():
-        return load_state(path)
+    if (kept := load_newest([path], required=False)) is not None:
+        return kept
     probability = corpus.weight / corpus.weight.sum()
     rng = derive_numpy_rng("pool", config.seed, number)
     index = rng.choice(len(corpus), config.pool_size, p=probability)
     latents, colours = [], []
     for start in range(0, config.pool_size, 128):
-        images, words = augment(corpus.images[index[start : start + 128]], rng, recolour=0.5, hue=0.1)
+        images, words = augment(
+            corpus.images[index[start : start + 128]], rng, recolour=config.recolour, hue=config.hue
+        )
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(images.contiguous(memory_format=torch.channels_last)).latent_dist
         latents.append(posterior.mean.half())
@@ -175,7 +176,7 @@ def train_denoiser(
     with torch.no_grad():
         held_latents = vae.encode(held_images).latent_dist.mean
     parts = zip(validation.text, validation.category, validation.style, strict=True)
-    captions = [", ".join(part) for part in parts][:512]
+    captions = [", ".join(word for word in part if word) for part in parts][:512]
     held_tokens = _tokens(tokenizer, captions)
     pool: dict = {}
     clock, loaded = time.monotonic(), -1
@@ -187,7 +188,7 @@ def train_denoiser(
                 # Latents of unit variance, as SD's 0.18215 gives them; measured once, on the first pool.
                 factor = 1 / float(pool["latents"].float().std())
                 vae.register_to_config(scaling_factor=factor)
-                (folder / "scaling.json").write_text(json.dumps(factor))
+                write_json(folder / "scaling.json", factor)
         scale = vae.config["scaling_factor"]
         rng = derive_numpy_rng("denoiser", config.seed, step)
         chosen = rng.integers(0, config.pool_size, config.unet_batch_size)
@@ -220,16 +221,16 @@ def train_denoiser(
             record = {"stage": "denoiser", "step": done, "loss": loss.item(), "mse": per_sample.mean().item(),
                       "seconds": time.monotonic() - clock}  # fmt: skip
             append_json_line(folder / "metrics.jsonl", record)
-        if requested():
-            save_training(state_path, denoiser, optimizer, averaged, done)
-            check()
-        if done % config.save_every == 0 or done == config.unet_steps:
-            save_training(state_path, denoiser, optimizer, averaged, done)
+        due = done % config.save_every == 0 or done == config.unet_steps
+        if due:  # recorded before it is saved: a resumed training drops what was recorded after its state, and no more
             with averaged.applied_to(denoiser), torch.no_grad():
                 held = validation_loss(denoiser, held_latents * scale, held_tokens, scheduler)
                 if prompts:
                     save_samples(build_pipeline(vae, tokenizer, denoiser), prompts, config.size,
                                  folder / f"samples-{done:06d}.png")  # fmt: skip
             append_json_line(folder / "metrics.jsonl", {"stage": "denoiser", "step": done, "held_out_mse": held})
+        if due or requested():
+            save_training(state_path, denoiser, optimizer, averaged, done)
+            check()
     averaged.copy_to(denoiser)
     return denoiser.eval().requires_grad_(False)

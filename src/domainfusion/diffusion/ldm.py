@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from domainfusion.config import Precision
 from domainfusion.errors import LDMError
@@ -38,10 +37,11 @@ def check_folder(folder: Path) -> None:
         raise LDMError(f"{folder} is no diffusers pipeline: model_index.json is missing")
     try:
         described = json.loads(index.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise LDMError(f"{index} is not JSON: {error}") from error
     if not isinstance(described, dict):
         raise LDMError(f"{index} does not describe a diffusers pipeline")
+    _refuse_code(folder, described)
     for part in PARTS:
         entry = described.get(part)
         if not (folder / part).is_dir() or not isinstance(entry, list) or not entry or entry[0] is None:
@@ -53,6 +53,25 @@ def check_folder(folder: Path) -> None:
             raise LDMError(f"{folder}: {part}/config.json is missing")
         if not any((folder / part).glob("*.safetensors*")):
             raise LDMError(f"{folder}: {part} has no safetensors weights (pickled .bin files are not loaded)")
+
+
+def _refuse_code(folder: Path, index: dict[str, Any]) -> None:
+    """Raise `LDMError` where a folder asks for code of its own, by diffusers' ways or by transformers'.
+
+    Nothing here would run it, but whoever made the folder meant it to be run: without, the LDM is not what they made.
+    """
+    if not isinstance(index.get("_class_name"), str | None) or "custom_pipeline" in index or "auto_map" in index:
+        raise LDMError(f"{folder}: model_index.json asks for a pipeline of its own, whose code is never run")
+    for part in PARTS:
+        for path in sorted((folder / part).glob("*.json")):
+            if path.stat().st_size > 1 << 20:  # vocabularies; what is asked for stands in small files
+                continue
+            try:
+                described = json.loads(path.read_text(encoding="utf-8"))
+            except (ValueError, OSError, RecursionError) as error:
+                raise LDMError(f"{path} cannot be read as JSON: {error}") from error
+            if isinstance(described, dict) and {"auto_map", "custom_pipeline"} & set(described):
+                raise LDMError(f"{path} asks for code of its own (auto_map), which is never run")
 
 
 def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
@@ -134,6 +153,7 @@ class LatentDiffusion:
         device = torch.device(device)
         dtype = choose_dtype(precision, device)
         quiet_libraries()
+        default = torch.get_default_dtype()
         try:
             vae = AutoencoderKL.from_pretrained(where, subfolder="vae", torch_dtype=torch.float32, use_safetensors=True)
             unet = UNet2DConditionModel.from_pretrained(
@@ -144,9 +164,11 @@ class LatentDiffusion:
             )
             tokenizer = CLIPTokenizer.from_pretrained(where, subfolder="tokenizer")
             scheduler = DDIMScheduler.from_pretrained(where, subfolder="scheduler")
-        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        except Exception as error:  # whatever configs, weights and vocabularies that are none make the libraries raise
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise LDMError(f"the LDM {source} cannot be loaded: {first}") from error
+        finally:  # where the libraries fail while they load, they leave the type of new tensors as they had set it
+            torch.set_default_dtype(default)
         return cls(
             vae, unet, text_encoder, tokenizer, scheduler, name=source, styles=read_styles(Path(where)),
             device=device, dtype=dtype,
@@ -252,4 +274,12 @@ def quiet_libraries() -> None:
 def read_styles(folder: Path) -> tuple[str, ...]:
     """The style words that an LDM was captioned with (`styles.json` beside its parts), or none."""
     path = folder / "styles.json"
-    return tuple(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else ()
+    if not path.is_file():
+        return ()
+    try:
+        styles = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise LDMError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(styles, list) or not all(isinstance(style, str) for style in styles):
+        raise LDMError(f"{path} is no list of style words")
+    return tuple(styles)

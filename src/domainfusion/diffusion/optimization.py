@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from domainfusion.tensors import load_state, restore_optimizer, save_state
+from domainfusion.errors import FileError
+from domainfusion.tensors import load_newest, restore_optimizer, save_state
 
 
 def build_optimizer(parameters: Iterable[torch.nn.Parameter], lr: float, weight_decay: float) -> torch.optim.AdamW:
@@ -102,18 +103,29 @@ class WorkingCopy:
 def save_training(
     path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, averaged: Averaged, step: int
 ) -> None:
-    """Write the state of a stage after `step` steps, atomically."""
+    """Write the state of a stage after `step` steps, atomically; the one before is kept beside it."""
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(),
              "averaged": averaged.state_dict(), "step": step}  # fmt: skip
-    save_state(path, state)
+    save_state(path, state, previous=_previous(path))
 
 
 def resume_training(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, averaged: Averaged) -> int:
-    """Restore the state in `path` where there is one; returns the steps done."""
-    if not path.exists():
+    """Restore the newest state, in `path` or the one before it, that is whole; returns the steps done, 0 without one.
+
+    Raises `FileError` where states are there and none can be read, or they are of another training.
+    """
+    state = load_newest([path, _previous(path)])
+    if state is None:
         return 0
-    state = load_state(path)
-    model.load_state_dict(state["model"])
-    restore_optimizer(optimizer, state["optimizer"])
-    averaged.load_state_dict(state["averaged"])
-    return int(state["step"])
+    try:
+        model.load_state_dict(state["model"])
+        restore_optimizer(optimizer, state["optimizer"])
+        averaged.load_state_dict(state["averaged"])
+        return int(state["step"])
+    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise FileError(f"{path} is not of this training ({type(error).__name__}: {first})") from error
+
+
+def _previous(path: Path) -> Path:
+    return path.with_name(path.name.replace("-state.", "-previous."))

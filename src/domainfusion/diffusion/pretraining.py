@@ -7,7 +7,7 @@ safetensors that `StableDiffusionImg2ImgPipeline.from_pretrained` loads with no 
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 import shutil
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from domainfusion.diffusion.corpus import Corpus, load_corpus
 from domainfusion.diffusion.denoiser_training import Denoiser, build_pipeline, build_unet, train_denoiser
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.text_encoder import build_text_encoder, fit_tokenizer
-from domainfusion.errors import UsageError
+from domainfusion.errors import FileError, UsageError
 from domainfusion.files import exclusive, hash_of, read_json, write_json, write_text
 from domainfusion.interruption import stoppable
 
@@ -37,10 +37,11 @@ def pretrain(corpus_path: Path, config: PretrainConfig, folder: Path) -> Path:
     """
     corpus = load_corpus(corpus_path, config.size)
     with exclusive(folder), stoppable():
-        return _pretrain(corpus, config, folder)
+        return train_pipeline(corpus, config, folder)
 
 
-def _pretrain(corpus: Corpus, config: PretrainConfig, folder: Path) -> Path:
+def train_pipeline(corpus: Corpus, config: PretrainConfig, folder: Path) -> Path:
+    """`pretrain` of a corpus in memory, in a folder that the caller keeps other processes out of."""
     refuse_other_options(corpus, config, folder)
     write_text(folder / "pretrain.toml", to_toml(config))
     if config.init:
@@ -84,8 +85,13 @@ def take_over(config: PretrainConfig, folder: Path) -> None:
     ldm = LatentDiffusion.load(config.init, precision="float32")
     if ldm.prediction_type != "epsilon":
         raise UsageError(f"--init {config.init}: it predicts {ldm.prediction_type}; only noise prediction is trained")
-    ldm.tokenizer.save_pretrained(folder / "tokenizer")
+    work = folder / ".tokenizer.tmp"
+    shutil.rmtree(work, ignore_errors=True)
+    ldm.tokenizer.save_pretrained(work)
+    shutil.rmtree(folder / "tokenizer", ignore_errors=True)
+    work.rename(folder / "tokenizer")
     work = folder / ".vae.tmp"
+    shutil.rmtree(work, ignore_errors=True)
     ldm.vae.save_pretrained(work)
     work.rename(folder / "vae")
 
@@ -97,7 +103,9 @@ def build_denoiser(tokenizer: CLIPTokenizer, config: PretrainConfig) -> Denoiser
         return Denoiser(build_unet(config), build_text_encoder(tokenizer, config))
     ldm = LatentDiffusion.load(config.init, precision="float32")
     ldm.unet.register_to_config(sample_size=config.size // ldm.latent_factor)
-    return Denoiser(ldm.unet, ldm.text_encoder).requires_grad_(True).train()
+    denoiser = Denoiser(ldm.unet, ldm.text_encoder).requires_grad_(True).train()
+    denoiser.text_encoder.requires_grad_(not config.freeze_text)
+    return denoiser
 
 
 def load_or_train_autoencoder(corpus: Corpus, config: PretrainConfig, folder: Path) -> AutoencoderKL:
@@ -111,18 +119,31 @@ def load_or_train_autoencoder(corpus: Corpus, config: PretrainConfig, folder: Pa
     vae = AutoencoderKL.from_pretrained(target).eval().requires_grad_(False)
     vae = vae.to(memory_format=torch.channels_last)
     if (folder / "scaling.json").exists():
-        vae.register_to_config(scaling_factor=json.loads((folder / "scaling.json").read_text()))
+        vae.register_to_config(scaling_factor=read_scaling(folder / "scaling.json"))
     return vae
+
+
+def read_scaling(path: Path) -> float:
+    """The scaling factor in `path`. Raises `FileError` where it is none."""
+    value = read_json(path)
+    if not isinstance(value, float) or not math.isfinite(value) or value <= 0:
+        raise FileError(f"{path}: the scaling factor is a number above 0, not {value!r}; delete it to measure it again")
+    return value
 
 
 def load_or_fit_tokenizer(corpus: Corpus, config: PretrainConfig, folder: Path) -> CLIPTokenizer:
     """The tokenizer of `folder`, or one fitted to the captions."""
     target = folder / "tokenizer"
-    if (target / "vocab.json").exists():
+    if (target / "tokenizer_config.json").exists():  # not vocab.json, which transformers does not always write
         return CLIPTokenizer.from_pretrained(target)
     parts = zip(corpus.text, corpus.category, corpus.style, strict=True)
     captions = [", ".join(part for part in caption if part) for caption in parts]
-    return fit_tokenizer(captions, target, config.vocabulary, config.text_length)
+    work = folder / ".tokenizer.tmp"  # under its own name only when it is complete
+    shutil.rmtree(work, ignore_errors=True)
+    fit_tokenizer(captions, work, config.vocabulary, config.text_length)
+    shutil.rmtree(target, ignore_errors=True)
+    work.rename(target)
+    return CLIPTokenizer.from_pretrained(target)
 
 
 def sample_prompts(corpus: Corpus, count: int = 16) -> list[str]:

@@ -15,9 +15,7 @@ where it is damaged, so a killed computation loses one shard at most.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,16 +27,15 @@ from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.data.transforms import from_uint8, resize
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.distillation.corruption import degrade
+from domainfusion.distillation.shards import SHARD, ShardedTable
 from domainfusion.distillation.slopes import Draws, SlopeEstimator, draw
-from domainfusion.errors import FileError
-from domainfusion.files import cache_folder, hash_of, locked, make_folder
+from domainfusion.files import cache_folder, hash_of, make_folder
 from domainfusion.interruption import check
 from domainfusion.seeding import seed_hash
 from domainfusion.tensors import load_state, save_state
 
 # Dense where slopes bend: near p = 0 little of the image is left, and the slope changes fastest.
 GRID = (0.02, 0.05, 0.1, 0.16, 0.24, 0.35, 0.5, 0.65, 0.8, 1.0)
-SHARD = 64  # rows in a file
 FORMAT = 2  # raised when the computation changes, so that an older table is not taken for a new one
 # Options that decide what a slope is; the others decide how it is used.
 SHAPING = ("curve_of", "curve_samples", "curve_rounds", "curve_tolerance", "residual", "guidance", "corruption",
@@ -99,11 +96,8 @@ class CurveStore:
                        ldm_fingerprint, options, image_size])  # fmt: skip
         self.key = key
         self.folder = cache_folder() / "curves" / key
+        self.table = ShardedTable(self.folder, "curves")
         self.shipped = Path(__file__).parent / "tables" / f"{key}.safetensors"
-
-    def shard_path(self, number: int) -> Path:
-        """The file of rows `number`·SHARD and following."""
-        return self.folder / f"shard-{number:05d}.safetensors"
 
     def load(self) -> Curves:
         """What has been tabulated so far: a table that came with the package, and the shards on disk."""
@@ -115,25 +109,10 @@ class CurveStore:
         if self.shipped.exists():
             state = {name: value.clone() for name, value in load_state(self.shipped).items()}
             state = {name: value.float() if name != "rounds" else value.long() for name, value in state.items()}
-        for path in sorted(self.folder.glob("shard-*.safetensors")):
-            rows, found = self.read_shard(path)
+        for rows, found in self.table.read_all():
             for name in state:
                 state[name][rows] = found[name]
         return Curves(torch.tensor(GRID), state["slopes"], state["errors"], state["rounds"])
-
-    def read_shard(self, path: Path) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Rows (n,) and their slopes, errors and rounds; a damaged file is set aside, said so, and counts as empty."""
-        if path.exists():
-            try:
-                found = load_state(path)
-                return found.pop("row"), found
-            except FileError as error:
-                path.replace(path.with_suffix(".damaged"))
-                print(f"note: {error}; its curves are computed again", file=sys.stderr)
-        points = len(GRID)
-        none = {"slopes": torch.zeros(0, points), "errors": torch.zeros(0, points),
-                "rounds": torch.zeros(0, dtype=torch.int64)}  # fmt: skip
-        return torch.zeros(0, dtype=torch.int64), none
 
     def missing(self, rows: np.ndarray) -> np.ndarray:
         """Those of `rows` that have not been tabulated."""
@@ -157,20 +136,12 @@ class CurveStore:
                 curves_of(estimator, self.dataset, part, self.prompts, size)
                 for part in np.array_split(mine, max(1, round(len(mine) * len(GRID) / batch)))
             ]
-            self.write_shard(int(number), mine, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+            found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            self.table.write(int(number), torch.from_numpy(mine), found)
             bar.update(len(mine))
             check()
         bar.close()
         return self.load()
-
-    def write_shard(self, number: int, rows: np.ndarray, found: dict[str, torch.Tensor]) -> None:
-        """Add rows (n,) to a shard; processes that write the same shard wait for each other, and none is lost."""
-        with locked(self.folder / f".{number:05d}.lock"):
-            old_rows, old = self.read_shard(self.shard_path(number))
-            keep = ~torch.isin(old_rows, torch.from_numpy(rows))
-            merged: dict[str, Any] = {name: torch.cat([old[name][keep], found[name]]) for name in found}
-            merged["row"] = torch.cat([old_rows[keep], torch.from_numpy(rows)])
-            save_state(self.shard_path(number), merged)
 
     def export(self, path: Path) -> None:
         """Write the whole table as one file (half precision), as it is shipped with the package."""

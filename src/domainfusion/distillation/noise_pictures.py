@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from domainfusion.config import DistillConfig
+from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.distillation.slopes import SlopeEstimator, draw
 
 
@@ -45,3 +46,31 @@ def noise_sheet(images: torch.Tensor, maps: torch.Tensor, scale: int = 1) -> np.
     heat = (colormaps["magma"](maps.numpy())[..., :3] * 255).round().astype(np.uint8)
     sheet = np.concatenate([np.concatenate(list(pixels), 1), np.concatenate(list(heat), 1)], 0)
     return sheet.repeat(scale, 0).repeat(scale, 1)
+
+
+@torch.no_grad()
+def prior_pictures(
+    ldm: LatentDiffusion, images: torch.Tensor, prompts: list[str], *, time: float = 0.5, samples: int = 4,
+    seed: int = 0,
+) -> torch.Tensor:  # fmt: skip
+    """(B, 3, H, W) in [-1, 1]: what the LDM takes images for in one step, given prompts (Fig. 2: "LDM prior").
+
+    The decoded mean over draws of ẑ_0 = (z_t - √(1-ᾱ_t) ε_φ(z_t, t, c))/√ᾱ_t, the clean latents that the predicted
+    noise leaves.
+
+    Args:
+        images: (B, 3, H, W) in [-1, 1].
+        time: the timestep t as a share of the noise schedule: the later, the less of the image is left to go by.
+        samples: draws of ε, the same for all images.
+    """
+    latents = ldm.encode(images.to(ldm.device))
+    embeds = ldm.prompt_embeds(prompts)
+    timesteps = torch.full((len(images),), round(time * (ldm.num_train_timesteps - 1)), device=ldm.device)
+    signal, sigma = ldm.signal_and_noise(timesteps)
+    generator = torch.Generator().manual_seed(seed)
+    mean = torch.zeros_like(latents)
+    for _ in range(samples):
+        noise = torch.randn(latents.shape[1:], generator=generator).to(latents).expand_as(latents)
+        noisy = ldm.add_noise(latents, noise, timesteps)
+        mean += (noisy - sigma * ldm.predict_noise(noisy, timesteps, embeds)) / signal / samples
+    return ldm.decode(mean).clamp(-1, 1).cpu()

@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from domainfusion.config import TrainConfig
+from domainfusion.config_files import flat_values, plain_values
 from domainfusion.data.domains import load_dataset
 from domainfusion.data.splits import build_split
-from domainfusion.errors import Busy, UsageError
+from domainfusion.errors import Busy, UsageError, show_note
 from domainfusion.experiments.runs import describe_environment, train_run
+from domainfusion.experiments.search import SELECTIONS, Plan, PlannedRun, Search, choose
 from domainfusion.files import write_json
 from domainfusion.registry import ALGORITHMS
 
 Run = tuple[int, str, str]  # trial, target, algorithm
+T = TypeVar("T")
 
 
 def run_benchmark(
     data: str, config: TrainConfig, algorithms: list[str], trials: list[int], targets: list[str] | None, folder: Path,
-    *, command: str = "", track: Sequence[str] = (), progress: bool = True,
+    *, command: str = "", search: Search | None = None, track: Sequence[str] = (), progress: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Train every (algorithm, target, trial) in `folder/algorithm/target/trial-t`; finished runs are not made again.
 
-    Several processes with the same command share the work. Returns and writes `benchmark.json` in the form of the
-    committed results: {"command", "versions", "accuracy": {algorithm: {target: [per cent, by trial]}}, ...}.
+    With a `search` each is trained with several draws of hyperparameters, of which one counts. Several processes with
+    the same command share the work. Returns and writes `benchmark.json` in the form of the committed results:
+    {"command", "versions", "accuracy": {algorithm: {target: [per cent, by trial]}}, ...}.
     """
     if not algorithms or not trials:
         raise UsageError("a benchmark needs one of --algorithms and one of --trials at least")
@@ -40,20 +43,41 @@ def run_benchmark(
     chosen = list(dict.fromkeys(targets or dataset.domains))
     for target in chosen:
         dataset.index_of(target)
-    runs = [(trial, target, algorithm) for trial in trials for target in chosen for algorithm in algorithms]
-    results: dict[Run, dict[str, Any]] = {}
+    if search is None:  # the options are what they are: nothing is drawn that the caller may have drawn already
+        search = Search(draws=(config.hparams_seed,), given=flat_values(plain_values(config)))
+    plan = Plan(data, config, algorithms, trials, chosen, dataset.domains, dataset.name, folder, search)
+    plan.check()
+    runs = plan.runs()
+    options = {run: plan.options(run) for run in runs}  # a draw that an option does not take is refused now
+    results: dict[PlannedRun, dict[str, Any]] = {}
     summary: dict[str, Any] = {}
 
-    def make(run: Run) -> dict[str, Any]:
-        where = folder / run[2] / run[1] / f"trial-{run[0]}"
-        return train_run(data, config_of(config, run), where, progress=progress, track=track)
+    def make(run: PlannedRun) -> dict[str, Any]:
+        return train_run(data, options[run], folder / run.place, progress=progress, track=track)
 
     for run, result in finished(runs, make):
         results[run] = result
-        whole = [trial for trial in trials if all(item in results for item in runs if item[0] == trial)]
+        whole = [trial for trial in trials if all(item in results for item in runs if item.trial == trial)]
         if whole and whole != summary.get("trials"):
-            summary = {"command": command, "dataset": dataset.name} | summarize_runs(results, whole, chosen, algorithms)
+            summary = {"command": command, "dataset": dataset.name} | summarize_plan(plan, results, whole)
             write_json(folder / "benchmark.json", summary)
+    return summary
+
+
+def summarize_plan(plan: Plan, results: dict[PlannedRun, dict[str, Any]], trials: list[int]) -> dict[str, Any]:
+    """What `summarize_runs` says of the draws that count in complete trials; how they were chosen, and which."""
+    cells = {
+        (trial, target, algorithm): choose(plan, results, trial, target, algorithm)
+        for algorithm in plan.algorithms for target in plan.targets for trial in trials
+    }  # fmt: skip
+    summary = summarize_runs(cells, trials, plan.targets, plan.algorithms)
+    summary["selection"] = SELECTIONS[plan.search.selection]
+    if plan.search.draws != (0,):
+        summary["hparams_seeds"] = list(plan.search.draws)
+        summary["draws"] = {
+            algorithm: {t: [cells[trial, t, algorithm]["draw"] for trial in trials] for t in plan.targets}
+            for algorithm in plan.algorithms
+        }
     return summary
 
 
@@ -64,8 +88,8 @@ def config_of(config: TrainConfig, run: Run) -> TrainConfig:
 
 
 def finished(
-    runs: list[Run], make: Callable[[Run], dict[str, Any]], pause: float = 5.0
-) -> Iterator[tuple[Run, dict[str, Any]]]:
+    runs: list[T], make: Callable[[T], dict[str, Any]], pause: float = 5.0
+) -> Iterator[tuple[T, dict[str, Any]]]:
     """(run, result) of each run as it is made, those that other processes are at work on last.
 
     So several processes with the same command share a benchmark: each makes what no other has begun, and waits for the
@@ -81,7 +105,7 @@ def finished(
             except Busy as error:
                 busy.append(run)
                 if not said:
-                    print(f"note: {error.args[0].split(':')[0]}; going on with the other runs", file=sys.stderr)
+                    show_note(f"{error.args[0].split(':')[0]}; going on with the other runs")
                     said = True
                 continue
             yield run, result

@@ -25,7 +25,7 @@ def run_demo(config: TrainConfig, folder: Path) -> tuple[dict[str, Any], str]:
     results = {}
     for name in ("erm", "domainfusion"):
         results[name] = train_run("pictograms", dataclasses.replace(config, algorithm=name), folder / name)
-    report = write_report([folder / name for name in results], folder / "report.html")
+    report = write_report([folder / name for name in results], folder / "report.html", heat_maps=True)
     return {**results, "report": str(report)}, demo_text(results, str(report))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from domainfusion.config import TrainConfig
+from domainfusion.config import Precision, TrainConfig
 from domainfusion.data.domains import load_dataset
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.prompts import allowed_styles
 from domainfusion.errors import UsageError
 from domainfusion.experiments.runs import choose_device
 from domainfusion.files import make_folder
-from domainfusion.fusion.candidates import candidates_of
+from domainfusion.fusion.candidates import cache_path, candidates_of
 from domainfusion.interruption import stoppable
 
 
@@ -43,13 +44,14 @@ def generate_candidates(
     dataset = load_dataset(data, config.data)
     ldm = LatentDiffusion.load(config.ldm, device=choose_device(config.device), precision=config.precision)
     styles = allowed_styles(ldm.styles, config.target)
+    generate = config.generate.needed()
     rows = np.arange(shard[0], len(dataset), shard[1])
     current = dataset.images[rows]
     started, made, files = time.monotonic(), 0, 0
     with stoppable():
         for number in range(generations):
             for part, _, found in candidates_of(
-                ldm, dataset, rows, current, config.generate, number=number, styles=styles, stored=True
+                ldm, dataset, rows, current, generate, number=number, styles=styles, stored=True
             ):
                 made += found.shape[0] * found.shape[1]
                 if output is not None:
@@ -59,6 +61,37 @@ def generate_candidates(
         "data": data, "ldm": config.ldm, "images": len(rows), "generations": generations, "candidates": made,
         "seconds": round(seconds, 1), "files": files, "output": None if output is None else str(output),
     }  # fmt: skip
+
+
+# For processes on many machines: they compute parts, and one process keeps them. Two machines that write the same
+# memory-mapped file over a network would lose what the other wrote to the same page.
+
+
+def candidates_address(data: str, config: TrainConfig, number: int) -> str:
+    """The name of the cache's file for the candidates that a run with `config` asks for in generation `number`.
+
+    It depends on the device, which decides the precision: ask on a machine that will use them.
+    """
+    dataset, ldm = load_dataset(data, config.data), _load_ldm(config.ldm, config.device, config.precision)
+    styles = allowed_styles(ldm.styles, config.target)
+    return cache_path(ldm, dataset, config.generate, number, styles).name
+
+
+def candidates_part(data: str, config: TrainConfig, number: int, rows: np.ndarray) -> np.ndarray:
+    """Candidates (n, N, S, S, 3) uint8 of the stored images of rows (n,), computed and not kept."""
+    dataset, ldm = load_dataset(data, config.data), _load_ldm(config.ldm, config.device, config.precision)
+    styles = allowed_styles(ldm.styles, config.target)
+    parts = candidates_of(
+        ldm, dataset, rows, dataset.images[rows], config.generate, number=number, styles=styles, stored=False,
+        progress=False,
+    )  # fmt: skip
+    return np.concatenate([found for _, _, found in parts])
+
+
+@functools.lru_cache(maxsize=1)
+def _load_ldm(source: str, device: str, precision: Precision) -> LatentDiffusion:
+    """The LDM, kept from one part to the next."""
+    return LatentDiffusion.load(source, device=choose_device(device), precision=precision)
 
 
 def _write_pictures(output: Path, dataset: Any, rows: np.ndarray, candidates: np.ndarray, number: int) -> int:

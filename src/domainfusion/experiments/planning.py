@@ -33,6 +33,7 @@ from domainfusion.fusion.candidates import cache_path, cached_rows
 from domainfusion.fusion.generation import make_generation
 from domainfusion.registry import ALGORITHMS
 from domainfusion.training.evaluation import evaluate
+from domainfusion.training.schedule import evaluation_steps
 from domainfusion.training.trainer import compute_losses, descend, make_batch
 
 BUDGET = 3.0  # seconds that a timing may take, about
@@ -61,7 +62,7 @@ def plan_run(data: str, config: TrainConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="domainfusion-plan-") as work:
         dataset = outline(data, config, plan)
         context = context_of(dataset, config, Path(work), progress=False)
-        plan.counts.update(images=len(dataset), steps=config.steps, steps_per_epoch=context.steps_per_epoch)
+        plan.counts.update(images=len(dataset), steps=context.config.steps, steps_per_epoch=context.steps_per_epoch)
         started = time.monotonic()
         algorithm = _build(context, plan)
         plan.seconds["loading"] = time.monotonic() - started
@@ -164,7 +165,7 @@ def _time_evaluations(algorithm: Algorithm, plan: Plan) -> None:
     context, config, split = algorithm.context, algorithm.config, algorithm.context.split
     validation = sum(map(len, split.validation.values()))
     training = sum(map(len, split.train.values())) if config.evaluate_training else 0
-    count = min(config.evaluations, config.steps)
+    count = len(evaluation_steps(config.steps, config.evaluations, config.evaluate_every))
     images = count * (validation + training + len(split.test) + len(split.oracle)) + 2 * validation + len(split.test)
     rows = np.arange(min(256, len(context.dataset)))
     algorithm.eval()
@@ -180,19 +181,20 @@ def _time_evaluations(algorithm: Algorithm, plan: Plan) -> None:
 def _time_generations(algorithm: DomainFusion, plan: Plan) -> None:
     """Candidates, choice and fusion of a few images; those whose candidates are in the cache cost nothing."""
     context, config = algorithm.context, algorithm.config
+    generate = config.generate.needed()
     generations = algorithm.generations_due(config.steps - 1) if config.synthetic_weight > 0 else 0
     rows = algorithm.rows
     plan.counts["generations"] = generations
-    plan.counts["generated_images"] = generations * len(rows) * config.generate.candidates
+    plan.counts["generated_images"] = generations * len(rows) * generate.candidates
     if not generations:
         return
-    cached, size = 0, len(context.dataset) * config.generate.candidates * context.dataset.images[0].nbytes
+    cached, size = 0, len(context.dataset) * generate.candidates * context.dataset.images[0].nbytes
     for number in range(1 if config.generate.updating else generations):  # those made of the stored images
-        path = cache_path(algorithm.ldm, context.dataset, config.generate, number, algorithm.styles)
+        path = cache_path(algorithm.ldm, context.dataset, generate, number, algorithm.styles)
         cached += int(cached_rows(path, len(context.dataset))[rows].sum())
         if not path.exists():
             plan.bytes["candidates_cache"] = plan.bytes.get("candidates_cache", 0) + size
-    plan.counts["cached_images"] = cached * config.generate.candidates
+    plan.counts["cached_images"] = cached * generate.candidates
 
     def per_image(some: np.ndarray) -> float:
         started = time.monotonic()
@@ -204,10 +206,10 @@ def _time_generations(algorithm: DomainFusion, plan: Plan) -> None:
 
     # A generation consists of passes of full batches; where even one image takes long, more are not waited for.
     seconds = per_image(rows[:1])
-    for count in (4, max(1, config.generate.batch_size // config.generate.candidates)):
+    for count in (4, max(1, generate.batch_size // generate.candidates)):
         if seconds * count < 2 * BUDGET:
             seconds = per_image(rows[:count])
-    plan.each["generated_image"] = seconds / config.generate.candidates
+    plan.each["generated_image"] = seconds / generate.candidates
     plan.seconds["generations"] = seconds * (generations * len(rows) - cached)
     # An array and PNG files, which are about as large for noisy images and smaller for flat ones.
     plan.bytes["synthetic_images"] = 2 * generations * len(rows) * context.dataset.images[0].nbytes

@@ -4,36 +4,55 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import io
 import os
 import platform
-import sys
 import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from domainfusion.algorithms.base import Algorithm, Context
+from domainfusion.algorithms.classifier import choose_classifier_dtype
 from domainfusion.algorithms.zero_shot import ZeroShot
 from domainfusion.config import TrainConfig
-from domainfusion.config_files import build_config, load_toml, plain_values, to_toml
+from domainfusion.config_files import build_config, flat_values, load_toml, plain_values, to_toml
 from domainfusion.data.batches import steps_per_epoch
 from domainfusion.data.domains import MultiDomainDataset, load_dataset
+from domainfusion.data.likeness import overlap_notes
 from domainfusion.data.splits import build_split
-from domainfusion.diffusion.ldm import choose_dtype
-from domainfusion.errors import UsageError
+from domainfusion.errors import FileError, UsageError, show_note
+from domainfusion.experiments.testing import evaluate_test, write_final_record
 from domainfusion.experiments.zero_shot import classify_parts, describe_accuracy, write_record
-from domainfusion.files import exclusive, hash_of_file, read_json, write_json, write_text
+from domainfusion.files import (
+    CHECKSUMS,
+    altered_files,
+    checksums_text,
+    exclusive,
+    hash_of_file,
+    json_text,
+    read_json,
+    read_json_object,
+    write_json,
+    write_text,
+)
 from domainfusion.interruption import stoppable
 from domainfusion.registry import ALGORITHMS
 from domainfusion.tracking.following import Tracking
 from domainfusion.training.calibration import calibrate
 from domainfusion.training.checkpoint import load_model
-from domainfusion.training.evaluation import Evaluation, evaluate
+from domainfusion.training.evaluation import Evaluation
 from domainfusion.training.trainer import train, validate
+
+MOST_CONFUSED = 1000  # classes, of which `result.json` has the confusion matrix
+# The files of a finished run that its checksums cover.
+KEPT = ("config.toml", "environment.json", "data.json", "metrics.jsonl", "results.jsonl", "predictions.csv",
+        "model.json", "model.safetensors")  # fmt: skip
 
 
 def choose_device(name: str) -> torch.device:
@@ -55,14 +74,15 @@ def build_context(data: str, config: TrainConfig, folder: Path, progress: bool =
 
 def context_of(dataset: MultiDomainDataset, config: TrainConfig, folder: Path, progress: bool = True) -> Context:
     """Split and device of a run on a data set."""
-    split = build_split(dataset, config.data, config.target, config.trial)
+    split = build_split(dataset, config.data, config.target, config.trial, config.second_target)
     device = choose_device(config.device)
-    dtype = choose_dtype(config.precision, device)
-    if dtype == torch.float16:  # without loss scaling small gradients vanish; the LDM may still use it
-        dtype = torch.float32
+    per_epoch = steps_per_epoch(split, config.batch_size)
+    if config.epochs:
+        config = dataclasses.replace(config, steps=config.epochs * per_epoch)
     return Context(
-        dataset=dataset, split=split, config=config, device=device, dtype=dtype,
-        folder=folder, steps_per_epoch=steps_per_epoch(split, config.batch_size), progress=progress,
+        dataset=dataset, split=split, config=config, device=device,
+        dtype=choose_classifier_dtype(config.precision, device), folder=folder, steps_per_epoch=per_epoch,
+        progress=progress,
     )  # fmt: skip
 
 
@@ -72,6 +92,15 @@ def algorithm_class(name: str) -> Any:
     if not (isinstance(kind, type) and issubclass(kind, (Algorithm, ZeroShot))):
         raise UsageError(f"--algorithm {name} is no subclass of domainfusion.Algorithm")
     return kind
+
+
+def class_of_run(name: str) -> Any:
+    """The class behind a finished run's model, where its name is known; else `Algorithm`, a plain classifier's.
+
+    A run may come from somebody else, or from a script that registered its method: a module that it names is not
+    imported to use its weights.
+    """
+    return algorithm_class(name) if ":" not in name and name in ALGORITHMS.names() else Algorithm
 
 
 def build_algorithm(context: Context) -> Algorithm:
@@ -93,12 +122,12 @@ def train_run(
     """
     ALGORITHMS.get(config.algorithm)
     tracking = Tracking(folder, track)
-    _refuse_other_options(folder, data, config)
+    refuse_other_options(folder, data, config)
     context = build_context(data, config, folder, progress)
     described = describe_data(data, context)
-    if (folder / "data.json").exists() and read_json(folder / "data.json")["fingerprint"] != described["fingerprint"]:
+    if (folder / "data.json").exists() and _recorded(folder)["fingerprint"] != described["fingerprint"]:
         raise UsageError(f"the images of {data} have changed since the run in {folder} began; choose another --output")
-    if (folder / "result.json").exists():
+    if (folder / "result.json").exists() and not _to_be_redone(folder):
         with tracking:
             tracking.follow()
         return read_json(folder / "result.json")
@@ -109,8 +138,11 @@ def train_run(
 def _run(data: str, context: Context, described: dict[str, Any]) -> dict[str, Any]:
     """Train, in a folder that is ours alone."""
     config, folder = context.config, context.folder
-    for note in context.dataset.notes:
-        print(f"note: {note}", file=sys.stderr)
+    split = context.split
+    used = np.concatenate([part[domain] for part in (split.train, split.validation) for domain in split.sources])
+    described = described | {"notes": [*context.dataset.notes, *overlap_notes(context.dataset, used, split.test)]}
+    for note in described["notes"]:
+        show_note(note)
     kind = algorithm_class(config.algorithm)
     # Built before anything is written: options that it refuses leave no folder that insists on them.
     algorithm = None if issubclass(kind, ZeroShot) else build_algorithm(context)
@@ -121,10 +153,38 @@ def _run(data: str, context: Context, described: dict[str, Any]) -> dict[str, An
     started = time.monotonic()
     result = _classify(kind, context) if algorithm is None else _train(algorithm)
     result["wall_seconds"] = time.monotonic() - started
-    write_json(folder / "result.json", result)
+    finish_run(folder, result)
     context.recorded()
-    write_text(folder / "done", "done")  # DomainBed's mark of a run that ended
     return result
+
+
+def finish_run(folder: Path, result: dict[str, Any]) -> None:
+    """Write `result.json`, which makes a run a finished one, and before it the checksums of all that people read."""
+    text = json_text(result)
+    hashes = {name: hash_of_file(folder / name) for name in KEPT if (folder / name).exists()}
+    hashes["result.json"] = hashlib.sha256(text.encode()).hexdigest()
+    write_text(folder / CHECKSUMS, checksums_text(hashes))
+    write_text(folder / "result.json", text)
+    write_text(folder / "done", "done")  # DomainBed's mark of a run that ended
+
+
+def _to_be_redone(folder: Path) -> bool:
+    """Whether a finished run's files were damaged, and its checkpoint is there to make them again.
+
+    Raises `FileError` where its result was damaged and no checkpoint is there.
+    """
+    altered = altered_files(folder)
+    if not altered:
+        return False
+    checkpoint = (folder / "checkpoints" / "last.safetensors").exists() or not (folder / "model.json").exists()
+    what = f"{folder}: {', '.join(altered)} changed since the run ended (see {CHECKSUMS})"
+    if not checkpoint:
+        if "result.json" in altered:
+            raise FileError(f"{what}, and no checkpoint is left to make it again; train with another --output")
+        show_note(what)
+        return False
+    show_note(f"{what}; made again from the last checkpoint")
+    return True
 
 
 def save_calibration(folder: Path, classifier: torch.nn.Module, context: Context) -> dict[str, Any]:
@@ -145,7 +205,13 @@ def _train(algorithm: Algorithm) -> dict[str, Any]:
     model = load_model(context.folder, algorithm.classifier)
     result = summarize(algorithm, context.folder / "predictions.csv")
     save_calibration(context.folder, algorithm.classifier, context)
-    result.update(selected_step=done.best_step, steps=done.step, seconds=done.seconds, costs=algorithm.costs())
+    if not algorithm.tests_by_classifier:
+        write_final_record(algorithm, result, done)
+    seconds = done.seconds + algorithm.seconds_after_training()
+    result.update(selected_step=done.best_step, steps=done.step, seconds=seconds, costs=algorithm.costs())
+    result.update(algorithm.findings())
+    if algorithm.classifier.portion:  # memory ran out
+        result["images_at_once"] = algorithm.classifier.portion
     if "average" in model:
         result["average"] = model["average"]
     algorithm.finish()
@@ -173,9 +239,7 @@ def summarize(algorithm: Algorithm, predictions: Path | None = None) -> dict[str
     context = algorithm.context
     found, test = validate(algorithm), None
     if len(context.split.test):
-        test = evaluate(
-            algorithm.predict, context.dataset, context.split.test, device=context.device, dtype=context.dtype
-        )
+        test = evaluate_test(algorithm, context.split.test)
     return describe_result(context, found, test, predictions)
 
 
@@ -192,18 +256,23 @@ def describe_result(
         ),
         "validation": {domain: value.accuracy for domain, value in validation.items()},
     }  # fmt: skip
+    if context.config.second_target is not None:
+        result["second_target"] = context.config.second_target
     if test is not None:
-        confusion = test.confusion()
         if predictions is not None:
             write_predictions(predictions, test, context.dataset)
-        counts = confusion.sum(1)
+        classes = len(context.dataset.classes)
+        counts = np.bincount(test.labels, minlength=classes)
+        right = np.bincount(test.labels[test.labels == test.predictions], minlength=classes)
         result.update(
-            target_accuracy=test.accuracy, test_images=len(test.labels), confusion=confusion.tolist(),
+            target_accuracy=test.accuracy, test_images=len(test.labels),
             class_accuracy={
-                name: (float(confusion[i, i] / counts[i]) if counts[i] else None)
+                name: (float(right[i] / counts[i]) if counts[i] else None)
                 for i, name in enumerate(context.dataset.classes)
             },
         )  # fmt: skip
+        if len(counts) <= MOST_CONFUSED:  # the square of more classes is a file that nobody reads
+            result["confusion"] = test.confusion().tolist()
     return result
 
 
@@ -220,28 +289,28 @@ def write_predictions(path: Path, found: Evaluation, dataset: MultiDomainDataset
     write_text(path, lines.getvalue())
 
 
-def _refuse_other_options(folder: Path, data: str, config: TrainConfig) -> None:
+def refuse_other_options(folder: Path, data: str, config: TrainConfig) -> None:
     """Raise `UsageError` naming an option in which `folder`'s run differs from this one."""
     path = folder / "config.toml"
     if not path.exists():
         return
-    kept = _flat(plain_values(build_config(TrainConfig, load_toml(path), str(path))))
-    now = _flat(plain_values(config))
-    for name in sorted(set(kept) | set(now)):
+    kept = flat_values(plain_values(build_config(TrainConfig, load_toml(path), str(path))))
+    now = flat_values(plain_values(config))
+    # The preset is where options came from; what they came to is compared. Steps follow from epochs and the data.
+    ignored = {"preset"} | ({"steps"} if config.epochs else set())
+    for name in sorted((set(kept) | set(now)) - ignored):
         if kept.get(name) != now.get(name):
             raise UsageError(
                 f"{folder} holds a run with {name} = {kept.get(name)!r}, not {now.get(name)!r}; choose another --output"
             )
     recorded = folder / "data.json"
-    if recorded.exists() and read_json(recorded)["data"] not in (data, str(Path(data).resolve())):
-        raise UsageError(f"{folder} holds a run on {read_json(recorded)['data']}; choose another --output")
+    if recorded.exists() and _recorded(folder)["data"] not in (data, str(Path(data).resolve())):
+        raise UsageError(f"{folder} holds a run on {_recorded(folder)['data']}; choose another --output")
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
-    return flat
+def _recorded(folder: Path) -> dict[str, Any]:
+    """What the run in `folder` wrote down about its data."""
+    return read_json_object(folder / "data.json", data=str, fingerprint=str)
 
 
 def describe_data(data: str, context: Context) -> dict[str, Any]:
@@ -252,6 +321,7 @@ def describe_data(data: str, context: Context) -> dict[str, Any]:
         "fingerprint": dataset.fingerprint, "images": len(dataset),
         "domains": list(dataset.domains), "classes": list(dataset.classes), "size": dataset.size,
         "protocol": context.split.protocol, "sources": list(context.split.sources), "target": context.split.target,
+        **({"second_target": context.split.second_target} if context.split.second_target is not None else {}),
         "train": {domain: len(rows) for domain, rows in context.split.train.items()},
         "validation": {domain: len(rows) for domain, rows in context.split.validation.items()},
         "test": len(context.split.test), "steps_per_epoch": context.steps_per_epoch, "notes": list(dataset.notes),

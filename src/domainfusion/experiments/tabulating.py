@@ -20,11 +20,8 @@ from domainfusion.results.tables import text_table
 
 def tabulate_curves(data: str, config: TrainConfig, export: Path | None = None) -> dict[str, Any]:
     """Compute what is missing of a data set's curves; a summary of the table. `export` also writes it as one file."""
-    dataset = load_dataset(data, config.data)
-    options = dataclasses.replace(config.distill, estimator="curve")
-    store = CurveStore(
-        dataset, source_fingerprint(config.ldm), options, config.generate.plain_template, config.generate.image_size
-    )
+    store = curve_store(data, config)
+    dataset, options = store.dataset, store.config
     rows = np.arange(len(dataset))
     before = len(store.missing(rows))
     started = time.monotonic()
@@ -45,6 +42,28 @@ def tabulate_curves(data: str, config: TrainConfig, export: Path | None = None) 
         "mean_slope": [float(value) for value in curves.slopes.mean(0)],
         "negative_share": [float(value) for value in (curves.slopes < 0).float().mean(0)],
     }  # fmt: skip
+
+
+def curve_store(data: str, config: TrainConfig) -> CurveStore:
+    """The store of the curves that a run with `config` reads."""
+    options = dataclasses.replace(config.distill, estimator="curve")
+    return CurveStore(
+        load_dataset(data, config.data), source_fingerprint(config.ldm), options, config.generate.plain_template,
+        config.generate.image_size,
+    )  # fmt: skip
+
+
+def tabulate_part(data: str, config: TrainConfig, rows: np.ndarray) -> int:
+    """Compute what is missing of the curves of rows (n,), for processes that share a table; returns how many.
+
+    Rows that lie in the same file of the store belong into the same part.
+    """
+    store = curve_store(data, config)
+    missing = store.missing(rows)
+    if len(missing):
+        ldm = LatentDiffusion.load(config.ldm, device=choose_device(config.device), precision=config.precision)
+        store.tabulate(ldm, missing, progress=False)
+    return len(missing)
 
 
 def tabulation_text(found: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ import fcntl
 import json
 import math
 import os
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,7 +28,7 @@ from domainfusion.config_files import plain_values
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.data.transforms import from_uint8
 from domainfusion.diffusion.ldm import LatentDiffusion, choose_dtype, source_fingerprint
-from domainfusion.errors import FileError
+from domainfusion.errors import show_note
 from domainfusion.files import append_json_line, append_whole_lines, cache_folder, hash_of, make_folder
 from domainfusion.seeding import derive_numpy_rng
 from domainfusion.training.evaluation import Evaluation
@@ -56,7 +57,7 @@ class ScoreStore:
     def refresh(self) -> None:
         """Take in what this and other processes have written since; a line not yet whole is left for later.
 
-        Raises `FileError` where a line is damaged.
+        A damaged line is left out, and said so.
         """
         if not self.path.exists() or self.path.stat().st_size <= self._read:
             return
@@ -66,14 +67,15 @@ class ScoreStore:
         for line in text[: text.rfind(b"\n") + 1].splitlines(keepends=True):
             try:
                 record = json.loads(line)
+                if "crc32" in record and record.pop("crc32") != _checksum(record):  # older lines are without
+                    raise ValueError("its checksum does not fit")
                 errors, draws = np.array(record["errors"], dtype=np.float64), np.array(record["draws"], dtype=np.int64)
                 found = Scores(errors, draws, int(record["passes"]), float(record["seconds"]))
                 self.known.setdefault(int(record["row"]), found)
-            except (ValueError, KeyError, TypeError) as error:
-                raise FileError(
-                    f"{self.path} is damaged at byte {self._read} ({error}); delete it, and its images are classified "
-                    "again"
-                ) from error
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+                show_note(
+                    f"{self.path} is damaged at byte {self._read} ({error}); the image of that line is classified again"
+                )
             self._read += len(line)
 
     def add(self, row: int, scores: Scores) -> None:
@@ -82,6 +84,7 @@ class ScoreStore:
             "row": row, "errors": scores.errors.tolist(), "draws": scores.draws.tolist(), "passes": scores.passes,
             "seconds": round(scores.seconds, 4),
         }  # fmt: skip
+        record["crc32"] = _checksum(record)
         append_whole_lines(make_folder(self.path.parent) / self.path.name, [record])
         fcntl.lockf(self._claims(), fcntl.LOCK_UN, 1, row)
 
@@ -119,6 +122,11 @@ class ScoreStore:
         if self._descriptor is None:
             self._descriptor = os.open(make_folder(self.path.parent) / "claims", os.O_RDWR | os.O_CREAT, 0o666)
         return self._descriptor
+
+
+def _checksum(record: dict[str, Any]) -> int:
+    """The CRC-32 of a line's values."""
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
 
 
 def score_store(

@@ -9,6 +9,7 @@ for. Candidates of a synthetic image (`updating`, from the second generation on)
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,8 +24,11 @@ from domainfusion.data.transforms import from_uint8, resize, to_uint8
 from domainfusion.diffusion.image_to_image import image_to_image
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.prompts import compose_prompts
-from domainfusion.files import cache_folder, hash_of, locked, make_folder, reserve
+from domainfusion.errors import show_note
+from domainfusion.files import cache_folder, hash_of, locked, make_folder
+from domainfusion.fusion.image_cache import open_array
 from domainfusion.interruption import check
+from domainfusion.memory import halve_until_it_fits
 from domainfusion.seeding import derive_numpy_rng, seed_hash
 
 # Raised when the sampler itself changes, so that candidates of an older one are not taken for its own.
@@ -87,18 +91,25 @@ def candidates_of(
         current: (n, S, S, 3) uint8, what each row's image has become.
         stored: whether `current` is the stored images, whose candidates the cache shares.
     """
-    cache = CandidateCache(ldm, dataset, config, number, styles) if stored else None
+    cache = CandidateCache(cache_path(ldm, dataset, config, number, styles), dataset, config) if stored else None
     per_call = max(1, 4 * config.batch_size // config.candidates)
+    at_once = config.batch_size
     bar = tqdm(total=len(rows), desc=f"generation {number}", unit="image", disable=not progress)
     for start in range(0, len(rows), per_call):
         part = slice(start, min(start + per_call, len(rows)))
         recipes = [recipe(dataset, int(row), config, number, styles) for row in rows[part]]
-        missing = np.ones(len(recipes), dtype=bool) if cache is None else ~cache.done[rows[part]]
+        missing = np.ones(len(recipes), dtype=bool) if cache is None else ~cache.intact(rows[part])
         found = np.empty((len(recipes), config.candidates, *current.shape[1:]), dtype=np.uint8)
         if missing.any():
             wanted = np.flatnonzero(missing)
             pixels = from_uint8(current[part][wanted])
-            found[wanted] = to_uint8(make_candidates(ldm, pixels, [recipes[i] for i in wanted], config))
+            chosen = [recipes[i] for i in wanted]
+
+            def make(size: int, pixels: torch.Tensor = pixels, chosen: list[Recipe] = chosen) -> torch.Tensor:
+                return make_candidates(ldm, pixels, chosen, dataclasses.replace(config, batch_size=size))
+
+            made, at_once = halve_until_it_fits(make, at_once, "the making of candidates (--generate.batch-size)")
+            found[wanted] = to_uint8(made)
             if cache is not None:
                 cache.store(rows[part][wanted], found[wanted])
         if cache is not None and not missing.all():
@@ -131,39 +142,59 @@ def cache_path(
 def cached_rows(path: Path, count: int) -> np.ndarray:
     """(count,) bool: which images of a data set have their candidates in the cache file `path` (read, never made)."""
     done = path.with_suffix(".done.npy")
-    found = np.load(done) if path.exists() and done.exists() else np.zeros(count, dtype=bool)
-    return found if found.shape == (count,) else np.zeros(count, dtype=bool)
+    none = np.zeros(count, dtype=bool)
+    try:
+        found = np.load(done, allow_pickle=False) if path.exists() and done.exists() else none
+    except Exception:  # damaged; whoever fills it says so
+        return none
+    return found if found.shape == (count,) and found.dtype == bool else none
 
 
 class CandidateCache:
-    """Candidates of all images of a data set under one recipe; `done[row]` says which are there."""
+    """Candidates of all images of a data set under one recipe; `done[row]` says which are there.
 
-    def __init__(
-        self, ldm: LatentDiffusion, dataset: MultiDomainDataset, config: GenerateConfig, number: int,
-        styles: tuple[str, ...],
-    ) -> None:  # fmt: skip
-        self.path = cache_path(ldm, dataset, config, number, styles)
+    `sums[row]` is their CRC-32, and 2^32 more to tell it from none (of candidates that an older version kept).
+
+    Args:
+        path: what `cache_path` says for the recipe.
+    """
+
+    def __init__(self, path: Path, dataset: MultiDomainDataset, config: GenerateConfig) -> None:
+        self.path = path
         folder, key = make_folder(self.path.parent), self.path.stem
         shape = (len(dataset), config.candidates, dataset.size, dataset.size, 3)
         with locked(folder / f".{key}.lock"):  # one process makes the two files, the others open them
-            if not self.path.exists():  # deleted to free space: what was done is done no more
-                self.path.with_suffix(".done.npy").unlink(missing_ok=True)
-            self.images = _open(self.path, np.dtype(np.uint8), shape)
-            self.done = _open(self.path.with_suffix(".done.npy"), np.dtype(np.bool_), shape[:1])
+            existed = self.path.exists() and self.path.stat().st_ino
+            self.images = open_array(self.path, np.dtype(np.uint8), shape)
+            if self.path.stat().st_ino != existed:  # deleted to free space, or damaged: nothing is done any more
+                for suffix in (".done.npy", ".sums.npy"):
+                    self.path.with_suffix(suffix).unlink(missing_ok=True)
+            self.done = open_array(self.path.with_suffix(".done.npy"), np.dtype(np.bool_), shape[:1])
+            self.sums = open_array(self.path.with_suffix(".sums.npy"), np.dtype(np.uint64), shape[:1])
+
+    def intact(self, rows: np.ndarray) -> np.ndarray:
+        """(n,) bool: which of rows (n,) are there, and as they were kept; of damaged ones it is said."""
+        found = np.array(self.done[rows])
+        for i in np.flatnonzero(found):
+            row = rows[i]
+            kept, now = int(self.sums[row]), _sum(self.images[row])
+            if not kept:
+                self.sums[row] = now
+            elif kept != now:
+                found[i] = False
+                show_note(f"{self.path}: the candidates of image {row} are damaged; made again")
+        return found
 
     def store(self, rows: np.ndarray, candidates: np.ndarray) -> None:
         """Keep candidates (b, N, S, S, 3) of rows (b,); a row counts as done only after its pixels are on disk."""
         self.images[rows] = candidates
         self.images.flush()
+        self.sums[rows] = [_sum(item) for item in candidates]
+        self.sums.flush()
         self.done[rows] = True
         self.done.flush()
 
 
-def _open(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
-    if path.exists():
-        found = np.load(path, mmap_mode="r+")
-        if found.shape == shape and found.dtype == dtype:
-            return found
-    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
-    reserve(path, array.offset + array.nbytes)
-    return array
+def _sum(candidates: np.ndarray) -> int:
+    """The checksum of an image's candidates (N, S, S, 3)."""
+    return zlib.crc32(np.ascontiguousarray(candidates).data) | 1 << 32

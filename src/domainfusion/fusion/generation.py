@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,7 @@ from domainfusion.data.transforms import from_uint8, to_uint8
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.fusion.candidates import Recipe, candidates_of
 from domainfusion.fusion.selection import Selection, select
-from domainfusion.fusion.synthetic import Generation
+from domainfusion.fusion.synthetic import Generation, hash_of_pixels
 
 # (features (B, D), confidence of the labels (B,)) of images (B, 3, S, S) in [0, 1] with labels (B,).
 Judge = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -44,6 +43,7 @@ def make_generation(
         styles: style words that prompts may use.
         stored: whether `current` is the stored images (their candidates come from the shared cache).
     """
+    config = config.needed()
     fused = np.empty_like(current)
     lineage: list[dict[str, Any]] = []
     strips: list[np.ndarray] = []
@@ -104,7 +104,7 @@ def _records(
                 "content_strength": round(float(made.strengths[content]), 4),
                 "style_strength": round(float(made.strengths[style]), 4),
                 "seed": made.seed,
-                "sha256": hashlib.sha256(images[i].tobytes()).hexdigest()[:16],
+                "sha256": hash_of_pixels(images[i]),
             }
         )
     return records

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
+import json
 import re
 import shutil
 from pathlib import Path
@@ -23,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from domainfusion.data.domains import MultiDomainDataset
-from domainfusion.errors import FileError
+from domainfusion.errors import FileError, show_note
 from domainfusion.files import make_folder, write_json
 
 
@@ -45,8 +47,9 @@ class SyntheticDataset:
         self.folder = folder
         self.latest: Generation | None = None
         numbers = [int(path.name.partition("-")[2]) for path in folder.glob("generation-*[0-9]") if is_complete(path)]
-        if numbers:
-            self.latest = load_generation(self.path(max(numbers)))
+        for number in sorted(numbers, reverse=True):
+            if self._take(number):
+                break
 
     @property
     def count(self) -> int:
@@ -60,14 +63,25 @@ class SyntheticDataset:
     def rewind(self, count: int) -> None:
         """Let generation `count` - 1 be the newest where there are later ones (a run resumed from before them)."""
         if count < self.count:
-            self.latest = load_generation(self.path(count - 1)) if count else None
+            self.latest = None
+            while count and not self._take(count - 1):
+                count -= 1
 
     def advance(self) -> bool:
         """Take up the next generation where it is on disk already; False where it has yet to be made."""
-        following = self.path(self.count)
-        if not is_complete(following):
+        return is_complete(self.path(self.count)) and self._take(self.count)
+
+    def _take(self, number: int) -> bool:
+        """Let a generation be the newest; one that is damaged is set aside, said so, and counts as not there."""
+        folder = self.path(number)
+        try:
+            self.latest = load_generation(folder)
+        except FileError as error:
+            aside = folder.with_name(f"{folder.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.replace(aside)
+            show_note(f"{error}; it was set aside, and is made again from the classifier as it is")
             return False
-        self.latest = load_generation(following)
         return True
 
     def add(self, generation: Generation, dataset: MultiDomainDataset) -> None:
@@ -79,7 +93,7 @@ class SyntheticDataset:
         try:
             for row, image in zip(generation.rows, generation.images, strict=True):
                 domain = dataset.domains[dataset.domain_of[row]]
-                folder = work / _safe(domain) / _safe(dataset.classes[dataset.labels[row]])
+                folder = work / safe_name(domain) / safe_name(dataset.classes[dataset.labels[row]])
                 folder.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(image).save(folder / f"{row:06d}.png", compress_level=1)
             with open(work / "lineage.csv", "w", newline="", encoding="utf-8") as file:
@@ -104,24 +118,66 @@ def is_complete(folder: Path) -> bool:
 
 
 def load_generation(folder: Path) -> Generation:
-    """The generation in `folder`. Raises `FileError` where it is damaged."""
-    import json
+    """The generation in `folder`, its images as their checksums in the lineage say.
 
+    Damaged images are taken from their PNG files. Raises `FileError` where those are damaged too, or the rest is.
+    """
     try:
         described = json.loads((folder / "generation.json").read_text(encoding="utf-8"))
-        images = np.load(folder / "images.npy", allow_pickle=False)
         with open(folder / "lineage.csv", newline="", encoding="utf-8") as file:
             lineage = list(csv.DictReader(file))
         number, rows = int(described["number"]), np.array(described["rows"], dtype=np.int64)
+        images = _checked_images(folder, rows, lineage)
         if not len(rows) == len(images) == len(lineage):
             raise ValueError(f"{len(rows)} rows, {len(images)} images and {len(lineage)} records")
-    except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
+    except (OSError, ValueError, EOFError, KeyError, TypeError, csv.Error, RecursionError) as error:
         raise FileError(
             f"the generation in {folder} is damaged ({error}); delete the folder to make it again"
         ) from error
     return Generation(number, rows, images, lineage)
 
 
-def _safe(name: str) -> str:
+def _checked_images(folder: Path, rows: np.ndarray, lineage: list[dict[str, Any]]) -> np.ndarray:
+    """(n, S, S, 3) uint8: `images.npy`, what is damaged of it from the PNG files; ValueError where that fails."""
+    sums = [record.get("sha256") for record in lineage]
+    try:
+        images, trouble = np.load(folder / "images.npy", allow_pickle=False), ""
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise ValueError(f"images.npy holds {images.dtype} {images.shape}")
+    except Exception as error:  # a header that is none makes numpy raise whatever it makes of it
+        if not all(sums) or not len(sums) == len(rows):
+            raise ValueError(f"images.npy: {error}") from error
+        images, trouble = _pictures(folder, rows), str(error)
+    if len(images) != len(sums):
+        return images
+    bad = [i for i, kept in enumerate(sums) if kept and kept != hash_of_pixels(images[i])]
+    if bad:
+        trouble = f"{len(bad)} images do not fit their checksums"
+        images[bad] = _pictures(folder, rows[bad])
+        if any(sums[i] != hash_of_pixels(images[i]) for i in bad):
+            raise ValueError(f"{trouble}, nor do their PNG files")
+    if trouble:
+        show_note(f"{folder / 'images.npy'} was damaged ({trouble}); its PNG files were used")
+    return images
+
+
+def hash_of_pixels(image: np.ndarray) -> str:
+    """A checksum (16 hex digits of SHA-256) of an image (S, S, 3) uint8."""
+    return hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()[:16]
+
+
+def _pictures(folder: Path, rows: np.ndarray) -> np.ndarray:
+    """(n, S, S, 3) uint8: the PNG files of rows (n,); ValueError where one is missing or no image."""
+    places = {path.name: path for path in folder.rglob("*.png")}
+    found = []
+    for row in rows:
+        if (place := places.get(f"{row:06d}.png")) is None:
+            raise ValueError(f"{row:06d}.png is missing")
+        with Image.open(place) as image:
+            found.append(np.asarray(image.convert("RGB")))
+    return np.stack(found)
+
+
+def safe_name(name: str) -> str:
     """A class or domain name as a folder name: path separators, control characters and a dot in front replaced."""
     return re.sub(r"[/\\\x00-\x1f]|^\.", "_", name) or "_"

@@ -95,8 +95,8 @@ def _tick_label(value: float) -> str:
     return f"{value:g}"
 
 
-def line_chart(lines: Sequence[Line], label: str, *, percent: bool) -> Markup:
-    """Curves against the training step; thin lines are single runs, a ring marks a chosen point."""
+def line_chart(lines: Sequence[Line], label: str, *, percent: bool, axis: str = "training step") -> Markup:
+    """Curves against the training step, or what `axis` says; thin lines are single runs, a ring marks a point."""
     width, height, left, right, top, bottom = 380.0, 230.0, 42.0, 12.0, 10.0, 36.0
     points = [p for line in lines for part in (line.mean, *line.runs) for p in part]
     values = [y for _, y in points]
@@ -122,11 +122,8 @@ def line_chart(lines: Sequence[Line], label: str, *, percent: bool) -> Markup:
             parts.append(
                 element("text", _tick_label(tick), x=x, y=height - bottom + 15, text_anchor="middle", class_="tick")
             )
-    parts.append(
-        element(
-            "text", "training step", x=(left + width - right) / 2, y=height - 4, text_anchor="middle", class_="tick"
-        )
-    )
+    parts.append(element("text", axis, x=(left + width - right) / 2, y=height - 4, text_anchor="middle", class_="tick"))
+    unit = axis.split()[-1]
     for line in lines:
         colour = series_class(line.number)
         for run in line.runs:
@@ -134,11 +131,11 @@ def line_chart(lines: Sequence[Line], label: str, *, percent: bool) -> Markup:
         parts.append(_path([place(p) for p in line.mean], f"line {colour}"))
         for p in line.mean if len(line.mean) <= 20 else ():
             x, y = place(p)
-            tip = element("title", f"{line.name}, step {p[0]:g}: {_shown(p[1], percent)}")
+            tip = element("title", f"{line.name}, {unit} {p[0]:g}: {_shown(p[1], percent)}")
             parts.append(element("circle", tip, cx=x, cy=y, r=2.4, class_=f"dot {colour}"))
         if line.mark is not None:
             x, y = place(line.mark)
-            tip = element("title", f"{line.name}, chosen at step {line.mark[0]:g}: {_shown(line.mark[1], percent)}")
+            tip = element("title", f"{line.name}, chosen at {unit} {line.mark[0]:g}: {_shown(line.mark[1], percent)}")
             parts.append(element("circle", tip, cx=x, cy=y, r=5.5, class_=f"ring {colour}"))
     return _svg(width, height, label, *parts)
 
@@ -202,6 +199,35 @@ def _whisker(dot: Dot, at: Any, y: float, width: float) -> list[str]:
     parts.append(element("circle", tip, cx=at(dot.value), cy=y, r=5, class_=f"dot {colour}"))
     parts.append(element("text", f"{dot.value:.1f}", x=width - 4, y=y + 4, text_anchor="end", class_=f"value {colour}"))
     return parts
+
+
+def difference_chart(dots: Sequence[Dot], label: str, axis: str) -> Markup:
+    """Values with whiskers on a line each, to both sides of zero, which is dashed."""
+    width, left, right, step, top, bottom = 380.0, 108.0, 20.0, 24.0, 6.0, 34.0
+    ends = [dot.value + sign * (0 if math.isnan(dot.error) else dot.error) for dot in dots for sign in (-1, 1)]
+    scale = ticks(min([0.0, *ends]), max([0.0, *ends]))
+    height = top + bottom + step * len(dots)
+
+    def at(value: float) -> float:
+        return left + (width - left - right) * (value - scale[0]) / (scale[-1] - scale[0])
+
+    floor = height - bottom
+    parts: list[str] = []
+    for tick in scale:
+        parts.append(element("line", x1=at(tick), y1=top, x2=at(tick), y2=floor, class_="rule"))
+        parts.append(element("text", _tick_label(tick), x=at(tick), y=floor + 14, text_anchor="middle", class_="tick"))
+    parts.append(element("line", x1=at(0), y1=top, x2=at(0), y2=floor, class_="chance"))
+    middle = (left + width - right) / 2
+    parts.append(element("text", axis, x=middle, y=height - 4, text_anchor="middle", class_="tick"))
+    for number, dot in enumerate(dots):
+        y, colour = top + step * (number + 0.5), series_class(dot.number)
+        parts.append(_label(dot.name, left - 12, y + 4, 15, "end"))
+        if dot.error > 0:
+            x1, x2 = at(dot.value - dot.error), at(dot.value + dot.error)
+            parts.append(element("line", x1=x1, y1=y, x2=x2, y2=y, class_=f"whisker {colour}"))
+        tip = element("title", f"{dot.name}: {dot.value:+.4g} ± {dot.error:.2g}")
+        parts.append(element("circle", tip, cx=at(dot.value), cy=y, r=5, class_=f"dot {colour}"))
+    return _svg(width, height, label, *parts)
 
 
 def _label(text: str, x: float, y: float, most: int, anchor: str, **attributes: Any) -> Markup:

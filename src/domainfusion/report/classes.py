@@ -25,6 +25,8 @@ def total_confusion(runs: list[Run], classes: int) -> np.ndarray:
 def build_class_parts(study: Study) -> dict[str, Any] | None:
     """`heading`, `rows`, `more` (a table of classes) and `matrices`; None where nothing was tested."""
     classes = study.classes
+    if not any("confusion" in run.result for arm in study.arms for run in arm.runs):
+        return None
     counts = {arm: total_confusion(study.compared(arm), len(classes)) for arm in study.arms}
     if not any(matrix.sum() for matrix in counts.values()):
         return None

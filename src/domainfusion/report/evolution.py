@@ -135,7 +135,7 @@ def candidate_strips(generation: StoredGeneration, run: Run, count: int) -> list
     is of another make and nothing is cut (empty list).
     """
     sheet = _open_sheet(generation)
-    candidates = run.options.get("generate.candidates")
+    candidates = run.options.get("generate.candidates") if run.options.get("generate.sampling", True) else 1
     if sheet is None or not isinstance(candidates, int):
         return []
     side, tiles = generation.images.shape[1], candidates + 2

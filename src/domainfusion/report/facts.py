@@ -70,7 +70,7 @@ def build_costs(study: Study) -> dict[str, Any]:
         ])  # fmt: skip
         parts = {
             "generating": costs["generation_seconds"], "distilling": costs["distillation_seconds"],
-            "classifying": costs["classification_seconds"],
+            "classifying": costs["classification_seconds"], "fine-tuning": costs["finetuning_seconds"],
         }  # fmt: skip
         parts["training"] = max(0.0, costs["seconds"] - sum(parts.values()))
         total = max(sum(parts.values()), 1e-9)
@@ -84,11 +84,13 @@ def build_costs(study: Study) -> dict[str, Any]:
     return {
         "rows": rows, "bars": bars, "several": any(len(study.compared(arm)) > 1 for arm in study.arms),
         "zero_shot": any(costs["classification_seconds"] for costs in spent.values()),
+        "tuned": any(costs["finetuning_seconds"] for costs in spent.values()),
     }  # fmt: skip
 
 
 def _mean_costs(runs: list[Run]) -> dict[str, float]:
-    names = ("generated_images", "generation_seconds", "distillation_seconds", "classification_seconds")
+    names = ("generated_images", "generation_seconds", "distillation_seconds", "classification_seconds",
+             "finetuning_seconds")  # fmt: skip
     costs = {name: sum(float(run.result.get("costs", {}).get(name, 0)) for run in runs) / len(runs) for name in names}
     costs["seconds"] = sum(float(run.result.get("seconds", 0)) for run in runs) / len(runs)
     return costs

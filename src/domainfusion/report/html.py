@@ -29,36 +29,40 @@ from domainfusion.report.facts import (
     run_rows,
     split_rows,
 )
+from domainfusion.report.heat_section import build_heat
 from domainfusion.report.pictures import domain_samples, ld_noise, load_run_dataset
 from domainfusion.report.study import Study, build_studies, read_runs
 
 
-def write_report(paths: list[Path], output: Path) -> Path:
+def write_report(paths: list[Path], output: Path, *, heat_maps: bool = False) -> Path:
     """Write the report of the finished runs at or below `paths` to `output`, and return `output`.
 
     Runs are compared where they are comparable: same data set, protocol, target, trial and seed.
+    `heat_maps` adds heat maps of some test images, for which the runs' LDM is loaded (seconds for the embedded one).
     Raises `UsageError` where there is no finished run, `FileError` where a run cannot be read or the file not written.
     """
     runs = read_runs(paths)
     studies = build_studies(runs)
+    heat_flag = ["--heat-maps"] if heat_maps else []
     page = render(
         "report.html",
-        studies=[describe_study(study, len(studies)) for study in studies],
+        studies=[describe_study(study, len(studies), heat_maps=heat_maps) for study in studies],
         environments=environments(runs), runs=len(runs), selection=SELECTION,
-        command=shlex.join(["domainfusion", "report", *map(str, paths), "--output", str(output)]),
+        command=shlex.join(["domainfusion", "report", *map(str, paths), "--output", str(output), *heat_flag]),
         title=f"DomainFusion report: {', '.join(dict.fromkeys(study.name for study in studies))}",
     )  # fmt: skip
     write_text(output, page)
     return output
 
 
-def describe_study(study: Study, studies: int = 1) -> dict[str, Any]:
+def describe_study(study: Study, studies: int = 1, *, heat_maps: bool = False) -> dict[str, Any]:
     """All that the template shows of a study; with several `studies` on a page each shows fewer pictures."""
     dataset, trouble = load_run_dataset(study.arms[0].runs[0])
     return {
         "study": study, "answer": build_answer(study), "trouble": trouble,
         "samples": None if dataset is None else domain_samples(study, dataset, classes=max(2, 6 // studies)),
         "evolution": build_evolution(study, dataset, images=max(2, 8 // studies)), "noise": ld_noise(study),
+        "heat": build_heat(study, dataset) if heat_maps else None,
         "curves": build_curves(study), "classes": build_class_parts(study), "costs": build_costs(study),
         "protocol": describe_protocol(study), "splits": split_rows(study), "runs": run_rows(study),
         "differences": option_difference_rows(study), "options": option_texts(study),

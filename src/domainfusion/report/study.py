@@ -15,6 +15,7 @@ from typing import Any
 from domainfusion.config import TrainConfig
 from domainfusion.config_files import load_toml, plain_values
 from domainfusion.errors import UsageError
+from domainfusion.files import read_json
 from domainfusion.results.records import find_runs, load_run
 
 Unit = tuple[int, int]  # (trial, seed): what an algorithm is repeated over
@@ -22,7 +23,7 @@ Unit = tuple[int, int]  # (trial, seed): what an algorithm is repeated over
 BASELINE = "erm"
 TITLES = {
     "erm": "ERM", "domainfusion": "DomainFusion", "diffusion_classifier": "Diffusion Classifier",
-    "diffusion_net": "DiffusionNet",
+    "diffusion_net": "DiffusionNet", "cdga": "CDGA", "dsi": "DSI",
 }  # fmt: skip
 # In what the runs of one arm differ.
 PER_RUN = ("target", "trial", "seed")
@@ -39,6 +40,7 @@ class Run:
     records: list[dict[str, Any]]
     text: str
     options: dict[str, Any]
+    search: str = ""  # the benchmark whose selection chose its hyperparameters; its runs differ in them and are one arm
 
     @property
     def algorithm(self) -> str:
@@ -153,7 +155,8 @@ def read_runs(paths: Iterable[Path]) -> list[Run]:
     for path in paths:
         for folder in find_runs(path):
             # Other tools write a result.json too (Ray does); a run of ours also tells of its data.
-            if (folder / "data.json").exists():
+            # A run that held out a second domain was made to select others by.
+            if (folder / "data.json").exists() and "second_target" not in read_json(folder / "data.json"):
                 folders.setdefault(folder.resolve(), folder)
     if not folders:
         places = ", ".join(str(path) for path in paths) or "no folder"
@@ -161,7 +164,8 @@ def read_runs(paths: Iterable[Path]) -> list[Run]:
             f"no finished run (a folder with result.json and data.json) at or below {places}; "
             "train one first: domainfusion train DATA --output DIR"
         )
-    return [_read_run(folder) for folder in folders.values()]
+    runs = [_read_run(folder) for folder in folders.values()]
+    return [run for run in runs if not run.search or _was_chosen(run)]
 
 
 def _read_run(folder: Path) -> Run:
@@ -170,8 +174,22 @@ def _read_run(folder: Path) -> Run:
     found = load_run(folder)
     return Run(
         folder=folder, result=found["result"], data=found["data"], environment=found["environment"],
-        records=found["records"], text=found["config"], options=dict(_flat(values)),
+        records=found["records"], text=found["config"], options=dict(_flat(values)), search=_search_of(folder),
     )  # fmt: skip
+
+
+def _search_of(folder: Path) -> str:
+    """The folder of the benchmark that tried several draws of hyperparameters, this run's among them; or empty."""
+    path = folder.resolve() / "../../.." / "benchmark.json"  # of ROOT/ALGORITHM/TARGET/trial-T
+    return str(path.parent.resolve()) if path.exists() and "draws" in read_json(path) else ""
+
+
+def _was_chosen(run: Run) -> bool:
+    """Whether the run's draw is the one that counts in its cell; True where the benchmark has not come to it yet."""
+    found = read_json(Path(run.search) / "benchmark.json")
+    row = found["draws"].get(run.algorithm, {}).get(run.target, [])
+    by_trial = dict(zip(found["trials"], row, strict=False))
+    return by_trial.get(run.unit[0], -1) in (-1, run.options.get("hparams_seed", 0))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -209,6 +227,7 @@ def build_arms(runs: list[Run]) -> tuple[Arm, ...]:
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         settings = {name: value for name, value in run.options.items() if name not in PER_RUN}
+        settings = {"search": run.search} if run.search else settings
         groups.setdefault((run.algorithm, json.dumps(settings, sort_keys=True, default=str)), []).append(run)
     # Of the variants of an algorithm, the one nearest to the default options comes first.
     order = sorted(

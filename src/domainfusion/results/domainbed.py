@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
+
+from domainfusion.results.model_selection import domain_count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +33,7 @@ def read_records(roots: list[Path]) -> Found:
         for number, line in enumerate(lines, start=1):
             try:
                 record = normalize_record(json.loads(line))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
                 cut = number == len(lines)
                 notes.append(f"{path}, line {number}: {'cut short' if cut else f'no record ({error})'}; left out")
                 continue
@@ -41,7 +45,7 @@ def read_records(roots: list[Path]) -> Found:
 def normalize_record(record: dict[str, Any]) -> dict[str, Any]:
     """A record in DomainBed's form; SWAD's differ: `env0_in` for `env0_in_acc`, `real_test_envs` for the run's own.
 
-    Raises KeyError, TypeError or AttributeError where it is neither.
+    Raises KeyError, TypeError, ValueError, OverflowError or AttributeError where it is neither.
     """
     args = dict(record["args"])
     values = dict(record)
@@ -58,4 +62,25 @@ def normalize_record(record: dict[str, Any]) -> dict[str, Any]:
         "test_envs": [int(number) for number in args["test_envs"]], "trial_seed": int(args["trial_seed"]),
     }  # fmt: skip
     values["step"] = int(values["step"])
+    _check_accuracies(values)
     return values
+
+
+def _check_accuracies(record: dict[str, Any]) -> None:
+    """Raise ValueError where accuracies are no numbers, or lack what its targets need."""
+    args = record["args"]
+    for name, value in record.items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if re.fullmatch(r"env\d+_(in|out)_acc", name) and not (number and math.isfinite(value)):
+            raise ValueError(f"{name} is {value!r:.20}")
+    count = domain_count(record)
+    for target in args["test_envs"]:
+        if not 0 <= target < count or f"env{target}_in_acc" not in record:
+            raise ValueError(f"it has no accuracies of its target, domain {target}")
+    if len(set(args["test_envs"])) != len(args["test_envs"]) or count <= len(args["test_envs"]):
+        raise ValueError(f"its targets are {args['test_envs']} of {count} domains")
+    names = args.get("env_names")
+    if not (isinstance(names, list) and len(names) == count and all(isinstance(name, str) for name in names)):
+        args.pop("env_names", None)
+    if not isinstance(args["hparams_seed"], (int, str)):
+        args["hparams_seed"] = json.dumps(args["hparams_seed"], sort_keys=True)

@@ -5,7 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from domainfusion.files import read_json, read_json_lines
+from domainfusion.errors import show_note
+from domainfusion.files import CHECKSUMS, altered_files, read_json_lines, read_json_object
+
+# What every finished run tells, and in which form.
+RESULT_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "algorithm": str, "target": (str, type(None)), "trial": int, "seed": int,
+    "validation_accuracy": (int, float, type(None)),
+}  # fmt: skip
+DATA_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "fingerprint": str, "protocol": str, "name": str, "domains": list, "classes": list,
+}  # fmt: skip
 
 
 def find_runs(root: Path) -> list[Path]:
@@ -16,8 +26,12 @@ def find_runs(root: Path) -> list[Path]:
 def load_run(folder: Path) -> dict[str, Any]:
     """All that a run wrote down: `result`, `data`, `environment`, `records`, `config` (TOML text)."""
     text = folder / "config.toml"
+    if altered := altered_files(folder):
+        show_note(f"{folder}: {', '.join(altered)} changed since the run ended (see {CHECKSUMS})")
     return {
-        "folder": folder, "result": read_json(folder / "result.json"), "data": read_json(folder / "data.json"),
-        "environment": read_json(folder / "environment.json"), "records": read_json_lines(folder / "metrics.jsonl"),
+        "folder": folder, "data": read_json_object(folder / "data.json", **DATA_FIELDS),
+        "result": read_json_object(folder / "result.json", **RESULT_FIELDS),
+        "environment": read_json_object(folder / "environment.json"),
+        "records": read_json_lines(folder / "metrics.jsonl"),
         "config": text.read_text(encoding="utf-8") if text.exists() else "",
     }  # fmt: skip

@@ -76,6 +76,10 @@ def run_summary(result: dict[str, Any], folder: str) -> str:
         lines.append(
             f"target {result['target']:<12}{100 * result['target_accuracy']:.1f} % of {result['test_images']} images"
         )
+    if "ensemble" in result:
+        alone, accepted = result["ensemble"]["classifier_accuracy"], result["ensemble"]["accepted"]
+        counts = ", ".join(f"{name} {count}" for name, count in accepted.items())
+        lines.append(f"classifier alone   {100 * alone:.1f} %; predictions accepted at start step: {counts}")
     lines.append(f"{result['seconds']:.0f} s; everything is in {folder}")
     return "\n".join(lines)
 

@@ -26,6 +26,7 @@ from torch import nn
 
 from domainfusion.algorithms.base import Algorithm, Batch
 from domainfusion.errors import UsageError
+from domainfusion.training.schedule import evaluation_steps
 
 Weights = dict[str, torch.Tensor]
 
@@ -123,11 +124,13 @@ class SWAD(Averaging):
 
     def __init__(self, algorithm: Algorithm, draw_batch: Callable[[int], Batch]) -> None:
         super().__init__(algorithm, draw_batch)
-        steps, evaluations = algorithm.config.steps, algorithm.config.evaluations
-        if min(steps, evaluations) < self.config.optimum_patience:
+        options = algorithm.config
+        steps = options.steps
+        count = len(evaluation_steps(steps, options.evaluations, options.evaluate_every))
+        if count < self.config.optimum_patience:
             raise UsageError(
                 f"--average.method swad finds its start in {self.config.optimum_patience} evaluations at least, and "
-                f"{min(steps, evaluations)} are made; raise --evaluations (30 or more)"
+                f"{count} are made; raise --evaluations (30 or more)"
             )
         self.last_step = steps
         self.start = 0  # the step of t_s, or of what may become it

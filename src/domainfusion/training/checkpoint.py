@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from domainfusion.errors import FileError
-from domainfusion.files import atomic_path, read_json, write_json
-from domainfusion.tensors import load_state, restore_optimizer, save_state
+from domainfusion.errors import FileError, show_note
+from domainfusion.files import atomic_path, keep_json_lines, read_json, write_json, write_text
+from domainfusion.tensors import checksum, load_newest, read_tensors, restore_optimizer, save_state
+
+LOGS = ("metrics.jsonl", "results.jsonl")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,49 +33,78 @@ def save_checkpoint(
     progress: Progress,
     extra: dict[str, Any],
 ) -> None:
-    """Write `folder/checkpoints/last.safetensors`, keeping the one before as `previous.safetensors`."""
+    """Write `folder/checkpoints/last.safetensors`, keeping the one before as `previous.safetensors`.
+
+    The run's records so far are part of it, so that a damaged file of records can be restored.
+    """
     last = folder / "checkpoints" / "last.safetensors"
-    if last.exists():
-        last.replace(last.with_name("previous.safetensors"))
     state = {"model": algorithm.state_dict(), "optimizer": optimizer.state_dict(),
-             "progress": dataclasses.asdict(progress), "extra": extra}  # fmt: skip
-    save_state(last, state)
+             "progress": dataclasses.asdict(progress), "extra": extra, "records": read_logs(folder)}  # fmt: skip
+    save_state(last, state, previous=last.with_name("previous.safetensors"))
 
 
 def load_checkpoint(
     folder: Path, algorithm: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[Progress, dict[str, Any]]:
-    """Restore model and optimizer from the newest checkpoint that is whole; a fresh `Progress` where there is none.
+    """Restore model, optimizer and records from the newest checkpoint that is whole; a fresh `Progress` without one.
 
-    Raises `FileError` where checkpoints exist and none can be read.
+    Raises `FileError` where checkpoints exist and none can be read, or what they hold is not of this run.
     """
-    failures = []
-    for name in ("last.safetensors", "previous.safetensors"):
-        path = folder / "checkpoints" / name
-        if not path.exists():
-            continue
-        try:
-            state = load_state(path)
-        except FileError as error:
-            failures.append(str(error))
-            # Aside, so that the next checkpoint does not push the damaged one over the good one.
-            path.replace(path.with_name(f"{name}.damaged"))
-            print(f"note: {error}; it was set aside, and the checkpoint before it is used", file=sys.stderr)
-            continue
+    last = folder / "checkpoints" / "last.safetensors"
+    state = load_newest([last, last.with_name("previous.safetensors")])
+    if state is None:
+        restore_logs(folder, {})
+        return Progress(), {}
+    try:
         algorithm.load_state_dict(state["model"])
         restore_optimizer(optimizer, state["optimizer"])
-        return Progress(**state["progress"]), state["extra"]
-    if failures:
-        raise FileError("; ".join(failures))
-    return Progress(), {}
+        progress, extra = Progress(**state["progress"]), dict(state["extra"])
+        if "records" in state:
+            restore_logs(folder, state["records"])
+        else:  # of an older version
+            evaluated = progress.step - extra.get("meter", {}).get("steps", 0)
+            for name in LOGS:
+                keep_json_lines(folder / name, lambda record: record["step"] <= evaluated)
+    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise FileError(
+            f"the checkpoints in {last.parent} are not of this run ({type(error).__name__}: {first}); choose another "
+            "--output, or delete them to begin anew"
+        ) from error
+    return progress, extra
+
+
+def read_logs(folder: Path) -> dict[str, str]:
+    """The text of a run's files of records."""
+    return {name: (folder / name).read_text(encoding="utf-8") for name in LOGS if (folder / name).exists()}
+
+
+def restore_logs(folder: Path, kept: dict[str, str]) -> None:
+    """Set a run's files of records to what they were when `kept` was read, and say so where they had been damaged.
+
+    What was added since is dropped: the steps after the checkpoint are done, and recorded, again.
+    """
+    for name in LOGS:
+        path, text = folder / name, kept.get(name, "")
+        if path.exists() and path.read_bytes() == text.encode():
+            continue
+        if text and not (path.exists() and path.read_bytes().startswith(text.encode())):
+            show_note(f"{path} is missing or damaged; it was restored from the checkpoint")
+        if text or path.exists():
+            write_text(path, text)
 
 
 def save_model(folder: Path, classifier: torch.nn.Module, description: dict[str, Any]) -> None:
     """Write the selected weights to `folder/model.safetensors` and what they are to `folder/model.json`."""
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in classifier.state_dict().items()}
-    with atomic_path(folder / "model.safetensors") as temporary:
-        save_file(tensors, str(temporary))
+    save_weights(folder / "model.safetensors", tensors)
     write_json(folder / "model.json", description)
+
+
+def save_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write named tensors to a safetensors file, with a checksum that `read_weights` compares them with, atomically."""
+    with atomic_path(path) as temporary:
+        save_file(tensors, str(temporary), metadata={"format": "pt", "checksum": checksum(tensors)})
 
 
 def load_model(folder: Path, classifier: torch.nn.Module) -> dict[str, Any]:
@@ -88,10 +117,13 @@ def load_model(folder: Path, classifier: torch.nn.Module) -> dict[str, Any]:
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, by name. Raises `FileError` for any other format, pickles above all."""
+    """The tensors of a safetensors file, by name.
+
+    Raises `FileError` for any other format, pickles above all, and where a checksum in it does not fit.
+    """
     try:
-        return load_file(str(path))
-    except (SafetensorError, OSError) as error:
+        return read_tensors(path)[1]
+    except FileError as error:
         if looks_pickled(path):
             raise FileError(
                 f"{path} is a pickle, which may run any code when it is opened; only safetensors files are read"
@@ -126,6 +158,8 @@ def fill_weights(module: torch.nn.Module, tensors: dict[str, torch.Tensor], path
                 f"{path} is of another architecture: {name} has the shape {list(tensor.shape)}, "
                 f"not {list(wanted[name].shape)}"
             )
+        if tensor.is_floating_point() != wanted[name].is_floating_point():
+            raise FileError(f"{path} is of another architecture: {name} holds {tensor.dtype}, not {wanted[name].dtype}")
         if not torch.isfinite(tensor).all():
             raise FileError(f"{path} is damaged: {name} holds values that are not finite")
     module.load_state_dict(tensors)

@@ -1,4 +1,4 @@
-"""Accuracy of a classifier on images as they are stored (no augmentation)."""
+"""Accuracy of a classifier on images as they are stored (or in a view of theirs)."""
 
 from __future__ import annotations
 
@@ -47,13 +47,18 @@ class Evaluation:
 def collect_logits(
     predict: Callable[[torch.Tensor], torch.Tensor], dataset: MultiDomainDataset, rows: np.ndarray, *,
     device: torch.device, dtype: torch.dtype, batch_size: int = 256,
+    view: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """(n, classes) float32 logits of rows (n,) of a data set, by `predict` (images (B, 3, S, S) in [0, 1])."""
+    """(n, classes) float32 logits of rows (n,) of a data set, by `predict` (images (B, 3, S, S) in [0, 1]).
+
+    `view`: what is made of a batch of images before it is predicted (None: nothing).
+    """
     found: list[np.ndarray] = []
     for start in range(0, len(rows), batch_size):
-        images = torch.from_numpy(dataset.images[rows[start : start + batch_size]]).to(device)
+        images = to_float(torch.from_numpy(dataset.images[rows[start : start + batch_size]]).to(device))
+        images = images if view is None else view(images)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            logits = predict(to_float(images))
+            logits = predict(images)
         found.append(logits.float().cpu().numpy())
     return np.concatenate(found) if found else np.zeros((0, len(dataset.classes)), dtype=np.float32)
 
@@ -61,7 +66,13 @@ def collect_logits(
 def evaluate(
     predict: Callable[[torch.Tensor], torch.Tensor], dataset: MultiDomainDataset, rows: np.ndarray, *,
     device: torch.device, dtype: torch.dtype, batch_size: int = 256,
+    view: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Evaluation:  # fmt: skip
-    """The evaluation of `predict` (images (B, 3, S, S) in [0, 1] to logits) on rows of a data set."""
-    logits = collect_logits(predict, dataset, rows, device=device, dtype=dtype, batch_size=batch_size)
+    """The evaluation of `predict` (images (B, 3, S, S) in [0, 1] to logits) on rows of a data set, seen by `view`."""
+    logits = collect_logits(predict, dataset, rows, device=device, dtype=dtype, batch_size=batch_size, view=view)
+    return evaluation_of_logits(logits, dataset, rows)
+
+
+def evaluation_of_logits(logits: np.ndarray, dataset: MultiDomainDataset, rows: np.ndarray) -> Evaluation:
+    """The evaluation of logits (n, classes) of rows (n,) of a data set."""
     return Evaluation(rows, dataset.labels[rows], torch.from_numpy(logits).softmax(-1).numpy())

@@ -15,7 +15,7 @@ ALGORITHM_NAMES = {
     "erm": "ERM", "domainfusion": "DomainFusion", "diffusion_classifier": "DiffusionClassifier",
     "diffusion_net": "DiffusionNet",
     "mixup": "Mixup", "mixstyle": "MixStyle", "coral": "CORAL",
-    "groupdro": "GroupDRO", "rsc": "RSC",
+    "groupdro": "GroupDRO", "rsc": "RSC", "cdga": "CDGA", "dsi": "DSI",
 }  # fmt: skip
 HYPERPARAMETERS = ("lr", "batch_size", "weight_decay", "dropout", "raw_weight", "distill_weight", "synthetic_weight")
 
@@ -38,14 +38,15 @@ def build_record(
         hparams["average"] = plain_values(config.average)
     if dataclasses.is_dataclass(own := getattr(config, config.algorithm, None)):
         hparams[config.algorithm] = plain_values(own)
+    held = sorted(domains.index(name) for name in (config.target, config.second_target) if name is not None)
     record: dict[str, Any] = {
         "args": {
             "algorithm": name, "checkpoint_freq": frequency,
-            "data_dir": data, "dataset": canonical_name(data), "hparams": None, "hparams_seed": 0,
+            "data_dir": data, "dataset": canonical_name(data), "hparams": None, "hparams_seed": config.hparams_seed,
             "holdout_fraction": config.data.holdout_fraction, "output_dir": str(output),
             "save_model_every_checkpoint": False, "seed": config.seed, "skip_model_save": False, "steps": config.steps,
             "task": "domain_generalization", "trial_seed": config.trial, "uda_holdout_fraction": 0,
-            "test_envs": [] if config.target is None else [domains.index(config.target)], "env_names": list(domains),
+            "test_envs": held, "env_names": list(domains),
         },
         "epoch": epoch, "hparams": hparams, "loss": loss, "step": step, "step_time": step_time,
     }  # fmt: skip

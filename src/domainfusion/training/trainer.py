@@ -14,14 +14,17 @@ from tqdm import tqdm
 
 from domainfusion.algorithms.base import Algorithm, Batch, Context
 from domainfusion.data.batches import draw_rows
+from domainfusion.data.transforms import augment
 from domainfusion.errors import Interrupted, TrainingError
-from domainfusion.files import append_json_line, keep_json_lines
+from domainfusion.files import append_json_line
 from domainfusion.interruption import check
 from domainfusion.seeding import seed_hash
+from domainfusion.training.accumulation import Portions
 from domainfusion.training.averaging import Averaging, build_averaging
 from domainfusion.training.checkpoint import Progress, load_checkpoint, save_checkpoint, save_model
 from domainfusion.training.evaluation import Evaluation, evaluate
 from domainfusion.training.records import build_record
+from domainfusion.training.schedule import evaluation_steps, learning_rate
 
 
 @dataclasses.dataclass
@@ -43,17 +46,6 @@ class Meter:
         return {name: total / self.steps for name, total in self.totals.items()}
 
 
-def learning_rate(step: int, steps: int, lr: float) -> float:
-    """lr · (1 + cos(π·step/steps))/2."""
-    return lr * 0.5 * (1 + math.cos(math.pi * step / steps))
-
-
-def evaluation_steps(steps: int, evaluations: int) -> set[int]:
-    """After how many steps the model is evaluated: `evaluations` times, evenly spaced, the end included."""
-    count = min(evaluations, steps)
-    return {round(steps * (i + 1) / count) for i in range(count)}
-
-
 def make_batch(algorithm: Algorithm, step: int) -> Batch:
     """The raw images of a step: rows and augmentation are functions of (seed, step)."""
     context, config = algorithm.context, algorithm.config
@@ -61,7 +53,7 @@ def make_batch(algorithm: Algorithm, step: int) -> Batch:
     generator = torch.Generator().manual_seed(seed_hash("views", config.seed, step))
     images = algorithm.augmented(context.dataset.images[rows], generator)
     labels = torch.from_numpy(context.dataset.labels[rows]).to(context.device)
-    return Batch(step, step // context.steps_per_epoch, rows, images, labels)
+    return algorithm.compose(Batch(step, step // context.steps_per_epoch, rows, images, labels))
 
 
 def compute_losses(algorithm: Algorithm, batch: Batch) -> dict[str, torch.Tensor]:
@@ -78,6 +70,24 @@ def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
     optimizer.step()
 
 
+def take_step(
+    algorithm: Algorithm, optimizer: torch.optim.Optimizer, step: int, progress: Progress
+) -> dict[str, torch.Tensor]:
+    """Step `step`; returns the terms of its loss. Raises `TrainingError` where that is not finite."""
+    config = algorithm.config
+    torch.manual_seed(seed_hash("step", config.seed, step))
+    terms = compute_losses(algorithm, make_batch(algorithm, step))
+    loss = torch.stack(list(terms.values())).sum()
+    if not torch.isfinite(loss):
+        values = ", ".join(f"{name} {value.item():g}" for name, value in terms.items())
+        raise TrainingError(
+            f"the loss is not finite at step {step} ({values}); the checkpoint of step {progress.step} is kept. "
+            f"Lower --lr (now {config.lr:g}), or use --precision float32, with another --output"
+        )
+    descend(optimizer, loss)
+    return {name: value.detach() for name, value in terms.items()}
+
+
 def train(algorithm: Algorithm) -> Progress:
     """Train to the last step, from the run folder's checkpoint where there is one.
 
@@ -91,11 +101,10 @@ def train(algorithm: Algorithm) -> Progress:
     progress, extra = load_checkpoint(context.folder, algorithm, optimizer)
     average.restore(extra.pop("average", {}))
     meter = Meter(**extra.pop("meter", {"seconds": progress.seconds}))
+    portions = Portions(algorithm)
+    portions.restore(extra.pop("portions", {}))
     algorithm.restore(extra)
-    evaluated = progress.step - meter.steps  # records up to here are kept
-    for name in ("metrics.jsonl", "results.jsonl"):
-        keep_json_lines(context.folder / name, lambda record: record["step"] <= evaluated)
-    due = evaluation_steps(config.steps, config.evaluations)
+    due = evaluation_steps(config.steps, config.evaluations, config.evaluate_every)
     clock, before = time.monotonic(), progress.seconds
     bar = tqdm(
         total=config.steps, initial=progress.step, desc=f"{config.algorithm}, target {config.target or 'none'}",
@@ -110,28 +119,19 @@ def train(algorithm: Algorithm) -> Progress:
             algorithm.before_step(step, step // context.steps_per_epoch)
         except Interrupted:
             stopped = dataclasses.replace(progress, step=step, seconds=before + time.monotonic() - clock)
-            save(algorithm, optimizer, average, stopped, meter)
+            save(algorithm, optimizer, average, stopped, meter, portions)
             raise
         algorithm.train()
-        batch = make_batch(algorithm, step)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, config.steps, config.lr)
-        terms = compute_losses(algorithm, batch)
-        loss = torch.stack(list(terms.values())).sum()
-        if not torch.isfinite(loss):
-            values = ", ".join(f"{name} {value.item():g}" for name, value in terms.items())
-            raise TrainingError(
-                f"the loss is not finite at step {step} ({values}); the checkpoint of step {progress.step} is kept. "
-                f"Lower --lr (now {config.lr:g}), or use --precision float32, with another --output"
-            )
-        descend(optimizer, loss)
+            group["lr"] = learning_rate(step, config.steps, config.lr, config.lr_schedule)
+        terms = portions.attempt(functools.partial(take_step, algorithm, optimizer, step, progress), step)
         average.update(step + 1)
         meter.add(terms)
         bar.update()
         done = step + 1
         if done in due:
             progress = dataclasses.replace(progress, seconds=before + time.monotonic() - clock)
-            progress = _evaluate_and_save(algorithm, optimizer, average, progress, done, meter)
+            progress = _evaluate_and_save(algorithm, optimizer, average, progress, done, meter, portions)
             meter = Meter(seconds=progress.seconds)
             if progress.best_step:
                 bar.set_postfix(validation=f"{progress.best_validation:.1%}")
@@ -140,19 +140,32 @@ def train(algorithm: Algorithm) -> Progress:
 
 
 def validate(algorithm: Algorithm) -> dict[str, Evaluation]:
-    """The evaluation of each source domain's validation part."""
-    context = algorithm.context
+    """The evaluation of each source domain's validation part, augmented where the options say so."""
     algorithm.eval()
     return {
-        domain: evaluate(algorithm.predict, context.dataset, rows, device=context.device, dtype=context.dtype)
-        for domain, rows in context.split.validation.items()
+        domain: evaluate_rows(algorithm, rows, augmented=algorithm.config.data.augment_validation)
+        for domain, rows in algorithm.context.split.validation.items()
     }
 
 
-def accuracy_on(algorithm: Algorithm, rows: np.ndarray) -> float:
+def evaluate_rows(algorithm: Algorithm, rows: np.ndarray, *, augmented: bool = False) -> Evaluation:
+    """The evaluation of the present weights on rows (n,) of the data set.
+
+    `augmented`: on augmented views, the same ones whenever the same rows are evaluated, so that steps compare.
+    """
+    context, config = algorithm.context, algorithm.config
+    view = None
+    if augmented:
+        generator = torch.Generator().manual_seed(seed_hash("validation views", config.seed, len(rows), int(rows[0])))
+        view = functools.partial(augment, config=config.data, generator=generator)
+    return evaluate(
+        algorithm.predict, context.dataset, rows, device=context.device, dtype=context.dtype, view=view
+    )  # fmt: skip
+
+
+def accuracy_on(algorithm: Algorithm, rows: np.ndarray, *, augmented: bool = False) -> float:
     """The share of rows (n,) that the present weights get right."""
-    context = algorithm.context
-    return evaluate(algorithm.predict, context.dataset, rows, device=context.device, dtype=context.dtype).accuracy
+    return evaluate_rows(algorithm, rows, augmented=augmented).accuracy
 
 
 def measure(algorithm: Algorithm, done: int, kept: int) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
@@ -173,20 +186,20 @@ def measure(algorithm: Algorithm, done: int, kept: int) -> tuple[dict[str, Any],
         "validation": {domain: value.accuracy for domain, value in found.items()},
     }
     shares = {domain: {"out": value.accuracy} for domain, value in found.items()}
-    if config.target is not None:  # written down for curves and records; never used to choose anything
-        shares[config.target] = {
-            "in": accuracy_on(algorithm, context.split.test), "out": accuracy_on(algorithm, context.split.oracle)
-        }  # fmt: skip
+    # Held-out domains are written down for curves and records; within a run they never choose anything.
+    for domain, parts in context.split.held_out.items():
+        shares[domain] = {part: accuracy_on(algorithm, rows) for part, rows in parts.items()}
+    if config.target is not None:
         measured["target_accuracy"] = shares[config.target]["in"]
     if config.evaluate_training:
         for domain, rows in context.split.train.items():
-            shares[domain]["in"] = accuracy_on(algorithm, rows)
+            shares[domain]["in"] = accuracy_on(algorithm, rows, augmented=config.data.augment_validation)
     return measured, shares
 
 
 def _evaluate_and_save(
     algorithm: Algorithm, optimizer: torch.optim.Optimizer, average: Averaging, progress: Progress, done: int,
-    meter: Meter,
+    meter: Meter, portions: Portions,
 ) -> Progress:  # fmt: skip
     """Training-domain validation: the checkpoint with the best mean accuracy over the source domains is the model.
 
@@ -196,10 +209,11 @@ def _evaluate_and_save(
     context, config = algorithm.context, algorithm.config
     means = meter.means()
     with average.applied():
-        measured, shares = measure(algorithm, done, progress.step)
+        measured, shares = portions.attempt(lambda: measure(algorithm, done, progress.step), done - 1)
     record = {
         "step": done, "epoch": round(done / context.steps_per_epoch, 3), "seconds": round(progress.seconds, 3),
-        "lr": learning_rate(done - 1, config.steps, config.lr), **means, **measured,
+        "lr": learning_rate(done - 1, config.steps, config.lr, config.lr_schedule), **means, **measured,
+        **portions.describe(),
     }  # fmt: skip
     if average.observe(done, measured["validation_loss"]):
         with average.applied():
@@ -208,29 +222,32 @@ def _evaluate_and_save(
     append_json_line(context.folder / "metrics.jsonl", record)
     context.recorded()
     progress = dataclasses.replace(progress, step=done)
-    if average.ready:
+    if average.ready and algorithm.tests_by_classifier:
         append_json_line(
             context.folder / "results.jsonl",
             build_record(
                 config, context.dataset.name, context.dataset.domains, shares, output=context.folder, step=done,
                 epoch=done / context.steps_per_epoch, loss=sum(means.values()),
                 step_time=(progress.seconds - meter.seconds) / meter.steps,
-                frequency=max(1, config.steps // config.evaluations),
+                frequency=config.evaluate_every or max(1, config.steps // config.evaluations),
             ),
         )  # fmt: skip
     if average.ready and measured["validation_accuracy"] >= progress.best_validation:
         progress = dataclasses.replace(progress, best_validation=measured["validation_accuracy"], best_step=done)
         with average.applied():
             save_model(context.folder, algorithm.classifier, describe_model(context, done, average.describe()))
-    save(algorithm, optimizer, average, progress, Meter(seconds=progress.seconds))
+    save(algorithm, optimizer, average, progress, Meter(seconds=progress.seconds), portions)
     return progress
 
 
 def save(
-    algorithm: Algorithm, optimizer: torch.optim.Optimizer, average: Averaging, progress: Progress, meter: Meter
-) -> None:
+    algorithm: Algorithm, optimizer: torch.optim.Optimizer, average: Averaging, progress: Progress, meter: Meter,
+    portions: Portions,
+) -> None:  # fmt: skip
     """Write the checkpoint that `train` goes on from."""
     extra: dict[str, Any] = {**algorithm.costs(), "meter": dataclasses.asdict(meter)}
+    if portions.describe():
+        extra["portions"] = portions.describe()
     if average.method != "none":
         extra["average"] = average.state()
     save_checkpoint(algorithm.context.folder, algorithm, optimizer, progress, extra)

@@ -1,0 +1,61 @@
+"""A table of a data set's rows in a folder, as files of 64 rows each: atomic, with checksums, filled as rows are asked
+for, by as many processes as like to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from domainfusion.errors import FileError, show_note
+from domainfusion.files import locked
+from domainfusion.tensors import load_state, save_state
+
+SHARD = 64  # rows in a file
+
+
+class ShardedTable:
+    """Tensors by row, on disk.
+
+    Args:
+        folder: where the files are; made by whoever writes first.
+        content: what a row holds, for the note about a damaged file ("curves").
+    """
+
+    def __init__(self, folder: Path, content: str) -> None:
+        self.folder, self.content = folder, content
+
+    def path(self, number: int) -> Path:
+        """The file of rows `number`·SHARD and following."""
+        return self.folder / f"shard-{number:05d}.safetensors"
+
+    def read(self, path: Path) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Rows (n,) of a file and their tensors; a damaged file is set aside, said so, and counts as empty ({})."""
+        if path.exists():
+            try:
+                found = load_state(path)
+                return found.pop("row"), found
+            except FileError as error:
+                path.replace(path.with_suffix(".damaged"))
+                show_note(f"{error}; its {self.content} are computed again")
+        return torch.zeros(0, dtype=torch.int64), {}
+
+    def read_all(self) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+        """Rows and tensors of every file that holds some."""
+        for path in sorted(self.folder.glob("shard-*.safetensors")):
+            rows, found = self.read(path)
+            if len(rows):
+                yield rows, found
+
+    def write(self, number: int, rows: torch.Tensor, found: dict[str, torch.Tensor]) -> None:
+        """Put rows (n,) into a file; processes that write the same one wait for each other, and none is lost."""
+        with locked(self.folder / f".{number:05d}.lock"):
+            old_rows, old = self.read(self.path(number))
+            keep = ~torch.isin(old_rows, rows)
+            merged: dict[str, Any] = {
+                name: torch.cat([old[name][keep], value]) if keep.any() else value for name, value in found.items()
+            }
+            merged["row"] = torch.cat([old_rows[keep], rows])
+            save_state(self.path(number), merged)

@@ -1,0 +1,45 @@
+"""A run's selected weights on test images, by its method's own way to predict."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from domainfusion.algorithms.base import Algorithm
+from domainfusion.files import append_json_line, read_json_lines
+from domainfusion.training.checkpoint import Progress
+from domainfusion.training.evaluation import Evaluation, evaluate, evaluation_of_logits
+from domainfusion.training.records import build_record
+
+
+def evaluate_test(algorithm: Algorithm, rows: np.ndarray) -> Evaluation:
+    """The evaluation of test images, rows (n,): by the algorithm's `tester` where it has one."""
+    context = algorithm.context
+    tester = algorithm.tester()
+    if tester is None:
+        return evaluate(algorithm.predict, context.dataset, rows, device=context.device, dtype=context.dtype)
+    return evaluation_of_logits(tester.logits(context.dataset, rows), context.dataset, rows)
+
+
+def write_final_record(algorithm: Algorithm, result: dict[str, Any], done: Progress) -> None:
+    """Write DomainBed's one record of a method that is tested after training alone.
+
+    It is of the selected weights. None is written without a target, or where its held-out images are not to be tested,
+    which the record needs.
+    """
+    context, config = algorithm.context, algorithm.config
+    path = context.folder / "results.jsonl"
+    path.unlink(missing_ok=True)  # an interrupted run's
+    if config.target is None or not algorithm.tests_held_out:
+        return
+    shares = {domain: {"out": value} for domain, value in result["validation"].items()}
+    held_out = evaluate_test(algorithm, context.split.oracle)
+    shares[config.target] = {"in": result["target_accuracy"], "out": held_out.accuracy}
+    measured = next(r for r in read_json_lines(context.folder / "metrics.jsonl") if r["step"] == done.best_step)
+    record = build_record(
+        config, context.dataset.name, context.dataset.domains, shares, output=context.folder, step=done.best_step,
+        epoch=done.best_step / context.steps_per_epoch, loss=measured["raw_loss"],
+        step_time=done.seconds / max(1, done.step), frequency=max(1, config.steps // config.evaluations),
+    )  # fmt: skip
+    append_json_line(path, record)

@@ -1,0 +1,110 @@
+"""Several processes that train one classifier together: `accelerate launch -m domainfusion train ...`, or torchrun.
+
+A step's batch is a function of (seed, step), so every process knows all of it; each computes its share, the same number
+of images of every domain, and gradients are averaged over the processes before the optimizer's step, which all of them
+take alike. So weights stay equal without ever being sent, evaluations agree without being gathered, and only the first
+process writes. What is frozen (an LDM) is no part of this at all.
+
+The average over the processes is the whole batch's mean wherever a loss is a mean over images. BatchNorm normalises by
+what it sees: on GPUs its layers are turned into SyncBatchNorm, which sees all; on CPUs each process normalises its own
+share (running statistics are averaged), unless `--freeze-bn`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import nn
+
+from domainfusion.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """Which of how many processes this is; one alone needs no other and does nothing here."""
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes."""
+        return self.rank == 0
+
+    def share(self, count: int) -> np.ndarray:
+        """Where in `count` things this process's lie: every `self.count`-th from its rank on.
+
+        >>> Processes(1, 2).share(5)
+        array([1, 3])
+        """
+        return np.arange(self.rank, count, self.count)
+
+    def weight(self, mine: int, count: int) -> float:
+        """Factor that turns this process's mean over `mine` images into its part of the mean over all `count`.
+
+        The processes' results are averaged, so Σ_r weight_r · mean_r / R is the mean over all of them.
+        """
+        return mine * self.count / count
+
+    def average(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace each gradient by its mean over the processes (one message for all of them)."""
+        if self.count == 1:
+            return
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        self._average([gradient for gradient in gradients if gradient is not None])
+
+    def average_buffers(self, module: nn.Module) -> None:
+        """Replace floating-point buffers (BatchNorm's running statistics) by their mean over the processes."""
+        if self.count > 1:
+            self._average([buffer for buffer in module.buffers() if buffer.is_floating_point()])
+
+    def _average(self, tensors: list[torch.Tensor]) -> None:
+        if not tensors:
+            return
+        whole = torch.cat([tensor.flatten().float() for tensor in tensors])
+        torch.distributed.all_reduce(whole)
+        whole /= self.count
+        for tensor, part in zip(tensors, whole.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def any(self, value: bool, device: torch.device) -> bool:
+        """Whether `value` is true in one process at least; all of them get the same answer."""
+        if self.count == 1:
+            return value
+        flag = torch.tensor(float(value), device=device)
+        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+        return bool(flag.item())
+
+    def wait(self) -> None:
+        """Go on when every process has come here."""
+        if self.count > 1:
+            torch.distributed.barrier()
+
+
+ALONE = Processes()
+
+
+@functools.cache
+def join_processes() -> Processes:
+    """This process's place among those that a launcher (accelerate, torchrun) started; alone without one.
+
+    Raises `UsageError` where the launcher's variables are not complete.
+    """
+    count = os.environ.get("WORLD_SIZE", "1")
+    if count == "1":
+        return ALONE
+    from accelerate import PartialState
+
+    try:
+        state = PartialState(cpu=not torch.cuda.is_available())
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"WORLD_SIZE is {count}, but the processes cannot be joined ({error}); start them with `accelerate launch` "
+            "or torchrun, or unset WORLD_SIZE"
+        ) from error
+    return Processes(state.process_index, state.num_processes)

@@ -1,0 +1,147 @@
+"""Evidence for labels on a real tiny LDM: against losses and slopes written out pass by pass, and its store."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from domainfusion.config import AuditConfig, DataConfig, DistillConfig
+from domainfusion.data.domains import MultiDomainDataset, load_dataset
+from domainfusion.data.transforms import from_uint8, resize
+from domainfusion.diffusion.ldm import LatentDiffusion
+from domainfusion.distillation.evidence import Evidence, EvidenceStore, evidence_of, shortlist, spread
+from domainfusion.distillation.slopes import draw
+from domainfusion.seeding import seed_hash
+
+CONFIG = AuditConfig(
+    confidences=(0.4, 1.0), pairs=2, rounds=2, keep=1, min_timestep=0.2, max_timestep=0.8, batch_size=7
+)
+
+
+@pytest.fixture
+def dataset(make_image_folder: Callable[..., Path]) -> MultiDomainDataset:
+    return load_dataset(str(make_image_folder("few", count=2)), DataConfig(size=32))
+
+
+@torch.no_grad()
+def one_value(
+    ldm: LatentDiffusion, dataset: MultiDomainDataset, row: int, turn: int, label: int, pair: int, p: float
+) -> tuple[float, float]:
+    """Loss and slope of one image, label, pair and confidence, one pass at a time."""
+    settings = DistillConfig(samples=CONFIG.pairs, min_timestep=0.2, max_timestep=0.8)
+    draws = draw(ldm, 1, 16, settings, torch.Generator().manual_seed(seed_hash("audit", CONFIG.seed, row, turn)))
+    image = resize(from_uint8(dataset.images[[row]]), 16).double()
+    embed = ldm.prompt_embeds([dataset.words()[label]])
+    tangent = (ldm.encode((p + 1e-5) * image) - ldm.encode((p - 1e-5) * image)) / 2e-5
+    alpha = ldm.alphas_cumprod[draws.timesteps[pair]]
+    losses, slopes = [], []
+    for sign in (1, -1):
+        noise = sign * draws.noise[pair].double()
+        noisy = alpha.sqrt() * ldm.encode(p * image) + (1 - alpha).sqrt() * noise
+        residual = ldm.unet(noisy, draws.timesteps[pair], embed).sample - noise
+        losses.append(float(residual.square().mean()))
+        slopes.append(float(alpha.sqrt() * (residual * tangent).mean()))
+    return sum(losses) / 2, sum(slopes) / 2
+
+
+def test_evidence_is_losses_and_slopes_written_out(exact_ldm: LatentDiffusion, dataset: MultiDomainDataset) -> None:
+    rows = np.array([3, 11])
+    tasks = np.array([[0, 0, 2], [1, 1, 0], [1, 0, 1]])
+    found = evidence_of(exact_ldm, dataset, rows, tasks, list(dataset.words()), CONFIG)
+    assert found.shape == (3, 2, 2, 2)
+    for (i, turn, label), values in zip(tasks.tolist(), found, strict=True):
+        for pair in range(2):
+            for level, p in enumerate(CONFIG.confidences):
+                loss, slope = one_value(exact_ldm, dataset, int(rows[i]), turn, label, pair, p)
+                assert values[pair, level, 0] == pytest.approx(loss, rel=2e-3)
+                assert values[pair, level, 1] == pytest.approx(slope, rel=1e-2, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def ldm(tiny_pipeline: Path) -> LatentDiffusion:
+    return LatentDiffusion.load(str(tiny_pipeline), precision="float32")
+
+
+def test_only_what_is_lacking_is_computed(
+    ldm: LatentDiffusion, dataset: MultiDomainDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every label gets one round, the given one and its best rival both; other labels need only their own rounds."""
+    spent: list[int] = []
+    forward = ldm.unet.forward
+
+    def counted(noisy: torch.Tensor, *rest: object, **options: object) -> object:
+        spent.append(len(noisy))
+        return forward(noisy, *rest, **options)
+
+    monkeypatch.setattr(ldm.unet, "forward", counted)
+    store = EvidenceStore(dataset, "tiny", CONFIG)
+    rows = np.array([0, 4, 9, 17])
+    each = 2 * CONFIG.pairs * len(CONFIG.confidences)
+    found = store.collect(lambda: ldm, rows, dataset.labels[rows], progress=False)
+    assert sum(spent) == each * (4 * 3 + 4 * 2) == found.passes
+    tried = np.isfinite(found.losses).all((-1, -2))  # (n, K, R)
+    assert tried[:, :, 0].all()
+    assert tried[:, :, 1].sum(1).tolist() == [2] * 4
+    assert tried[np.arange(4), dataset.labels[rows], 1].all()
+
+    def not_needed() -> LatentDiffusion:
+        raise AssertionError("the LDM was loaded for what is there")
+
+    again = EvidenceStore(dataset, "tiny", CONFIG).collect(not_needed, rows, dataset.labels[rows], progress=False)
+    np.testing.assert_array_equal(again.losses, found.losses)
+    spent.clear()
+    changed = dataset.labels[rows].copy()
+    untried = int(np.flatnonzero(~tried[2, :, 1])[0])
+    changed[2] = untried
+    more = store.collect(lambda: ldm, rows, changed, progress=False)
+    assert sum(spent) == each  # the new label's second round
+    known = np.isfinite(found.slopes) & np.isfinite(more.slopes)
+    np.testing.assert_array_equal(more.slopes[known], found.slopes[known])
+    # What was computed for the other label changes nothing for the first.
+    again = store.collect(not_needed, rows, dataset.labels[rows], progress=False)
+    np.testing.assert_array_equal(again.losses, found.losses)
+
+
+def test_neither_company_nor_batch_size_matters(ldm: LatentDiffusion, dataset: MultiDomainDataset) -> None:
+    whole = EvidenceStore(dataset, "a", CONFIG).collect(lambda: ldm, np.arange(18), dataset.labels, progress=False)
+    config = dataclasses.replace(CONFIG, batch_size=64, keep=2)
+    alone = EvidenceStore(dataset, "b", config).collect(lambda: ldm, np.array([5]), dataset.labels[[5]], progress=False)
+    known = np.isfinite(whole.losses[5])
+    np.testing.assert_allclose(alone.losses[0][known], whole.losses[5][known], rtol=1e-4)
+    np.testing.assert_allclose(alone.slopes[0][known], whole.slopes[5][known], rtol=1e-3, atol=1e-6)
+
+
+def test_other_settings_have_another_table(dataset: MultiDomainDataset) -> None:
+    def key(fingerprint: str = "ldm", **options: object) -> str:
+        return EvidenceStore(dataset, fingerprint, dataclasses.replace(CONFIG, **options)).key
+
+    labels = dataclasses.replace(dataset, labels=np.roll(dataset.labels, 1))
+    assert EvidenceStore(labels, "ldm", CONFIG).key == key()
+    assert key(rounds=5, keep=2, ranking="losses", batch_size=3) == key()
+    others = [key("other"), key(template="a {label}"), key(pairs=3), key(seed=1), key(max_timestep=0.7),
+              key(confidences=(1.0,)), key(image_size=32)]  # fmt: skip
+    assert len({key(), *others}) == 8
+
+
+def test_misfit_takes_slopes_below_one_and_losses_at_the_top() -> None:
+    rng = np.random.default_rng(0)
+    losses, slopes = rng.normal(size=(2, 5, 3, 2, 4, 3)).astype(np.float32)
+    evidence = Evidence(np.arange(5), losses, slopes, (0.2, 1.0, 0.6))
+    np.testing.assert_allclose(evidence.misfit("losses"), losses[..., 1], rtol=1e-6)
+    np.testing.assert_allclose(evidence.misfit("slopes"), (slopes[..., 0] + slopes[..., 2]) / 2, rtol=1e-5, atol=1e-7)
+    first, second = evidence.misfit("losses"), evidence.misfit("slopes")
+    np.testing.assert_allclose(evidence.misfit("both"), first / spread(first) + second / spread(second))
+    per_label = first[:, :, 0].mean(-1)
+    assert spread(first) == pytest.approx(float(np.std(per_label - per_label.mean(1, keepdims=True))))
+
+
+def test_the_given_label_is_always_on_the_shortlist() -> None:
+    misfit = np.array([[5.0, 1.0, 2.0, 3.0], [0.0, 1.0, 2.0, 3.0]])
+    stay = shortlist(misfit, np.array([0, 0]), 2)
+    assert stay.tolist() == [[True, True, True, False], [True, True, True, False]]
+    assert shortlist(misfit, np.array([0, 3]), 9).all()

@@ -1,0 +1,223 @@
+"""Benchmarks with several draws, and with leave-one-domain-out selection, against loops over what the runs wrote."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from domainfusion.cli import run
+from domainfusion.config import AverageConfig, DataConfig, TrainConfig
+from domainfusion.errors import UsageError
+from domainfusion.experiments import benchmark
+from domainfusion.experiments.benchmark import run_benchmark
+from domainfusion.experiments.search import Plan, PlannedRun, Search
+from domainfusion.files import read_json, read_json_lines
+from domainfusion.report.study import build_arms, read_runs
+from domainfusion.results.collect import collect
+from domainfusion.seeding import seed_hash
+
+DOMAINS = ("art", "cartoon", "photo", "sketch")
+OPTIONS = TrainConfig(
+    steps=3, evaluate_every=1, batch_size=4, backbone="test_resnet", precision="float32", device="cpu",
+    evaluate_training=True, data=DataConfig(size=32),
+)  # fmt: skip
+SPACE = {"lr": {"log_uniform": [1e-3, 1e-1]}}
+
+
+@pytest.fixture(scope="module")
+def images(write_images: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("data") / "images", domains=DOMAINS, count=6)
+
+
+@pytest.fixture(scope="module")
+def done(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """One target, two trials, two draws (the second of a space of its own), selected by leave-one-domain-out."""
+    folder = tmp_path_factory.mktemp("benchmark") / "b"
+    search = Search(draws=(0, 1), selection="leave-one-domain-out", table=SPACE, origin="s.toml")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DOMAINFUSION_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return folder, run_benchmark(str(images), OPTIONS, ["erm"], [0, 1], ["photo"], folder, search=search)
+
+
+def records_of(folder: Path, domains: str, trial: int, draw: int) -> dict[int, dict[str, Any]]:
+    name = f"trial-{trial}" + (f"-draw-{draw}" if draw else "")
+    return {record["step"]: record for record in read_json_lines(folder / "erm" / domains / name / "results.jsonl")}
+
+
+def test_every_pair_with_the_target_is_run_and_no_other(done: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = done
+    found = sorted(path.parent.relative_to(folder).as_posix() for path in folder.rglob("result.json"))
+    held = ("art+photo", "cartoon+photo", "photo", "photo+sketch")
+    names = ("trial-0", "trial-0-draw-1", "trial-1", "trial-1-draw-1")
+    assert found == sorted(f"erm/{domains}/{name}" for domains in held for name in names)
+
+
+def test_the_figure_is_the_one_that_the_other_domains_prefer(done: tuple[Path, dict[str, Any]]) -> None:
+    folder, summary = done
+    for trial in (0, 1):
+        best, reported, chosen = -1.0, np.nan, -1
+        for draw in (0, 1):
+            single = records_of(folder, "photo", trial, draw)
+            assert sorted(single) == [1, 2, 3]
+            for step in (1, 2, 3):
+                left = [
+                    records_of(folder, domains, trial, draw)[step][f"env{number}_in_acc"]
+                    for domains, number in (("art+photo", 0), ("cartoon+photo", 1), ("photo+sketch", 3))
+                ]
+                if np.mean(left) > best:
+                    best, reported, chosen = float(np.mean(left)), single[step]["env2_in_acc"], draw
+        assert summary["accuracy"]["erm"]["photo"][trial] == pytest.approx(100 * reported, abs=1e-3)
+        assert summary["validation"]["erm"]["photo"][trial] == pytest.approx(100 * best, abs=1e-3)
+        assert summary["draws"]["erm"]["photo"][trial] == chosen
+    assert summary["selection"] == "leave-one-domain-out validation"
+    assert summary["hparams_seeds"] == [0, 1]
+    assert read_json(folder / "benchmark.json") == summary
+
+
+def test_draws_are_in_the_configs_and_the_records(done: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = done
+    rates = {}
+    for domains in ("photo", "art+photo"):
+        for trial in (0, 1):
+            for draw in (0, 1):
+                (record, *_) = records_of(folder, domains, trial, draw).values()
+                assert (record["args"]["hparams_seed"], record["args"]["trial_seed"]) == (draw, trial)
+                rates[domains, trial, draw] = record["hparams"]["lr"]
+    assert rates["photo", 0, 0] == rates["photo", 1, 0] == OPTIONS.lr
+    assert len({rates["photo", 0, 1], rates["photo", 1, 1], OPTIONS.lr}) == 3
+    assert all(rates["art+photo", trial, draw] == rates["photo", trial, draw] for trial in (0, 1) for draw in (0, 1))
+
+
+def test_collect_prints_every_method_of_these_runs(done: tuple[Path, dict[str, Any]]) -> None:
+    folder, summary = done
+    tables, notes = collect([folder])
+    assert notes == []
+    by_method = {table.method: table for table in tables}
+    assert set(by_method) == {"training-domain", "leave-one-domain-out", "oracle"}
+    found = by_method["leave-one-domain-out"].accuracy["ERM"]["photo"]
+    assert [100 * share for share in found] == pytest.approx(summary["accuracy"]["erm"]["photo"], abs=1e-3)
+    for table in tables:
+        assert len(table.accuracy["ERM"]["photo"]) == 2
+        assert all(len(table.accuracy["ERM"][domain]) == 0 for domain in DOMAINS if domain != "photo")
+
+
+def test_the_report_shows_the_draws_that_count_as_one_arm(done: tuple[Path, dict[str, Any]]) -> None:
+    folder, summary = done
+    runs = read_runs([folder])  # of those that hold out one domain
+    assert {run.unit[0]: run.options["hparams_seed"] for run in runs} == dict(
+        zip((0, 1), summary["draws"]["erm"]["photo"], strict=True)
+    )
+    assert len(runs) == 2
+    (arm,) = build_arms(runs)
+    assert len(arm.runs) == 2
+
+
+def test_training_domain_validation_chooses_a_draw_by_the_sources_alone(
+    images: Path, done: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def train_run(data: str, config: TrainConfig, where: Path) -> dict[str, Any]:
+        validation = {0: 0.5, 1: 0.7, 2: 0.7, 3: 0.6}[config.hparams_seed]
+        return {"target_accuracy": config.hparams_seed / 10, "validation_accuracy": validation, "seconds": 1.0,
+                "protocol": "domainbed"}  # fmt: skip
+
+    monkeypatch.setattr(benchmark, "train_run", train_run)
+    found = run_benchmark(
+        str(images), OPTIONS, ["erm", "rsc"], [0], ["photo", "art"], tmp_path, search=Search(draws=(0, 1, 2, 3))
+    )
+    assert found["draws"] == {name: {"photo": [1], "art": [1]} for name in ("erm", "rsc")}  # the first of equals
+    assert found["accuracy"]["rsc"] == {"photo": [10.0], "art": [10.0]}
+    assert found["seconds"]["erm"] == [4.0, 4.0]
+    assert found["selection"] == "training-domain validation"
+
+
+def test_without_a_search_options_are_taken_as_they_are(
+    images: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[TrainConfig] = []
+
+    def train_run(data: str, config: TrainConfig, where: Path) -> dict[str, Any]:
+        seen.append(config)
+        return {"target_accuracy": 0.5, "validation_accuracy": 0.5, "seconds": 1.0, "protocol": "domainbed"}
+
+    monkeypatch.setattr(benchmark, "train_run", train_run)
+    config = dataclasses.replace(OPTIONS, hparams_seed=4, lr=0.123, algorithm="erm", target="art")
+    run_benchmark(str(images), config, ["erm"], [1], ["art"], tmp_path)
+    assert seen == [dataclasses.replace(config, trial=1, seed=1)]
+
+
+def plan(**changes: Any) -> Plan:
+    values: dict[str, Any] = {
+        "data": "d", "config": OPTIONS, "algorithms": ["erm"], "trials": [0], "targets": list(DOMAINS),
+        "domains": DOMAINS, "dataset": "PACS", "folder": Path("f"), "search": Search(), **changes,
+    }  # fmt: skip
+    return Plan(**values)
+
+
+def test_pairs_are_shared_between_targets() -> None:
+    search = Search(selection="leave-one-domain-out", draws=(0, 1))
+    runs = plan(search=search, algorithms=["erm", "diffusion_net"]).runs()
+    assert len(runs) == len(set(runs)) == 4 * (2 + 1) + 6 * 2
+    # What is not trained is not selected either: one run for each target.
+    assert all((run.draw, run.second) == (0, None) for run in runs if run.algorithm == "diffusion_net")
+
+
+def test_seeds_are_the_trials_or_domainbeds() -> None:
+    run = PlannedRun(2, "photo", "erm", 1, "art")
+    plain = plan(config=dataclasses.replace(OPTIONS, seed=10)).options(run)
+    assert (plain.seed, plain.trial, plain.hparams_seed) == (12, 2, 1)
+    assert (plain.target, plain.second_target) == ("photo", "art")
+    hashed = plan(search=Search(seeds="domainbed")).options(run)
+    assert hashed.seed == seed_hash("PACS", "ERM", [0, 2], 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"epochs": 3}, "--epochs: give --steps"), ({"average": AverageConfig(method="swad")}, "--average.method swad")],
+)
+def test_runs_without_common_steps_are_refused_at_once(
+    images: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    config = dataclasses.replace(OPTIONS, **changes)
+    search = Search(selection="leave-one-domain-out")
+    with pytest.raises(UsageError, match=message):
+        run_benchmark(str(images), config, ["erm"], [0], None, tmp_path / "b", search=search)
+    assert not (tmp_path / "b").exists()
+
+
+def test_two_domains_are_too_few(make_image_folder: Any, tmp_path: Path) -> None:
+    two = make_image_folder("two", domains=("art", "photo"))
+    with pytest.raises(UsageError, match="two has 2"):
+        run_benchmark(
+            str(two), OPTIONS, ["erm"], [0], None, tmp_path / "b", search=Search(selection="leave-one-domain-out")
+        )
+
+
+def test_the_command_line_reaches_all_of_it(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Search] = []
+
+    def stand_in(*words: Any, search: Search, **more: Any) -> dict[str, Any]:
+        seen.append(search)
+        return {"dataset": "d", "protocol": "p", "accuracy": {"erm": {"photo": [50.0]}}}
+
+    monkeypatch.setattr(benchmark, "run_benchmark", stand_in)
+    (tmp_path / "o.toml").write_text("lr = 0.5\n[search]\ndropout = [0.1, 0.2]\n")
+    words = ["benchmark", str(images), "--algorithms", "erm", "--config", str(tmp_path / "o.toml"), "--steps", "3"]
+    assert run([*words, "--hparams-seeds", "4", "--selection", "leave-one-domain-out"]) == 0
+    assert "leave-one-domain-out validation of 4 draws" in capsys.readouterr().out
+    assert (seen[0].draws, seen[0].selection) == ((0, 1, 2, 3), "leave-one-domain-out")
+    assert seen[0].table == {"dropout": [0.1, 0.2]}
+    assert {"lr", "steps"} <= set(seen[0].given)
+    assert run([*words, "--hparams-seed", "5", "--hparams-seeds", "2", "--run-seeds", "domainbed", "--json"]) == 0
+    json.loads(capsys.readouterr().out)
+    assert (seen[1].draws, seen[1].seeds) == ((5, 6), "domainbed")
+    assert run([*words, "--hparams-seeds", "0"]) == 2
+    assert run([*words, "--second-target", "art"]) == 2
+    assert "--selection leave-one-domain-out" in capsys.readouterr().err

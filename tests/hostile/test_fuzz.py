@@ -1,0 +1,290 @@
+"""Readers on input that chance made: what comes out is a value or an error of ours, and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import struct
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from domainfusion.config import PretrainConfig, TrainConfig
+from domainfusion.config_files import build_config, load_toml, plain_values, to_toml
+from domainfusion.data.duplicates import print_of_image
+from domainfusion.data.images import read_image
+from domainfusion.errors import DomainFusionError, FileError, UsageError
+from domainfusion.files import altered_files, read_json, read_json_lines
+from domainfusion.fusion.synthetic import load_generation
+from domainfusion.results.collect import collect, tables_text
+from domainfusion.results.domainbed import read_records
+from domainfusion.tensors import load_state, save_state
+from domainfusion.training.checkpoint import Progress, load_checkpoint, read_weights, save_checkpoint
+
+NUMBERS = st.integers() | st.floats() | st.sampled_from([2**63, -(2**63), 10**400, 1e308])
+VALUES = st.recursive(
+    st.none() | st.booleans() | NUMBERS | st.text(max_size=8), lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.text(max_size=8), inner, max_size=3), max_leaves=8,
+)  # fmt: skip
+FIELDS = st.sampled_from([*plain_values(TrainConfig()), "target"])
+
+
+@st.composite
+def mutated(draw: st.DrawFn, content: bytes) -> bytes:
+    """`content` with bits flipped, parts cut out, doubled, or overwritten by chance."""
+    changed = bytearray(content)
+    for _ in range(draw(st.integers(1, 4))):
+        if not changed:
+            break
+        at = draw(st.integers(0, len(changed) - 1))
+        how = draw(st.sampled_from(["flip", "cut", "end", "write", "double"]))
+        length = draw(st.integers(1, 64))
+        if how == "flip":
+            changed[at] ^= 1 << draw(st.integers(0, 7))
+        elif how == "cut":
+            del changed[at : at + length]
+        elif how == "end":
+            del changed[at:]
+        elif how == "write":
+            changed[at : at + length] = draw(st.binary(min_size=1, max_size=length))
+        else:
+            changed[at:at] = changed[at : at + length]
+    return bytes(changed)
+
+
+# Options
+
+
+@given(values=st.dictionaries(FIELDS | st.text(max_size=8), VALUES, max_size=4))
+@settings(max_examples=150)
+def test_options_of_any_values(values: dict[str, Any]) -> None:
+    for kind in (TrainConfig, PretrainConfig):
+        with contextlib.suppress(UsageError):
+            build_config(kind, values, "x.toml")
+
+
+@given(section=st.sampled_from(["data", "distill", "generate", "zero_shot", "average", "rsc"]), data=st.data())
+@settings(max_examples=100)
+def test_options_of_a_section(section: str, data: st.DataObject) -> None:
+    names = st.sampled_from(list(plain_values(TrainConfig())[section]))
+    values = data.draw(st.dictionaries(names, VALUES, max_size=4))
+    try:
+        config = build_config(TrainConfig, {section: values}, "x.toml")
+    except UsageError as error:
+        assert section in str(error)  # noqa: PT017
+    else:
+        text = to_toml(config)
+        import tomllib
+
+        assert build_config(TrainConfig, tomllib.loads(text), "x.toml") == config
+
+
+@given(content=st.binary(max_size=60) | st.text(max_size=60).map(str.encode) | mutated(to_toml(TrainConfig()).encode()))
+@settings(max_examples=300)
+def test_option_files_of_any_content(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.toml").write_bytes(content)
+    with contextlib.suppress(DomainFusionError):
+        build_config(TrainConfig, load_toml(tmp_path / "x.toml"), "x.toml")
+
+
+# Records
+
+RECORD = {
+    "args": {"algorithm": "ERM", "dataset": "PACS", "test_envs": [0], "trial_seed": 0, "hparams_seed": 0, "seed": 1,
+             "holdout_fraction": 0.2, "steps": 5001, "env_names": ["a", "b"]},
+    "env0_in_acc": 0.5, "env0_out_acc": 0.4, "env1_in_acc": 0.6, "env1_out_acc": 0.7, "step": 300, "loss": 0.1,
+    "hparams": {"lr": 1e-3}, "epoch": 1.0, "step_time": 0.1,
+}  # fmt: skip
+LINES = "".join(json.dumps({**RECORD, "step": step}) + "\n" for step in (300, 600, 900)).encode()
+
+
+@st.composite
+def record_with(draw: st.DrawFn) -> bytes:
+    """A record one of whose values is something else."""
+    record = json.loads(json.dumps(RECORD))
+    place = draw(st.sampled_from([record, record["args"]]))
+    place[draw(st.sampled_from(sorted(place)))] = draw(VALUES)
+    return (json.dumps(record) + "\n").encode() + LINES
+
+
+@given(content=st.binary(max_size=80) | mutated(LINES) | record_with() | VALUES.map(lambda v: json.dumps(v).encode()))
+@settings(max_examples=300)
+def test_records_of_any_content(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(content)
+    with contextlib.suppress(FileError):
+        assert all(isinstance(record, dict) for record in read_json_lines(path))
+    with contextlib.suppress(FileError):
+        read_json(path)
+    read_records([tmp_path])
+    with contextlib.suppress(DomainFusionError):
+        tables, _ = collect([tmp_path])
+        tables_text(tables, "markdown")
+
+
+@given(content=st.binary(max_size=80) | mutated(b"ab" * 32 + b"  result.json\n"))
+def test_lists_of_checksums_of_any_content(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "SHA256SUMS").write_bytes(content)
+    assert isinstance(altered_files(tmp_path), list)
+
+
+# Images
+
+
+@cache
+def encoded(form: str) -> bytes:
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (12, 10, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 5
+    exif[0x010F] = "maker"
+    file = io.BytesIO()
+    options: dict[str, Any] = {"exif": exif} if form in ("JPEG", "PNG", "WEBP", "TIFF") else {}
+    if form == "GIF":
+        options = {"save_all": True, "append_images": [image.rotate(90)]}
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM"])
+@given(data=st.data())
+@settings(max_examples=50)
+def test_images_of_any_content(tmp_path: Path, form: str, data: st.DataObject) -> None:
+    path = tmp_path / f"x.{form.lower()}"
+    path.write_bytes(data.draw(mutated(encoded(form))))
+    with contextlib.suppress(DomainFusionError):
+        found = read_image(path, 8)
+        assert (found.shape, found.dtype) == ((8, 8, 3), np.uint8)
+    with contextlib.suppress(DomainFusionError):
+        print_of_image(path)
+
+
+@given(content=st.binary(max_size=200))
+def test_what_is_no_image_at_all(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.png").write_bytes(content)
+    with contextlib.suppress(DomainFusionError):
+        read_image(tmp_path / "x.png", 8)
+
+
+# Checkpoints
+
+
+class Small(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 2)
+
+
+def checkpoint(folder: Path, step: int) -> tuple[Small, torch.optim.Adam]:
+    torch.manual_seed(step)
+    module = Small()
+    optimizer = torch.optim.Adam(module.parameters())
+    module.layer(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    save_checkpoint(folder, module, optimizer, Progress(step=step), {"meter": {"steps": 0}})
+    return module, optimizer
+
+
+@given(data=st.data())
+@settings(max_examples=100)
+def test_of_checkpoints_the_last_good_one_is_used(tmp_path: Path, data: st.DataObject) -> None:
+    """Damage anywhere is detected: never are other values read than were written."""
+    folder = tmp_path / "run"
+    first, _ = checkpoint(folder, 1)
+    second, _ = checkpoint(folder, 2)
+    last = folder / "checkpoints" / "last.safetensors"
+    whole = last.read_bytes()
+    damaged = data.draw(mutated(whole))
+    last.write_bytes(damaged)
+    module = Small()
+    progress, _ = load_checkpoint(folder, module, torch.optim.Adam(module.parameters()))
+    expected = second if progress.step == 2 else first
+    assert progress.step == 1 or damaged == whole or same_values(damaged, whole, tmp_path)
+    for value, other in zip(module.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(value, other)
+
+
+def same_values(content: bytes, other: bytes, folder: Path) -> bool:
+    """Whether two files hold the same state (a flip in the header's padding changes nothing)."""
+    (folder / "a").write_bytes(content)
+    (folder / "b").write_bytes(other)
+    return repr(load_state(folder / "a")) == repr(load_state(folder / "b"))
+
+
+@given(data=st.data())
+@settings(max_examples=100)
+def test_weights_and_states_of_any_content(tmp_path: Path, data: st.DataObject) -> None:
+    path = tmp_path / "x.safetensors"
+    save_state(path, {"a": torch.ones(3), "b": [1, "x", {2: torch.zeros(2, dtype=torch.bfloat16)}]})
+    path.write_bytes(data.draw(mutated(path.read_bytes()) | st.binary(max_size=200)))
+    for read in (load_state, read_weights):
+        with contextlib.suppress(FileError):
+            read(path)
+
+
+@given(tree=VALUES, checksum=st.booleans())
+@settings(max_examples=150)
+def test_states_that_somebody_else_made(tmp_path: Path, tree: Any, checksum: bool) -> None:
+    """A checksum that fits, over nonsense."""
+    from safetensors.torch import save_file
+
+    from domainfusion.tensors import checksum as compute
+
+    text = json.dumps(tree)
+    tensors = {"w": torch.ones(2)}
+    metadata = {"tree": text, "checksum": compute(tensors, text) if checksum else "0"}
+    save_file(tensors, tmp_path / "x.safetensors", metadata=metadata)
+    with contextlib.suppress(FileError):
+        load_state(tmp_path / "x.safetensors")
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "last.safetensors", metadata=metadata)
+    module = Small()
+    with contextlib.suppress(FileError):
+        load_checkpoint(tmp_path / "run", module, torch.optim.Adam(module.parameters()))
+
+
+@given(state=st.fixed_dictionaries({}, optional={
+    "model": VALUES, "optimizer": VALUES, "progress": VALUES, "extra": VALUES, "records": VALUES,
+}))  # fmt: skip
+@settings(max_examples=60)
+def test_checkpoints_that_hold_something_else(tmp_path: Path, state: dict[str, Any]) -> None:
+    module = Small()
+    optimizer = torch.optim.Adam(module.parameters())
+    whole = {"model": module.state_dict(), "optimizer": optimizer.state_dict(), "progress": {"step": 1}, "extra": {}}
+    save_state(tmp_path / "run" / "checkpoints" / "last.safetensors", whole | state)
+    with contextlib.suppress(FileError):
+        load_checkpoint(tmp_path / "run", module, optimizer)
+
+
+@given(data=st.data())
+@settings(max_examples=60)
+def test_generations_of_any_content(tmp_path: Path, data: st.DataObject) -> None:
+    folder = tmp_path / "generation-00"
+    folder.mkdir(exist_ok=True)
+    file = io.BytesIO()
+    np.save(file, np.zeros((2, 4, 4, 3), np.uint8))
+    parts = {
+        "images.npy": file.getvalue(), "generation.json": b'{"number": 0, "rows": [3, 5]}',
+        "lineage.csv": b"row,sha256\r\n3,\r\n5,\r\n",
+    }  # fmt: skip
+    name = data.draw(st.sampled_from(sorted(parts)))
+    for each, content in parts.items():
+        (folder / each).write_bytes(data.draw(mutated(content)) if each == name else content)
+    with contextlib.suppress(FileError):
+        load_generation(folder)
+
+
+def test_a_header_of_any_length_is_refused(tmp_path: Path) -> None:
+    for length in (0, 1, 2**31, 2**63 - 1, 2**64 - 1):
+        (tmp_path / "x").write_bytes(struct.pack("<Q", length) + b"{}")
+        with pytest.raises(FileError):
+            load_state(tmp_path / "x")
