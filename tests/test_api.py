@@ -59,6 +59,16 @@ def test_options_are_configs_or_keywords_or_both(run: domainfusion.Run) -> None:
     assert build_options(base, {}, "train") == base
     assert build_options(TrainConfig(target="ink"), {"target": None}, "train").target is None
     assert build_options(None, {"generate": {"strength": (0.2, 0.4)}}, "train").generate.strength == (0.2, 0.4)
+    preset = build_options(None, {"preset": "domainbed-paper", "steps": 7, "data": {"flip": False}}, "train")
+    assert (preset.steps, preset.lr, preset.freeze_bn, preset.data.size, preset.data.flip) == (
+        7,
+        5e-5,
+        True,
+        224,
+        False,
+    )
+    with pytest.raises(UsageError, match="give the preset or the options"):
+        build_options(base, {"preset": "paper"}, "train")
     assert load_toml(run.folder / "config.toml")["data"]["size"] == 32
 
 
@@ -78,6 +88,37 @@ def test_wrong_options_are_refused_before_anything_is_made(
     with pytest.raises(UsageError, match=message):
         domainfusion.train(root / "few", output=tmp_path / "run", **changes)
     assert not (tmp_path / "run").exists()
+
+
+def test_without_a_target_it_says_what_to_expect(root: Path, tmp_path: Path) -> None:
+    changes = SMALL | {"target": None, "steps": 1, "evaluations": 1, "data": {"size": 32}}
+    run = domainfusion.train(root / "few", output=tmp_path / "all", progress=False, **changes)
+    assert set(run.result["expected"]["domains"]) == {"cartoon", "photo", "sketch"}
+    assert run.target_accuracy is None
+    alone = domainfusion.train(root / "few", output=tmp_path / "all", progress=False, expect=False, **changes)
+    assert alone.result == read_json(tmp_path / "all" / "result.json")
+
+
+def test_draws_are_the_command_lines(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is given keeps its value; the rest of draw 3 is what `--hparams-seed 3` draws."""
+    from domainfusion.experiments import runs
+
+    seen: list[TrainConfig] = []
+
+    def train_run(data: str, config: TrainConfig, folder: Path, **_: Any) -> dict[str, Any]:
+        seen.append(config)
+        return {}
+
+    monkeypatch.setattr(runs, "train_run", train_run)
+    monkeypatch.setattr("domainfusion.results.tables.run_summary", lambda *_: "")
+    words = ["train", str(root / "few"), "--algorithm", "erm", "--target", "sketch", "--batch-size", "9"]
+    assert cli.run([*words, "--hparams-seed", "3", "--output", str(tmp_path)]) == 0
+    given = {"algorithm": "erm", "target": "sketch", "hparams_seed": 3}
+    domainfusion.train(root / "few", output=tmp_path, batch_size=9, **given)
+    domainfusion.train(root / "few", TrainConfig(batch_size=9), output=tmp_path, **given)
+    assert seen[0] == seen[1] == seen[2]
+    assert seen[0].batch_size == 9
+    assert seen[0].lr != TrainConfig().lr
 
 
 def test_benchmark(root: Path, tmp_path: Path) -> None:

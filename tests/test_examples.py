@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+import domainfusion
 from domainfusion.registry import ALGORITHMS
 
 ROOT = Path(__file__).parents[1]
@@ -59,11 +60,18 @@ def test_own_algorithm(example: Example, capsys: pytest.CaptureFixture[str]) -> 
     assert "vrex" in capsys.readouterr().out
     assert ALGORITHMS.get("vrex").summary == "The mean of the domains' risks, and beta times their variance."
     assert ALGORITHMS.load("vrex") is found["VREx"]
+    # Another process, which does not know the name, can use the run's model all the same.
+    folder = found["OUTPUT"] / "vrex" / "vrex" / "sketch" / "trial-0"
+    known = domainfusion.evaluate(folder, device="cpu")
+    ALGORITHMS.remove("vrex")
+    assert domainfusion.evaluate(folder, device="cpu") == known
+    labels, _ = domainfusion.load(folder, device="cpu").predict([np.zeros((20, 20, 3), dtype=np.uint8)])
+    assert labels[0] in ("cat", "dog", "house")
 
 
 @pytest.mark.parametrize(("step", "beta"), [(0, 1.0), (3, 10.0)])
 def test_the_examples_algorithm_is_the_papers(example: Example, step: int, beta: float) -> None:
-    """Equation 8 of Krueger et al., written out: the sum over domains is a mean here, as in their code."""
+    """The mean of the risks and beta times their (population) variance, written out in plain numbers."""
     import types
 
     kind = example("own_algorithm", STEPS="1")["VREx"]

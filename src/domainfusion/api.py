@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domainfusion.config import TrainConfig
-from domainfusion.config_files import build_config, plain_values
+from domainfusion.config_files import build_config, flat_values, plain_values
 from domainfusion.errors import UsageError, unknown_name
+from domainfusion.presets import load_preset
 from domainfusion.registry import ALGORITHMS, BACKBONES, DATASETS, LDMS, PRESETS, TRACKERS, Entry
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     from domainfusion.predict import Row
 
 PathLike = str | os.PathLike[str]
-KINDS = {"algorithms": ALGORITHMS, "datasets": DATASETS, "backbones": BACKBONES, "ldms": LDMS,
-         "presets": PRESETS, "trackers": TRACKERS}  # fmt: skip
+KINDS = {"algorithms": ALGORITHMS, "datasets": DATASETS, "backbones": BACKBONES, "ldms": LDMS, "presets": PRESETS,
+         "trackers": TRACKERS}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Benchmark:
 
 
 def build_options(options: TrainConfig | None, changes: dict[str, Any], function: str) -> TrainConfig:
-    """`options` (the defaults, where None) with `changes` over them.
+    """`options` (the defaults, or those of `preset=NAME`, where None) with `changes` over them.
 
     Raises `UsageError` for a name that is no option, with the nearest, and for a value out of range.
 
@@ -93,8 +94,13 @@ def build_options(options: TrainConfig | None, changes: dict[str, Any], function
     Traceback (most recent call last):
     domainfusion.errors.UsageError: train(): unknown option 'stesp'; did you mean 'steps'?
     """
+    below: dict[str, Any] = {}
+    if changes.get("preset"):
+        if options is not None:
+            raise UsageError(f"{function}(): a preset is what options begin with; give the preset or the options")
+        below = {name: value for name, value in load_preset(changes["preset"]).items() if name != "search"}
     values = plain_values(options or TrainConfig())
-    for name, value in changes.items():
+    for name, value in [*below.items(), *changes.items()]:
         value = plain_values(value) if dataclasses.is_dataclass(value) else value
         if isinstance(value, dict) and isinstance(values.get(name), dict):
             values[name] = values[name] | value
@@ -106,9 +112,24 @@ def build_options(options: TrainConfig | None, changes: dict[str, Any], function
     return found
 
 
+def _drawn(config: TrainConfig, data: str, options: TrainConfig | None, changes: dict[str, Any]) -> TrainConfig:
+    """`config` with what its `hparams_seed` draws for the options that are not given."""
+    if config.hparams_seed == 0:
+        return config
+    from domainfusion.experiments.hyperparameters import draw_options
+
+    plain = {name: plain_values(value) if dataclasses.is_dataclass(value) else value for name, value in changes.items()}
+    given = set(flat_values(plain))
+    if options is not None:
+        defaults = flat_values(plain_values(TrainConfig()))
+        given |= {name for name, value in flat_values(plain_values(options)).items() if defaults.get(name) != value}
+    table = load_preset(config.preset).get("search") if config.preset else None
+    return draw_options(config, data, table=table, origin=f"preset {config.preset}", given=given)
+
+
 def train(
     data: PathLike, /, options: TrainConfig | None = None, *, output: PathLike | None = None,
-    track: Sequence[str] = (), progress: bool = True, **changes: Any,
+    track: Sequence[str] = (), expect: bool = True, progress: bool = True, **changes: Any,
 ) -> Run:  # fmt: skip
     """Train one classifier on `data`, as `domainfusion train` does; the same call again resumes, or just reads it.
 
@@ -117,6 +138,8 @@ def train(
         options: what is not given by keywords.
         output: folder of the run; the default is the command line's, runs/DATA-ALGORITHM-TARGET-tTRIAL-sSEED.
         track: names of trackers (`list_names("trackers")`).
+        expect: without a target, also train without each domain in turn, in `output`/held-out, and say under
+            `result["expected"]` what to expect on a new one.
         progress: whether to show bars on stderr.
         changes: options of `TrainConfig` by name.
 
@@ -124,11 +147,16 @@ def train(
         UsageError: an option that does not exist or is out of range; a folder that holds another run.
         DomainFusionError: whatever else the message says.
     """
-    config = build_options(options, changes, "train")
+    config = _drawn(build_options(options, changes, "train"), str(data), options, changes)
     from domainfusion.experiments.runs import train_run
 
     folder = Path(output) if output is not None else default_folder(str(data), config)
-    return Run(folder, train_run(str(data), config, folder, progress=progress, track=track))
+    result = train_run(str(data), config, folder, progress=progress, track=track)
+    if config.target is None and expect and result.get("steps"):  # zero-shot results have every domain already
+        from domainfusion.experiments.expectation import expect_elsewhere
+
+        result = result | {"expected": expect_elsewhere(str(data), config, folder, command="domainfusion.train")}
+    return Run(folder, result)
 
 
 def default_folder(data: str, options: TrainConfig) -> Path:
@@ -138,8 +166,8 @@ def default_folder(data: str, options: TrainConfig) -> Path:
     'runs/photos-erm-ink-t0-s0'
     """
     held = "+".join(name for name in (options.target, options.second_target) if name is not None)
-    name = "-".join([Path(data).name, options.algorithm, held or "all"])
     draw = f"-h{options.hparams_seed}" if options.hparams_seed else ""
+    name = "-".join([Path(data).name, options.algorithm, held or "all"])
     return Path("runs") / f"{name}-t{options.trial}-s{options.seed}{draw}"
 
 
@@ -215,7 +243,7 @@ def write_report(runs: Run | Benchmark | PathLike | Sequence[Any], output: PathL
 
 
 def list_names(kind: str, pattern: str = "*") -> list[Entry]:
-    """The entries (name, summary, source) of algorithms, datasets, backbones, ldms or trackers, sorted by name.
+    """The entries (name, summary, source) of algorithms, datasets, backbones, ldms presets or trackers, sorted by name.
 
     >>> [entry.name for entry in list_names("algorithms", "mix*")]
     ['mixstyle', 'mixup']

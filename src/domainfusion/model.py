@@ -24,7 +24,7 @@ from domainfusion.config_files import build_config, load_toml
 from domainfusion.data.images import prepare_image, read_image
 from domainfusion.data.transforms import to_float
 from domainfusion.errors import DataError, DomainFusionError, FileError, UsageError, show_note
-from domainfusion.experiments.runs import build_context, choose_device, find_tester
+from domainfusion.experiments.runs import build_context, choose_device, class_of_run
 from domainfusion.files import hash_of_file, read_json, read_json_object, write_json
 from domainfusion.training.calibration import calibrate
 from domainfusion.training.checkpoint import fill_weights, load_model, looks_pickled, read_weights
@@ -165,7 +165,7 @@ def _load_run(folder: Path, device: torch.device) -> Model:
         "pretrained": bool(config.pretrained or config.weights), "ldm": _ldm_of(config),
         "calibration": {name: value for name, value in calibration.items() if name != "model"} or None,
     }  # fmt: skip
-    tester = find_tester(folder, classifier, config, device)
+    tester = class_of_run(config.algorithm).load_tester(folder, classifier, config, device)
     temperature = float(calibration.get("temperature", 1.0))
     return Model(classifier, config, classes, size, temperature, device, facts, folder, tester)
 

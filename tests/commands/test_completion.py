@@ -157,8 +157,7 @@ def test_every_option_of_the_parser_is_known(command) -> None:  # type: ignore[n
         return
     place = cli.PLACES[name]
     kind = subcommands_of(name, place)[sub] if sub else command_class(name, place)
-    positional = {"data", "images", "model", "run", "runs", "folders", "corpus", "path", "tables", "source", "dataset",
-                  "output"}  # fmt: skip
+    positional = {field.name for field in dataclasses.fields(kind) if "Positional" in str(field.type)}
     parsed = _flags(kind)
     offered = {option.flag for option in command.options} - {"--help"}
     assert offered <= parsed

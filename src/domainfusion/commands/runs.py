@@ -26,10 +26,10 @@ class TrainCommand:
     options: Annotated[TrainConfig, Flat]
     output: Path | None = None
     """Folder of the run (default: runs/DATA-ALGORITHM-TARGET-tTRIAL-sSEED)."""
-    expect: bool = True
-    """Without --target: also train without each domain in turn, and say what to expect on a new one."""
     track: tuple[str, ...] = ()
     """Trackers that are told of the run as it goes on: tensorboard, wandb, mlflow, or MODULE:CLASS."""
+    expect: bool = True
+    """Without --target: also train without each domain in turn, and say what to expect on a new one."""
     config: Path | None = None
     """TOML file with options; the command line has the last word."""
     json: bool = False

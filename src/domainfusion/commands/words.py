@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import tyro
 
-from domainfusion.registry import ALGORITHMS, BACKBONES, DATASETS, LDMS, TRACKERS
+from domainfusion.registry import ALGORITHMS, BACKBONES, DATASETS, LDMS, PRESETS, TRACKERS
 
 Places = Literal["", "files", "domains"]
 SHELLS = ("bash", "zsh", "fish")
@@ -64,7 +64,7 @@ def commands(summaries: Mapping[str, str], places: Mapping[str, str]) -> list[Co
     found = []
     for name, summary in summaries.items():
         if name == "list":
-            kinds = Values(("algorithms", "datasets", "backbones", "ldms", "trackers"))
+            kinds = Values(("algorithms", "datasets", "backbones", "ldms", "presets", "trackers"))
             found.append(Command(name, summary, (Option("--json", "Print as JSON", Values(count="none")),), kinds))
         elif name == "completion":
             found.append(Command(name, summary, (), Values(SHELLS)))
@@ -159,7 +159,7 @@ def _known(field: str, command: str) -> tuple[str, ...]:
     """The names that a field of text may hold, where they are known."""
     registries = {
         "algorithm": ALGORITHMS, "algorithms": ALGORITHMS, "backbone": BACKBONES, "ldm": LDMS, "track": TRACKERS,
-        "data": DATASETS,
+        "data": DATASETS, "preset": PRESETS,
     }  # fmt: skip
     if field in registries:
         return tuple(registries[field].names())

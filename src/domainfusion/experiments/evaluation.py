@@ -15,7 +15,7 @@ from domainfusion.config_files import build_config, load_toml
 from domainfusion.data.domains import load_dataset
 from domainfusion.data.splits import build_split
 from domainfusion.errors import DataError, FileError, UsageError
-from domainfusion.experiments.runs import algorithm_class, choose_device, find_tester
+from domainfusion.experiments.runs import choose_device, class_of_run
 from domainfusion.files import read_json_object
 from domainfusion.interruption import stoppable
 from domainfusion.training.checkpoint import load_model
@@ -30,8 +30,7 @@ def load_run(folder: Path) -> tuple[TrainConfig, list[str], nn.Module]:
     if not (folder / "config.toml").exists():
         raise FileError(f"{folder} is no run folder (config.toml is missing)")
     config: TrainConfig = build_config(TrainConfig, load_toml(folder / "config.toml"), str(folder / "config.toml"))
-    # A run may come from somebody else: a module that it names is not imported.
-    if ":" not in config.algorithm and issubclass(algorithm_class(config.algorithm), ZeroShot):
+    if issubclass(class_of_run(config.algorithm), ZeroShot):
         raise UsageError(
             f"the run in {folder} is of {config.algorithm}, which is not trained: there is no model to evaluate; its "
             f"accuracies are in result.json, and `domainfusion train DATA --algorithm {config.algorithm}` gives others"
@@ -71,7 +70,7 @@ def evaluate_run(folder: Path, data: str | None = None, device_name: str = "auto
     position = np.array([numbers[name] for name in dataset.classes])
     dtype = choose_classifier_dtype(config.precision, device)
     found = {}
-    tester = find_tester(folder, classifier, config, device)
+    tester = class_of_run(config.algorithm).load_tester(folder, classifier, config, device)
     for domain, rows in parts.items():
         if tester is None:
             result = evaluate(classifier, dataset, rows, device=device, dtype=dtype)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from domainfusion.algorithms.base import Algorithm, Context, Tester
+from domainfusion.algorithms.base import Algorithm, Context
 from domainfusion.algorithms.classifier import choose_classifier_dtype
 from domainfusion.algorithms.zero_shot import ZeroShot
 from domainfusion.config import TrainConfig
@@ -98,15 +98,13 @@ def algorithm_class(name: str) -> Any:
     return kind
 
 
-def find_tester(folder: Path, classifier: torch.nn.Module, config: TrainConfig, device: torch.device) -> Tester | None:
-    """A finished run's own way to predict, where its algorithm has one; the classifier alone predicts where not.
+def class_of_run(name: str) -> Any:
+    """The class behind a finished run's model, where its name is known; else `Algorithm`, a plain classifier's.
 
-    A run may come from somebody else: a module that it names (`--algorithm MODULE:CLASS`) is not imported.
+    A run may come from somebody else, or from a script that registered its method: a module that it names is not
+    imported to use its weights.
     """
-    if ":" in config.algorithm:
-        return None
-    found: Tester | None = algorithm_class(config.algorithm).load_tester(folder, classifier, config, device)
-    return found
+    return algorithm_class(name) if ":" not in name and name in ALGORITHMS.names() else Algorithm
 
 
 def build_algorithm(context: Context) -> Algorithm:
