@@ -197,11 +197,13 @@ def test_damaged_candidates_are_named_and_made_again(
     if damage == "flags":
         path.with_suffix(".done.npy").write_bytes(b"none")
     else:
-        path.write_bytes({"pixel": content, "truncated": content[:-1], "empty": b"", "other": content[:20]}[damage])
+        middle = header + 9 * 2 * 16 * 16 * 3 + 100
+        path.write_bytes({"pixel": content, "truncated": content[:middle], "empty": b"", "other": content[:20]}[damage])
     assert np.array_equal(run(ldm, dataset, rows), expected)
     said = capsys.readouterr().err
-    assert ("the candidates of image 9 are damaged" if damage == "pixel" else "is damaged") in said
-    assert said.count("damaged (") == (0 if damage == "pixel" else 1)
+    rows_alone = damage in ("pixel", "truncated")  # numpy fills up what is cut off, and the checksums do not fit
+    assert ("the candidates of image 9 are damaged" if rows_alone else "is damaged") in said
+    assert said.count("damaged (") == (0 if rows_alone else 1)
     assert np.array_equal(run(ldm, dataset, rows), expected)
     assert capsys.readouterr().err == ""
 

@@ -91,6 +91,9 @@ def open_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap
             reason = f"{type(error).__name__}: {error}"
         path.replace(path.with_suffix(".damaged"))
         show_note(f"{path} is damaged ({reason}); it was set aside, and is made anew")
-    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
-    reserve(path, array.offset + array.nbytes)
+    work = path.with_name(f".{path.name}.new")  # under its own name only when it is complete; the caller has the lock
+    array = np.lib.format.open_memmap(work, "w+", dtype, shape)
+    reserve(work, array.offset + array.nbytes)
+    array.flush()
+    work.replace(path)
     return array
