@@ -125,9 +125,9 @@ def train_run(
     in it, `Interrupted` where a signal asks to stop, when everything is saved.
     """
     ALGORITHMS.get(config.algorithm)
-    tracking = Tracking(folder, track)
-    refuse_other_options(folder, data, config)
     processes = join_processes()
+    tracking = Tracking(folder, track if processes.first else ())
+    refuse_other_options(folder, data, config)
     context = build_context(data, config, folder, progress and processes.first)
     context = dataclasses.replace(context, processes=processes)
     described = describe_data(data, context)
