@@ -14,8 +14,9 @@ from domainfusion.config import DataConfig, GenerateConfig, TrainConfig
 from domainfusion.config_files import build_config, load_toml, plain_values
 from domainfusion.errors import UsageError
 from domainfusion.experiments import runs
+from domainfusion.experiments.arms import arm_config
 from domainfusion.experiments.paper_tables import TABLES, Arm, Table, find_table
-from domainfusion.experiments.reproducing import arm_config, compare, headline, reproduce, run_table, table_rows
+from domainfusion.experiments.reproducing import compare, headline, reproduce, run_table, table_rows
 from domainfusion.files import read_json
 
 OPTIONS = TrainConfig(

@@ -71,8 +71,9 @@ class ReproduceCommand:
     """Make tables of the paper, row by row, and write them beside the paper's values."""
 
     tables: tyro.conf.Positional[tuple[str, ...]]
-    """table2 (sampling, updating), table3 (N), table4 (corruptions), table5 (beside ERM and zero-shot classifiers),
-    parts (each part off in turn), all."""
+    """table1 (costs), table2 (sampling, updating), table3 (N), table4 (corruptions), table5 (beside ERM and zero-shot
+    classifiers), parts (each part off in turn), fig2 (corruptions and the LDM's prior), fig3 and fig4 (evolution and LD
+    noise, any image and busy ones), fig5 (heat maps), all."""
     options: Annotated[TrainConfig, Flat]
     dataset: tuple[str, ...] = ("pictograms",)
     """Embedded benchmarks or folders DOMAIN/CLASS/IMAGE."""
@@ -215,7 +216,7 @@ def reproduce(words: list[str]) -> None:
     )
     command = parse(ReproduceCommand, words, "domainfusion reproduce", base_options(TrainConfig, words))
     if not command.tables:
-        raise UsageError("name a table: domainfusion reproduce table2|table3|table4|table5|parts|all")
+        raise UsageError("name what to reproduce: table1 to table5, parts, fig2 to fig5, or all")
     from domainfusion.experiments.reproducing import reproduce as make
     from domainfusion.experiments.reproducing import reproduction_text
 

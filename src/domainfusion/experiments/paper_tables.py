@@ -168,5 +168,5 @@ TABLES: Mapping[str, Table] = MappingProxyType(
 def find_table(name: str) -> Table:
     """The table of a name; raises `UsageError` for another, naming the nearest."""
     if name not in TABLES:
-        raise unknown_name("table", name, TABLES)
+        raise unknown_name("table", name, [*TABLES, "table1", "fig2", "fig3", "fig4", "fig5", "all"])
     return TABLES[name]

@@ -6,6 +6,7 @@ what runs can share beneath (the LDM's candidates, curves) they do. The same com
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
@@ -13,34 +14,26 @@ from pathlib import Path
 from typing import Any
 
 from domainfusion.config import TrainConfig
-from domainfusion.config_files import build_config, plain_values
 from domainfusion.data.domains import load_dataset
 from domainfusion.data.splits import build_split
 from domainfusion.errors import UsageError
+from domainfusion.experiments.arms import arm_config, run_folder
 from domainfusion.experiments.benchmark import Run, config_of, finished, summarize_runs
-from domainfusion.experiments.paper_tables import TABLES, Arm, Table, find_table
+from domainfusion.experiments.cost_table import NOTE, cost_rows, measure_costs
+from domainfusion.experiments.paper_figures import FIGURES, draw_figure
+from domainfusion.experiments.paper_tables import TABLES, Table, find_table
 from domainfusion.experiments.runs import describe_environment, train_run
 from domainfusion.files import make_folder, write_json
-from domainfusion.report.tables_page import Part, write_tables_page
+from domainfusion.report.tables_page import Part, Picture, write_tables_page
 from domainfusion.results.statistics import PairedDifference, estimate, paired_difference, trial_means
 from domainfusion.results.tables import format_difference, text_table
+
+COSTS = "table1"
+ITEMS = (COSTS, *TABLES, *FIGURES)
 
 
 class OutOfBudget(Exception):
     """The time that was given is up; what has been made is kept."""
-
-
-def arm_config(config: TrainConfig, arm: Arm) -> TrainConfig:
-    """The user's options with the arm's over them."""
-    values = plain_values(dataclasses.replace(config, algorithm=arm.algorithm))
-    for name, value in arm.options.items():
-        *groups, leaf = name.split(".")
-        place = values
-        for group in groups:
-            place = place[group]
-        place[leaf] = list(value) if isinstance(value, tuple) else value
-    found: TrainConfig = build_config(TrainConfig, values, f"row {arm.title!r}")
-    return found
 
 
 def run_table(
@@ -65,13 +58,12 @@ def run_table(
     for target in chosen:
         dataset.index_of(target)
     arms = {arm.key: arm_config(config, arm) for arm in table.arms}
-    place = folder / Path(data).name
     planned = [(trial, target, key) for trial in trials for target in chosen for key in arms]
     results: dict[Run, dict[str, Any]] = {}
 
     def make(run: Run) -> dict[str, Any]:
         trial, target, key = run
-        where = place / key / target / f"trial-{trial}"
+        where = run_folder(folder, data, key, target, trial)
         if deadline is not None and time.monotonic() > deadline and not (where / "result.json").exists():
             raise OutOfBudget
         options = dataclasses.replace(config_of(arms[key], run), algorithm=table.arm(key).algorithm)
@@ -168,32 +160,72 @@ def reproduce(
 ) -> dict[str, Any]:  # fmt: skip
     """Make tables on data sets, as far as `minutes` allow (0: no limit), and write `reproduce.html` and the tables.
 
-    Returns {"tables": [what `run_table` returns], "report": path}.
+    Names are those of tables, `table1` (costs) and `fig2` to `fig5`, or `all`.
+
+    Returns {"tables": [what `run_table` returns], "others": costs and figures, "report": path}.
     """
     deadline = time.monotonic() + 60 * minutes if minutes else None
-    tables = [find_table(name) for name in (TABLES if "all" in names else names)]
+    wanted = list(dict.fromkeys(ITEMS if "all" in names else names))
+    for name in wanted:
+        if name not in FIGURES and name != COSTS:
+            find_table(name)
     found: list[dict[str, Any]] = []
+    others: list[dict[str, Any]] = []
+    parts: list[Part] = []
 
     def write() -> Path:
         return write_tables_page(
-            [part_of(summary) for summary in found], folder / "reproduce.html", headline=headline(found),
-            command=command, environment=describe_environment(),
+            parts, folder / "reproduce.html", headline=headline(found), command=command,
+            environment=describe_environment(),
         )  # fmt: skip
 
     make_folder(folder)
     for data in datasets:
-        for table in tables:
-            found.append(
-                run_table(
-                    table, data, config, range(trials), targets or None, folder, command=command, deadline=deadline
-                )
-            )
+        for name in wanted:
+            if name == COSTS:
+                costs = measure_costs(data, config, targets[0] if targets else None)
+                write_json(folder / f"{name}-{Path(data).name}.json", {"command": command, **costs})
+                others.append({"table": name, **costs})
+                parts.append(costs_part(costs))
+            elif name in FIGURES:
+                figure = draw_figure(name, data, config, folder, targets[0] if targets else None)
+                others.append(figure)
+                parts.append(figure_part(figure))
+            else:
+                summary = run_table(
+                    find_table(name), data, config, range(trials), targets or None, folder, command=command,
+                    deadline=deadline,
+                )  # fmt: skip
+                found.append(summary)
+                parts.append(part_of(summary))
             write()  # what is there can be read while the rest is made
-    return {"tables": found, "report": str(write())}
+    return {"tables": found, "others": others, "report": str(write())}
+
+
+def costs_part(found: Mapping[str, Any]) -> Part:
+    """Table 1 as a section of the page."""
+    name = f"{COSTS}, {found['dataset']}"
+    return Part(
+        id=f"{COSTS}-{found['dataset']}", name=name, title=f"What fine-tuning and generation cost ({name})",
+        rows=tuple(map(tuple, cost_rows(dict(found)))), notes=(NOTE,),
+    )  # fmt: skip
+
+
+def figure_part(found: Mapping[str, Any]) -> Part:
+    """A figure as a section of the page."""
+    path = Path(found["picture"])
+    uri = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    return Part(
+        id=f"{found['figure']}-{found['dataset']}", name=f"{found['figure']}, {found['dataset']}",
+        title=f"{found['title']} ({found['figure']}, {found['dataset']})", texts=tuple(found["texts"]),
+        pictures=(Picture(uri, found["title"], path.name),),
+    )  # fmt: skip
 
 
 def headline(summaries: Sequence[Mapping[str, Any]]) -> str:
     """What the tables say together: how many of the paper's differences have the same sign here."""
+    if not summaries:
+        return "Costs and pictures."
     signs = [
         compare(summary, key, summary["dataset"]).agrees for summary in summaries for key in summary["arms"]
     ]  # fmt: skip
@@ -232,6 +264,11 @@ def part_of(summary: Mapping[str, Any]) -> Part:
 def reproduction_text(found: Mapping[str, Any]) -> str:
     """The tables as text."""
     lines = []
+    for other in found["others"]:
+        if "figure" in other:
+            lines += [f"{other['figure']} on {other['dataset']}: {other['picture']}", *other["texts"], ""]
+        else:
+            lines += [f"{other['table']}: costs", "", text_table(cost_rows(other)), ""]
     for summary in found["tables"]:
         heading = f"{summary['table']} on {summary['dataset']}: {summary['title']}"
         if summary["runs"] < summary["planned"]:
