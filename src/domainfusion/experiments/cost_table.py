@@ -226,6 +226,6 @@ def duration(days: float) -> str:
 NOTE = (
     "Counted: the operations of the paper's numbers of images at Stable Diffusion v1-4's size (DomainFusion at 320 "
     "pixels, the others at 512), at 35 % of the GPU's peak rate; fine-tuning passes each image once; DomainFusion "
-    "takes the denoising steps of these options, since the paper does not tell its own. Here: images for one target with "
-    "these options, times of a few images multiplied."
+    "takes the denoising steps of these options, since the paper does not tell its own. Here: images for one target "
+    "with these options, times of a few images multiplied."
 )
