@@ -92,11 +92,12 @@ class DataConfig:
 class DistillConfig:
     """Latent distillation (Algorithm 2)."""
 
-    estimator: Literal["score", "autograd", "curve"] = "score"
+    estimator: Literal["auto", "score", "autograd", "curve"] = "auto"
     """score: U-Net Jacobian dropped, forward passes only; autograd: the literal Algorithm 2 (slow, much memory);
-    curve: slopes tabulated once for every image and label (domainfusion distill), read while training."""
+    curve: slopes tabulated once for every image and label (domainfusion distill), read while training;
+    auto: curve where its table comes with the package or takes fewer passes of the U-Net than training would."""
     curve_of: Literal["score", "autograd"] = "score"
-    """What curve tabulates."""
+    """What curve tabulates, and auto computes."""
     curve_samples: Annotated[int, Field(ge=2, multiple_of=2)] = 8
     """Draws of (timestep, noise) in a round of the table, in antithetic pairs, shared by all its confidences."""
     curve_rounds: Annotated[int, Field(ge=2)] = 4
@@ -125,7 +126,7 @@ class DistillConfig:
     @property
     def method(self) -> Literal["score", "autograd"]:
         """How a slope is computed, in training or for a table."""
-        return self.curve_of if self.estimator == "curve" else self.estimator
+        return self.curve_of if self.estimator in ("auto", "curve") else self.estimator
 
     @model_validator(mode="after")
     def _timesteps_ascend(self) -> DistillConfig:

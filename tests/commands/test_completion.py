@@ -99,7 +99,7 @@ def test_options_of_the_command_are_offered_and_no_others(complete: Complete) ->
 def test_names_follow_their_options(complete: Complete) -> None:
     assert sorted(complete("train", "pictograms", "--algorithm", "")) == ALGORITHMS.names()
     assert complete("train", "pictograms", "--algorithm", "dom") == ["domainfusion"]
-    assert sorted(complete("train", "pictograms", "--distill.estimator", "")) == ["autograd", "curve", "score"]
+    assert sorted(complete("train", "pictograms", "--distill.estimator", "")) == ["auto", "autograd", "curve", "score"]
     assert sorted(complete("train", "pictograms", "--track", "")) == ["mlflow", "tensorboard", "wandb"]
     assert complete("export", "run", "--format", "on") == ["onnx"]
 

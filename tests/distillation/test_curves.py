@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.data.transforms import from_uint8, resize
 from domainfusion.diffusion import ldm as ldm_module
 from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
+from domainfusion.distillation import curves as curves_module
 from domainfusion.distillation.corruption import degrade
-from domainfusion.distillation.curves import GRID, Curves, CurveStore, curves_of
+from domainfusion.distillation.curves import GRID, Curves, CurveStore, curves_of, reads_curves
 from domainfusion.distillation.slopes import SlopeEstimator, draw
 from domainfusion.experiments.runs import build_algorithm, build_context, train_run
 from domainfusion.experiments.tabulating import tabulate_curves, tabulation_text
@@ -251,3 +253,37 @@ def test_the_fingerprint_of_a_source_is_that_of_its_files(tiny_pipeline: Path, t
     path = copy / "scheduler" / "scheduler_config.json"
     path.write_text(path.read_text().replace("0.012", "0.013"))
     assert source_fingerprint(str(copy)) != source_fingerprint(str(tiny_pipeline))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, False),  # a short run asks for fewer slopes than a table has
+        ({"steps": 10**6}, True),
+        ({"distill_weight": 0.0, "steps": 10**6}, False),
+        ({"distill": DistillConfig(estimator="curve")}, True),
+        ({"distill": DistillConfig(estimator="score"), "steps": 10**6}, False),
+        # The table's passes: 6 images x 10 confidences x 2 draws x 2 rounds = 240; training's: 30 steps x 8 images.
+        ({"distill": DistillConfig(curve_samples=2, curve_rounds=2), "steps": 30}, True),
+        ({"distill": DistillConfig(curve_samples=2, curve_rounds=2), "steps": 29}, False),
+        ({"distill": DistillConfig(curve_samples=2, curve_rounds=2, images_per_step=0), "steps": 15}, True),
+        ({"distill": DistillConfig(curve_samples=2, curve_rounds=2, images_per_step=0), "steps": 14}, False),
+    ],
+)
+def test_auto_takes_the_way_with_fewer_passes(
+    dataset: MultiDomainDataset, tiny_pipeline: Path, changes: dict[str, Any], expected: bool
+) -> None:
+    config = TrainConfig(**{"ldm": str(tiny_pipeline), **changes})
+    assert reads_curves(config, dataset, images=6, batch=16) is expected
+
+
+def test_auto_reads_a_table_that_comes_with_the_package(
+    dataset: MultiDomainDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TrainConfig(steps=1)
+    assert not reads_curves(config, dataset, images=6, batch=16)
+    monkeypatch.setattr(curves_module, "TABLES", tmp_path)
+    store = CurveStore(dataset, source_fingerprint("embedded"), config.distill, config.generate.plain_template, 0)
+    store.shipped.write_bytes(b"")
+    assert reads_curves(config, dataset, images=6, batch=16)
+    assert not reads_curves(dataclasses.replace(config, distill_weight=0.0), dataset, images=6, batch=16)

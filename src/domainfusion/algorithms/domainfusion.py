@@ -20,7 +20,7 @@ from domainfusion.algorithms.base import Algorithm, Batch, Context
 from domainfusion.data.transforms import from_uint8, resize
 from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
 from domainfusion.diffusion.prompts import allowed_styles
-from domainfusion.distillation.curves import Curves, CurveStore
+from domainfusion.distillation.curves import Curves, CurveStore, reads_curves
 from domainfusion.distillation.noise_pictures import noise_maps, noise_sheet
 from domainfusion.distillation.slopes import SlopeEstimator, distillation_loss, draw
 from domainfusion.files import write_text
@@ -43,7 +43,8 @@ class DomainFusion(Algorithm):
         self.spent = {"generations": 0, "generated_images": 0, "generation_seconds": 0.0, "distillation_seconds": 0.0}
         self._ldm: LatentDiffusion | None = None
         self.curves: Curves | None = None
-        if config.distill_weight > 0 and config.distill.estimator == "curve":
+        batch = config.batch_size * len(context.split.sources)
+        if reads_curves(config, context.dataset, len(self.rows), batch):
             self.curves = self.load_curves()
         elif config.distill_weight > 0:
             self.load_ldm()

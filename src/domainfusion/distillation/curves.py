@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from domainfusion.config import DistillConfig
+from domainfusion.config import DistillConfig, TrainConfig
 from domainfusion.config_files import plain_values
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.data.transforms import from_uint8, resize
-from domainfusion.diffusion.ldm import LatentDiffusion
+from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
 from domainfusion.distillation.corruption import degrade
 from domainfusion.distillation.shards import SHARD, ShardedTable
 from domainfusion.distillation.slopes import Draws, SlopeEstimator, draw
@@ -38,6 +38,7 @@ from domainfusion.tensors import load_state, save_state
 GRID = (0.02, 0.05, 0.1, 0.16, 0.24, 0.35, 0.5, 0.65, 0.8, 1.0)
 FORMAT = 2  # raised when the computation changes, so that an older table is not taken for a new one
 # Options that decide what a slope is; the others decide how it is used.
+TABLES = Path(__file__).parent / "tables"  # that come with the package
 SHAPING = ("curve_of", "curve_samples", "curve_rounds", "curve_tolerance", "residual", "guidance", "corruption",
            "weighting", "min_timestep", "max_timestep")  # fmt: skip
 
@@ -97,7 +98,7 @@ class CurveStore:
         self.key = key
         self.folder = cache_folder() / "curves" / key
         self.table = ShardedTable(self.folder, "curves")
-        self.shipped = Path(__file__).parent / "tables" / f"{key}.safetensors"
+        self.shipped = TABLES / f"{key}.safetensors"
 
     def load(self) -> Curves:
         """What has been tabulated so far: a table that came with the package, and the shards on disk."""
@@ -147,6 +148,28 @@ class CurveStore:
         """Write the whole table as one file (half precision), as it is shipped with the package."""
         found = self.load()
         save_state(path, {"slopes": found.slopes.half(), "errors": found.errors.half(), "rounds": found.rounds.int()})
+
+
+def reads_curves(config: TrainConfig, dataset: MultiDomainDataset, images: int, batch: int) -> bool:
+    """Whether a run reads its slopes from a table: a function of its options, its data, and what the package ships.
+
+    Args:
+        images: training images, which a table would have curves of.
+        batch: raw images in a step.
+    """
+    distill = config.distill
+    if config.distill_weight == 0 or distill.estimator != "auto":
+        return config.distill_weight > 0 and distill.estimator == "curve"
+    table = images * len(GRID) * distill.curve_samples * distill.curve_rounds
+    training = config.steps * min(batch, distill.images_per_step or batch) * distill.samples
+    if table <= training:
+        return True
+    if config.ldm != "embedded":  # tables are shipped for this one
+        return False
+    store = CurveStore(
+        dataset, source_fingerprint(config.ldm), distill, config.generate.plain_template, config.generate.image_size
+    )
+    return store.shipped.exists()
 
 
 @torch.no_grad()

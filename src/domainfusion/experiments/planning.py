@@ -25,7 +25,7 @@ from domainfusion.config import TrainConfig
 from domainfusion.data.domains import MultiDomainDataset, folder_address, in_order, list_images, load_dataset
 from domainfusion.data.images import read_image
 from domainfusion.diffusion.ldm import source_fingerprint
-from domainfusion.distillation.curves import GRID, CurveStore, curves_of
+from domainfusion.distillation.curves import GRID, CurveStore, curves_of, reads_curves
 from domainfusion.errors import DataError
 from domainfusion.experiments.runs import build_algorithm, context_of
 from domainfusion.files import cache_folder
@@ -70,7 +70,7 @@ def plan_run(data: str, config: TrainConfig) -> dict[str, Any]:
         _time_evaluations(algorithm, plan)
         if isinstance(algorithm, DomainFusion):
             _time_generations(algorithm, plan)
-        if config.algorithm == "domainfusion" and config.distill_weight > 0 and config.distill.estimator == "curve":
+        if _by_curves(context):
             _time_curves(context, plan)
     plan.seconds["total"] = sum(plan.seconds.values())
     plan.bytes["total"] = sum(plan.bytes.values())
@@ -112,13 +112,21 @@ def outline(data: str, config: TrainConfig, plan: Plan) -> MultiDomainDataset:
     )  # fmt: skip
 
 
+def _by_curves(context: Context) -> bool:
+    """Whether the run is DomainFusion's and reads its slopes from a table."""
+    config, split = context.config, context.split
+    count = sum(len(split.train[domain]) for domain in split.sources)
+    batch = config.batch_size * len(split.sources)
+    return config.algorithm == "domainfusion" and reads_curves(config, context.dataset, count, batch)
+
+
 def _build(context: Context, plan: Plan) -> Algorithm:
     """The algorithm as a run builds it, but that no curve is tabulated for it."""
     config = context.config
     if config.algorithm not in KNOWN:
         plan.notes.append(f"for {config.algorithm} only the steps of a plain classifier are counted, not its own work")
         config = dataclasses.replace(config, algorithm="erm")
-    elif config.algorithm == "domainfusion" and config.distill.estimator == "curve":  # reading a table costs nothing
+    elif _by_curves(context):  # reading a table costs nothing
         weight = config.raw_weight or (0.0 if config.synthetic_weight else 1.0)
         config = dataclasses.replace(config, distill_weight=0.0, raw_weight=weight)
     algorithm = build_algorithm(dataclasses.replace(context, config=config))

@@ -27,6 +27,7 @@ from domainfusion.data.splits import build_split
 from domainfusion.diffusion.ldm import embedded_folder, read_styles
 from domainfusion.diffusion.prompts import allowed_styles
 from domainfusion.distillation.curves import SHAPING as CURVE_SHAPING
+from domainfusion.distillation.curves import reads_curves
 from domainfusion.distillation.shards import SHARD
 from domainfusion.errors import DomainFusionError
 from domainfusion.experiments.generating import candidates_address, candidates_part
@@ -62,7 +63,8 @@ def find_jobs(plan: Plan, runs: Iterable[tuple[Run, TrainConfig]]) -> list[Job]:
         dataset = plan.datasets[run.place.data]
         split = build_split(dataset, config.data, config.target, config.trial)
         rows = np.sort(np.concatenate([split.train[domain] for domain in split.sources]))
-        for kind, number, key in _wanted(config, steps_per_epoch(split, config.batch_size)):
+        curves = reads_curves(config, dataset, len(rows), config.batch_size * len(split.sources))
+        for kind, number, key in _wanted(config, steps_per_epoch(split, config.batch_size), curves):
             job = jobs.setdefault(
                 hash_of([run.place.data, plain_values(config.data), config.ldm, config.precision, kind, number, *key]),
                 Job(kind, run.place.data, config, number, rows),
@@ -71,10 +73,10 @@ def find_jobs(plan: Plan, runs: Iterable[tuple[Run, TrainConfig]]) -> list[Job]:
     return list(jobs.values())
 
 
-def _wanted(config: TrainConfig, epoch: int) -> Iterator[tuple[str, int, list[Any]]]:
+def _wanted(config: TrainConfig, epoch: int, curves: bool) -> Iterator[tuple[str, int, list[Any]]]:
     """(kind, generation, what else it depends on) of everything that a run reads from the caches."""
     distill, generate = plain_values(config.distill), plain_values(config.generate)
-    if config.distill_weight > 0 and config.distill.estimator == "curve":
+    if curves:
         key = [{name: distill[name] for name in CURVE_SHAPING}, generate["plain_template"], generate["image_size"]]
         yield "curves", 0, key
     if config.synthetic_weight > 0:
