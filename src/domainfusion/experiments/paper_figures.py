@@ -59,15 +59,15 @@ def draw_figure(name: str, data: str, config: TrainConfig, folder: Path, target:
             facts = corruption_figure(ldm, images, own, path, template=template, residual=config.distill.residual)
             texts = _corruption_texts(facts)
         else:
-            rng = derive_numpy_rng("fig5 labels", dataset.fingerprint)
+            rng, count = derive_numpy_rng("fig5 labels", dataset.fingerprint), min(LABELS, len(words))
             labels = [
-                [word, *rng.choice([other for other in words if other != word], LABELS - 1, replace=False).tolist()]
+                [word, *rng.choice([other for other in words if other != word], count - 1, replace=False).tolist()]
                 for word in own
             ]
             facts = heat_figure(ldm, images, labels, path, template=template)
             texts = [
                 f"The true label has the least error in {facts['matched_first']} of {len(rows)} images (by chance 1 in "
-                f"{LABELS}); heat maps of other labels correlate with it by "
+                f"{count}); heat maps of other labels correlate with it by "
                 f"{facts['mean_likeness_of_mismatched']:.2f} on average."
             ]
     write_json(path.with_suffix(".json"), facts)
