@@ -366,7 +366,7 @@ class TrainConfig:
     """Which split of the data (strict: fold 0 to 4)."""
     seed: Seed = 0
     """Seed of initial weights, batches and augmentation (candidates have their own: generate.seed)."""
-    steps: Count = 400
+    steps: Count = 800
     """Optimizer steps."""
     epochs: Annotated[int, Field(ge=0)] = 0
     """Passes over the source domains' training images, instead of steps (0: steps counts)."""
