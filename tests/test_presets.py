@@ -144,4 +144,4 @@ def test_a_run_is_the_same_wherever_its_options_are_from(
     config = TrainConfig(algorithm="erm", target="sketch", preset="paper" if flag == "--preset" else "")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.toml").write_text(runs.to_toml(TrainConfig(algorithm="erm", target="sketch")))
-    runs._refuse_other_options(tmp_path / "run", "d", config)
+    runs.refuse_other_options(tmp_path / "run", "d", config)
