@@ -131,6 +131,10 @@ def publish(pretrained: Path, judged: Path, corpus: tuple[int, int]) -> None:
     rounds += read_rounds(pretrained)
     shutil.rmtree(WEIGHTS, ignore_errors=True)
     shutil.copytree(pretrained / "pipeline", WEIGHTS)
+    for path in WEIGHTS.rglob("config.json"):  # where a part was loaded from is no fact about it
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     shutil.copy(pretrained / "pretrain.toml", WEIGHTS)
     known.write_text(json.dumps(rounds), encoding="utf-8")
     figures = json.loads((judged / "judge.json").read_text())
@@ -232,7 +236,7 @@ def write_card(rounds: list[dict[str, Any]], figures: dict[str, Any], corpus: tu
     for stage in ("autoencoder", "denoiser"):
         mine = [item for item in rounds if item["stage"] == stage]
         last[stage] = mine[-1]["held_out"][-1][1]
-        steps[stage] = " and ".join(f"{item['steps']:,} steps of {item['batch']}" for item in mine)
+        steps[stage] = ", then ".join(f"{item['steps']:,} steps of {item['batch']}" for item in mine)
     size = sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file())
     return CARD.format(
         parts="\n".join("| " + " | ".join(part) + " |" for part in parts), megabytes=size / 1e6,

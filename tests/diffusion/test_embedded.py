@@ -84,3 +84,8 @@ def test_its_card_has_the_measured_figures():
     for needed in ("PSNR", "candidates, strength 0.4", "contrast", "Limits", "CC BY 4.0", "training.png"):
         assert needed in card
     assert set(json.loads((Path(embedded_folder()) / "styles.json").read_text())) >= {"noto mono", "emojione bw"}
+
+
+def test_the_weights_tell_no_path_of_the_machine_they_were_made_on() -> None:
+    for path in embedded_folder().rglob("*.json"):
+        assert "_name_or_path" not in json.loads(path.read_text(encoding="utf-8")), path
