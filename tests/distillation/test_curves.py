@@ -263,11 +263,11 @@ def test_the_fingerprint_of_a_source_is_that_of_its_files(tiny_pipeline: Path, t
         ({"distill_weight": 0.0, "steps": 10**6}, False),
         ({"distill": DistillConfig(estimator="curve")}, True),
         ({"distill": DistillConfig(estimator="score"), "steps": 10**6}, False),
-        # The table's passes: 6 images x 10 confidences x 2 draws x 2 rounds = 240; training's: 30 steps x 8 images.
-        ({"distill": DistillConfig(curve_samples=2, curve_rounds=2), "steps": 30}, True),
-        ({"distill": DistillConfig(curve_samples=2, curve_rounds=2), "steps": 29}, False),
-        ({"distill": DistillConfig(curve_samples=2, curve_rounds=2, images_per_step=0), "steps": 15}, True),
-        ({"distill": DistillConfig(curve_samples=2, curve_rounds=2, images_per_step=0), "steps": 14}, False),
+        # The table's passes: 6 images x 24 confidences x 2 draws x 2 rounds = 576; training's: 72 steps x 8 images.
+        ({"distill": DistillConfig(curve_samples=2, curve_rounds=2), "steps": 72}, True),
+        ({"distill": DistillConfig(curve_samples=2, curve_rounds=2), "steps": 71}, False),
+        ({"distill": DistillConfig(curve_samples=2, curve_rounds=2, images_per_step=0), "steps": 36}, True),
+        ({"distill": DistillConfig(curve_samples=2, curve_rounds=2, images_per_step=0), "steps": 35}, False),
     ],
 )
 def test_auto_takes_the_way_with_fewer_passes(

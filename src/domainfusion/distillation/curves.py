@@ -34,9 +34,13 @@ from domainfusion.interruption import check
 from domainfusion.seeding import seed_hash
 from domainfusion.tensors import load_state, save_state
 
-# Dense where slopes bend: near p = 0 little of the image is left, and the slope changes fastest.
-GRID = (0.02, 0.05, 0.1, 0.16, 0.24, 0.35, 0.5, 0.65, 0.8, 1.0)
-FORMAT = 2  # raised when the computation changes, so that an older table is not taken for a new one
+# Dense where slopes bend: near p = 0, where little of the image is left, and where the embedded LDM's encoder takes the
+# fading ground for another colour (0.7 to 0.9). Of 24 pictograms, read off linearly, within 3 % of 32 points.
+GRID = (
+    0.02, 0.04, 0.06, 0.08, 0.1, 0.12, 0.14, 0.16, 0.2, 0.24, 0.28, 0.34, 0.38, 0.46, 0.55, 0.63, 0.67, 0.71, 0.75,
+    0.79, 0.84, 0.88, 0.92, 1.0,
+)  # fmt: skip
+FORMAT = 3  # raised when the computation changes, so that an older table is not taken for a new one
 # Options that decide what a slope is; the others decide how it is used.
 TABLES = Path(__file__).parent / "tables"  # that come with the package
 SHAPING = ("curve_of", "curve_samples", "curve_rounds", "curve_tolerance", "residual", "guidance", "corruption",
