@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import tempfile
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,8 @@ def publish(pretrained: Path, judged: Path, corpus: tuple[int, int]) -> None:
     known = WEIGHTS / "training.json"
     rounds = json.loads(known.read_text()) if known.exists() else []
     rounds += read_rounds(pretrained)
+    old = Path(tempfile.mkdtemp()) / "samples.png"  # of the denoiser, which may not have been trained on
+    shutil.copy(WEIGHTS / "samples.png", old)
     shutil.rmtree(WEIGHTS, ignore_errors=True)
     shutil.copytree(pretrained / "pipeline", WEIGHTS)
     for path in WEIGHTS.rglob("config.json"):  # where a part was loaded from is no fact about it
@@ -139,7 +142,8 @@ def publish(pretrained: Path, judged: Path, corpus: tuple[int, int]) -> None:
     known.write_text(json.dumps(rounds), encoding="utf-8")
     figures = json.loads((judged / "judge.json").read_text())
     draw_curves(rounds, WEIGHTS / "training.png")
-    for source, name in ((judged / "candidates.png", "candidates.png"), (newest_samples(pretrained), "samples.png")):
+    drawn = {"candidates.png": judged / "candidates.png", "samples.png": newest_samples(pretrained) or old}
+    for name, source in drawn.items():
         with Image.open(source) as image:
             image.convert("RGB").save(WEIGHTS / name, optimize=True)
     (WEIGHTS / "README.md").write_text(write_card(rounds, figures, corpus), encoding="utf-8")
@@ -166,8 +170,8 @@ def read_rounds(pretrained: Path) -> list[dict[str, Any]]:
     return rounds
 
 
-def newest_samples(pretrained: Path) -> Path:
-    return sorted(pretrained.glob("samples-*.png"))[-1]
+def newest_samples(pretrained: Path) -> Path | None:
+    return max(pretrained.glob("samples-*.png"), default=None)
 
 
 def draw_curves(rounds: list[dict[str, Any]], path: Path) -> None:

@@ -489,7 +489,9 @@ class PretrainConfig:
     size: Annotated[int, Field(ge=8)] = 64
     """Image size in pixels."""
     init: str = ""
-    """LDM to go on from (embedded, a folder, a hub id): its autoencoder and tokenizer stay, its denoiser trains."""
+    """LDM to go on from (embedded, a folder, a hub id): its tokenizer stays, its denoiser trains."""
+    tune_vae_steps: Annotated[int, Field(ge=0)] = 0
+    """With init: optimizer steps of its autoencoder, held to the latents that it gave (0: it stays as it is)."""
     seed: Seed = 0
     """Seed of weights, batches and noise."""
     latent_channels: Count = 16
@@ -502,12 +504,14 @@ class PretrainConfig:
     """Images in a step of the autoencoder."""
     vae_lr: Annotated[float, Field(gt=0)] = 1.5e-3
     """Learning rate of the autoencoder."""
+    fade: Share = 0.5
+    """Share of a step's images that the autoencoder also sees with less contrast, as latent distillation shows them."""
     kl_weight: Weight = 1e-4
     """Weight of the KL term."""
     unet_channels: tuple[Annotated[int, Field(ge=32, multiple_of=32)], ...] = (128, 256)
     """Widths of the U-Net's levels."""
-    unet_steps: Count = 20_000
-    """Optimizer steps of the denoiser."""
+    unet_steps: Annotated[int, Field(ge=0)] = 20_000
+    """Optimizer steps of the denoiser (0: it stays as it is)."""
     unet_batch_size: Count = 64
     """Latents in a step of the denoiser."""
     unet_lr: Annotated[float, Field(gt=0)] = 6e-4

@@ -2,10 +2,17 @@
 
 Loss: mean |x - x̂| + mean (x - x̂)² + mean |∇x - ∇x̂| + `kl_weight`·KL (Rombach et al., arXiv 2112.10752, without their
 perceptual and adversarial terms: drawings have few textures, and edges are what a candidate is recognised by).
+
+A part of the images is also shown faded towards grey. Latent distillation encodes such images, and an encoder that has
+seen drawings at full contrast alone maps them anywhere.
+
+An autoencoder that a denoiser knows already is trained on with its latents held: + ½·mean (μ(x) - μ₀(x))²/var(μ₀) over
+the unfaded images, μ₀ the posterior means it had. The denoiser then still fits.
 """
 
 from __future__ import annotations
 
+import copy
 import time
 from pathlib import Path
 from typing import Any
@@ -29,6 +36,9 @@ from domainfusion.files import append_json_line, keep_json_lines
 from domainfusion.interruption import check, requested
 from domainfusion.seeding import derive_numpy_rng
 
+HOLD = 0.5  # weight of the latents' drift when a known autoencoder is trained on
+FADED = 0.2  # contrast at which reconstruction is also measured
+
 
 def build_autoencoder(config: PretrainConfig) -> AutoencoderKL:
     """An untrained autoencoder: one level per entry of `vae_channels`, each but the last halving the resolution."""
@@ -47,12 +57,13 @@ def build_autoencoder(config: PretrainConfig) -> AutoencoderKL:
 
 
 def autoencoder_loss(
-    model: Any, images: torch.Tensor, generator: torch.Generator, kl_weight: float
+    model: Any, images: torch.Tensor, generator: torch.Generator, kl_weight: float, held: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss of the module's docstring and the mean squared error, both scalars.
 
     Args:
         images: (B, 3, S, S) in [-1, 1].
+        held: (b, C, h, w) posterior means that the first b images are to keep.
     """
     posterior = model.encode(images).latent_dist
     mean, logvar = posterior.mean.float(), posterior.logvar.float()
@@ -62,16 +73,26 @@ def autoencoder_loss(
     across, down = error.diff(dim=-1).abs().mean(), error.diff(dim=-2).abs().mean()
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
     squared = error.square().mean()
-    return error.abs().mean() + squared + across + down + kl_weight * kl, squared
+    loss = error.abs().mean() + squared + across + down + kl_weight * kl
+    if held is not None:
+        loss = loss + HOLD * (mean[: len(held)] - held).square().mean() / held.var()
+    return loss, squared
+
+
+def fade_images(images: torch.Tensor, rng: np.random.Generator, share: float) -> torch.Tensor:
+    """(round(share·B), 3, S, S): the first of images (B, 3, S, S) in [-1, 1], times a contrast of 0 to 1 each."""
+    count = round(share * len(images))
+    contrast = torch.from_numpy(rng.uniform(0, 1, count)).float().view(-1, 1, 1, 1)
+    return images[:count] * contrast
 
 
 @torch.no_grad()
-def reconstruction_psnr(model: AutoencoderKL, images: np.ndarray, batch: int = 64) -> float:
-    """Mean PSNR in dB of the reconstruction of images (N, S, S, 3) uint8 from their posterior means."""
+def reconstruction_psnr(model: AutoencoderKL, images: np.ndarray, batch: int = 64, *, contrast: float = 1.0) -> float:
+    """Mean PSNR in dB of the reconstruction of images (N, S, S, 3) uint8, faded to `contrast`, by posterior means."""
     values: list[float] = []
     for start in range(0, len(images), batch):
         x = torch.from_numpy(images[start : start + batch].astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2)
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = (x * contrast).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             decoded = model.decode(model.encode(x).latent_dist.mean, return_dict=False)[0].float().clamp(-1, 1)
         squared = ((decoded - x) / 2).square().mean((1, 2, 3)).clamp_min(1e-10)
@@ -88,14 +109,21 @@ def save_reconstructions(model: AutoencoderKL, images: np.ndarray, path: Path) -
     Image.fromarray(np.concatenate([np.concatenate(list(images), 1), np.concatenate(list(back), 1)], 0)).save(path)
 
 
-def train_autoencoder(corpus: Corpus, config: PretrainConfig, folder: Path) -> AutoencoderKL:
+def train_autoencoder(
+    corpus: Corpus, config: PretrainConfig, folder: Path, known: AutoencoderKL | None = None
+) -> AutoencoderKL:
     """The trained autoencoder (its exponential moving average); resumes from `folder` where that holds a state.
+
+    Args:
+        known: one to go on from, for `tune_vae_steps` with its latents held; without it a new one is trained.
 
     Raises:
         TrainingError: the loss is not finite; the last saved state is kept.
     """
     torch.manual_seed(config.seed)
-    model = build_autoencoder(config).to(memory_format=torch.channels_last)
+    total = config.vae_steps if known is None else config.tune_vae_steps
+    model = build_autoencoder(config) if known is None else copy.deepcopy(known).requires_grad_(True).train()
+    model = model.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(model.parameters(), config.vae_lr, weight_decay=0.0)
     averaged = Averaged(model, config.ema)
     state_path = folder / "autoencoder-state.safetensors"
@@ -105,16 +133,21 @@ def train_autoencoder(corpus: Corpus, config: PretrainConfig, folder: Path) -> A
     training, validation = corpus.select(~held_out), corpus.select(held_out)
     probability = training.weight / training.weight.sum()
     clock = time.monotonic()
-    for step in range(start, config.vae_steps):
+    for step in range(start, total):
         rng = derive_numpy_rng("autoencoder", config.seed, step)
         chosen = rng.choice(len(training), config.vae_batch_size, p=probability)
         images, _ = augment(training.images[chosen], rng, hue=0.4)
-        images = images.contiguous(memory_format=torch.channels_last)
+        shown = torch.cat([images, fade_images(images, rng, config.fade)])
+        shown = shown.contiguous(memory_format=torch.channels_last)
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         for group in optimizer.param_groups:
-            group["lr"] = config.vae_lr * learning_rate_factor(step, config.vae_steps, config.decay)
+            group["lr"] = config.vae_lr * learning_rate_factor(step, total, config.decay)
         with torch.autocast("cpu", torch.bfloat16):
-            loss, squared = autoencoder_loss(model, images, generator, config.kl_weight)
+            held = None
+            if known is not None:
+                with torch.no_grad():
+                    held = known.encode(shown[: len(images)]).latent_dist.mean.float()
+            loss, squared = autoencoder_loss(model, shown, generator, config.kl_weight, held)
         if not torch.isfinite(loss):
             raise TrainingError(f"the autoencoder's loss is {loss.item()} at step {step}; lower --vae-lr and resume")
         optimizer.zero_grad(set_to_none=True)
@@ -123,16 +156,18 @@ def train_autoencoder(corpus: Corpus, config: PretrainConfig, folder: Path) -> A
         optimizer.step()
         averaged.update(model)
         done = step + 1
-        if done % config.log_every == 0 or done == config.vae_steps:
+        if done % config.log_every == 0 or done == total:
             record = {"stage": "autoencoder", "step": done, "loss": loss.item(), "mse": squared.item(),
                       "seconds": time.monotonic() - clock}  # fmt: skip
             append_json_line(folder / "metrics.jsonl", record)
-        due = done % config.save_every == 0 or done == config.vae_steps
+        due = done % config.save_every == 0 or done == total
         if due:  # recorded before it is saved: a resumed training drops what was recorded after its state, and no more
             with averaged.applied_to(model):
                 psnr = reconstruction_psnr(model, validation.images[:512])
+                faded = reconstruction_psnr(model, validation.images[:512], contrast=FADED)
                 save_reconstructions(model, validation.images[:16], folder / f"autoencoder-{done:06d}.png")
-            append_json_line(folder / "metrics.jsonl", {"stage": "autoencoder", "step": done, "held_out_psnr": psnr})
+            record = {"stage": "autoencoder", "step": done, "held_out_psnr": psnr, "held_out_faded_psnr": faded}
+            append_json_line(folder / "metrics.jsonl", record)
         if due or requested():
             save_training(state_path, model, optimizer, averaged, done)
             check()

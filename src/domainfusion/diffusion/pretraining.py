@@ -53,9 +53,10 @@ def train_pipeline(corpus: Corpus, config: PretrainConfig, folder: Path) -> Path
     return save_pipeline(vae, tokenizer, denoiser, corpus.versatile_styles, folder / "pipeline")
 
 
+KNOWN = "vae-before"  # folder of the autoencoder that training goes on from
 # What may change when a training is resumed: how long and how fast, not what.
-MAY_CHANGE = ("vae_steps", "unet_steps", "vae_lr", "unet_lr", "unet_batch_size", "vae_batch_size", "decay", "log_every",
-              "save_every")  # fmt: skip
+MAY_CHANGE = ("vae_steps", "tune_vae_steps", "unet_steps", "vae_lr", "unet_lr", "unet_batch_size", "vae_batch_size",
+              "decay", "log_every", "save_every")  # fmt: skip
 
 
 def refuse_other_options(corpus: Corpus, config: PretrainConfig, folder: Path) -> None:
@@ -80,7 +81,8 @@ def take_over(config: PretrainConfig, folder: Path) -> None:
 
     Raises `UsageError` where the LDM does not predict noise, which is what the denoiser is trained to do.
     """
-    if (folder / "vae" / "config.json").exists():
+    name = KNOWN if config.tune_vae_steps else "vae"
+    if (folder / name / "config.json").exists():
         return
     ldm = LatentDiffusion.load(config.init, precision="float32")
     if ldm.prediction_type != "epsilon":
@@ -93,7 +95,7 @@ def take_over(config: PretrainConfig, folder: Path) -> None:
     work = folder / ".vae.tmp"
     shutil.rmtree(work, ignore_errors=True)
     ldm.vae.save_pretrained(work)
-    work.rename(folder / "vae")
+    work.rename(folder / name)
 
 
 def build_denoiser(tokenizer: CLIPTokenizer, config: PretrainConfig) -> Denoiser:
@@ -109,11 +111,14 @@ def build_denoiser(tokenizer: CLIPTokenizer, config: PretrainConfig) -> Denoiser
 
 
 def load_or_train_autoencoder(corpus: Corpus, config: PretrainConfig, folder: Path) -> AutoencoderKL:
-    """The finished autoencoder of `folder`, or a newly trained one."""
+    """The finished autoencoder of `folder`, or one trained now: anew, or on from that of `config.init`."""
     target = folder / "vae"
     if not (target / "config.json").exists():
         work = folder / ".vae.tmp"  # under its own name only when it is complete
-        train_autoencoder(corpus, config, folder).save_pretrained(work)
+        known = None
+        if config.init:
+            known = AutoencoderKL.from_pretrained(folder / KNOWN).eval().requires_grad_(False)
+        train_autoencoder(corpus, config, folder, known).save_pretrained(work)
         shutil.rmtree(target, ignore_errors=True)
         work.rename(target)
     vae = AutoencoderKL.from_pretrained(target).eval().requires_grad_(False)
