@@ -126,7 +126,9 @@ class DistillConfig:
     @property
     def method(self) -> Literal["score", "autograd"]:
         """How a slope is computed, in training or for a table."""
-        return self.curve_of if self.estimator in ("auto", "curve") else self.estimator
+        if self.estimator == "auto" or self.estimator == "curve":
+            return self.curve_of
+        return self.estimator
 
     @model_validator(mode="after")
     def _timesteps_ascend(self) -> DistillConfig:

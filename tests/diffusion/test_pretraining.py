@@ -22,7 +22,12 @@ from transformers import CLIPTokenizer
 
 from domainfusion.config import PretrainConfig
 from domainfusion.diffusion import autoencoder_training, denoiser_training
-from domainfusion.diffusion.autoencoder_training import autoencoder_loss, build_autoencoder, reconstruction_psnr
+from domainfusion.diffusion.autoencoder_training import (
+    autoencoder_loss,
+    build_autoencoder,
+    fade_images,
+    reconstruction_psnr,
+)
 from domainfusion.diffusion.corpus import BACKGROUNDS, FOREGROUNDS, Corpus, augment, compose_caption, load_corpus
 from domainfusion.diffusion.denoiser_training import build_scheduler, min_snr_weight
 from domainfusion.diffusion.ldm import LatentDiffusion
@@ -91,7 +96,7 @@ def test_pretrain_writes_a_pipeline_that_diffusers_runs(corpus_folder: Path, tmp
     for stage in ("autoencoder", "denoiser"):
         assert [r["step"] for r in records if r["stage"] == stage and "loss" in r] == [1, 2, 3, 4, 5, 6]
         held = [value for r in records if r["stage"] == stage for key, value in r.items() if key.startswith("held_out")]
-        assert len(held) == 3
+        assert len(held) == {"autoencoder": 6, "denoiser": 3}[stage]  # the autoencoder's also faded
         assert np.isfinite(held).all()
 
 
@@ -306,6 +311,43 @@ def test_autoencoder_loss_is_its_formula() -> None:
     )  # fmt: skip
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
     torch.testing.assert_close(squared, torch.nn.functional.mse_loss(x_hat, images), rtol=1e-5, atol=0)
+
+
+def test_latents_that_are_held_pull_on_the_unfaded_images_alone() -> None:
+    torch.manual_seed(0)
+    model, images = build_autoencoder(TINY), torch.rand(3, 3, SIZE, SIZE) * 2 - 1
+    held = torch.randn(2, 4, SIZE // 2, SIZE // 2)
+    free, _ = autoencoder_loss(model, images, torch.Generator().manual_seed(4), 0.3)
+    bound, _ = autoencoder_loss(model, images, torch.Generator().manual_seed(4), 0.3, held)
+    mean = model.encode(images).latent_dist.mean[:2]
+    torch.testing.assert_close(bound - free, 0.5 * ((mean - held) ** 2).mean() / held.var(), rtol=1e-4, atol=1e-6)
+
+
+def test_faded_images_keep_their_form_and_lose_contrast() -> None:
+    images = torch.rand(8, 3, 4, 4) * 2 - 1
+    faded = fade_images(images, np.random.default_rng(0), 0.5)
+    ratio = (faded / images[:4]).flatten(1)
+    torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio))
+    assert ((ratio > 0) & (ratio < 1)).all()
+    assert len(ratio[:, 0].unique()) == 4
+    assert len(fade_images(images, np.random.default_rng(0), 0.0)) == 0
+
+
+def test_a_known_autoencoder_is_trained_on_and_its_denoiser_stays(corpus_folder: Path, tmp_path: Path) -> None:
+    first = pretrain(corpus_folder, dataclasses.replace(TINY, vae_steps=60, vae_lr=3e-3, ema=0.0), tmp_path / "first")
+    options = {"init": str(first), "tune_vae_steps": 40, "unet_steps": 0, "vae_lr": 1e-3, "ema": 0.0}
+    second = pretrain(corpus_folder, dataclasses.replace(TINY, **options), tmp_path / "second")
+    old, new = (LatentDiffusion.load(str(folder), precision="float32") for folder in (first, second))
+    for part in ("unet", "text_encoder"):
+        for name, value in getattr(old, part).state_dict().items():
+            assert torch.equal(value, getattr(new, part).state_dict()[name]), name
+    assert new.scaling_factor == old.scaling_factor
+    images = torch.from_numpy(np.stack([square_image(k) for k in range(24)])).permute(0, 3, 1, 2) / 127.5 - 1
+    drift = (new.encode(images) - old.encode(images)).square().mean().sqrt() / old.encode(images).std()
+    assert 0 < drift < 0.25
+    records = [json.loads(line) for line in (tmp_path / "second" / "metrics.jsonl").read_text().splitlines()]
+    assert {record["stage"] for record in records} == {"autoencoder"}
+    assert records[-1]["step"] == 40
 
 
 def test_psnr_of_known_errors() -> None:
