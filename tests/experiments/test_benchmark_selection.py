@@ -121,7 +121,7 @@ def test_the_report_shows_the_draws_that_count_as_one_arm(done: tuple[Path, dict
 def test_training_domain_validation_chooses_a_draw_by_the_sources_alone(
     images: Path, done: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def train_run(data: str, config: TrainConfig, where: Path) -> dict[str, Any]:
+    def train_run(data: str, config: TrainConfig, where: Path, **how: Any) -> dict[str, Any]:
         validation = {0: 0.5, 1: 0.7, 2: 0.7, 3: 0.6}[config.hparams_seed]
         return {"target_accuracy": config.hparams_seed / 10, "validation_accuracy": validation, "seconds": 1.0,
                 "protocol": "domainbed"}  # fmt: skip
@@ -141,7 +141,7 @@ def test_without_a_search_options_are_taken_as_they_are(
 ) -> None:
     seen: list[TrainConfig] = []
 
-    def train_run(data: str, config: TrainConfig, where: Path) -> dict[str, Any]:
+    def train_run(data: str, config: TrainConfig, where: Path, **how: Any) -> dict[str, Any]:
         seen.append(config)
         return {"target_accuracy": 0.5, "validation_accuracy": 0.5, "seconds": 1.0, "protocol": "domainbed"}
 

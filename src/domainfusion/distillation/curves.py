@@ -139,7 +139,7 @@ class CurveStore:
             mine = missing[missing // SHARD == number]
             parts = [
                 curves_of(estimator, self.dataset, part, self.prompts, size)
-                for part in np.array_split(mine, max(1, round(len(mine) * len(GRID) / batch)))
+                for part in np.array_split(mine, min(len(mine), max(1, round(len(mine) * len(GRID) / batch))))
             ]
             found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
             self.table.write(int(number), torch.from_numpy(mine), found)

@@ -15,7 +15,7 @@ from typing import Any
 from domainfusion.config import TrainConfig
 from domainfusion.config_files import load_toml, plain_values
 from domainfusion.errors import UsageError
-from domainfusion.files import read_json
+from domainfusion.files import read_json, read_json_object
 from domainfusion.results.records import find_runs, load_run
 
 Unit = tuple[int, int]  # (trial, seed): what an algorithm is repeated over
@@ -156,7 +156,7 @@ def read_runs(paths: Iterable[Path]) -> list[Run]:
         for folder in find_runs(path):
             # Other tools write a result.json too (Ray does); a run of ours also tells of its data.
             # A run that held out a second domain was made to select others by.
-            if (folder / "data.json").exists() and "second_target" not in read_json(folder / "data.json"):
+            if (folder / "data.json").exists() and "second_target" not in read_json_object(folder / "data.json"):
                 folders.setdefault(folder.resolve(), folder)
     if not folders:
         places = ", ".join(str(path) for path in paths) or "no folder"
