@@ -90,7 +90,8 @@ Measured by `domainfusion judge pictograms`, on {judged} images of the benchmark
 classifier trained on all five styles, on images it was not trained on; style moved is the median KL divergence
 between channel statistics (Gaussian) of image and candidate.
 
-- Reconstruction: PSNR {held_psnr:.1f} dB on held-out training drawings, {psnr:.1f} dB on the benchmark.
+- Reconstruction: PSNR {held_psnr:.1f} dB on held-out training drawings ({faded:.1f} dB of the
+  same at a contrast of 0.2), {psnr:.1f} dB on the benchmark.
 - Mean squared error of the predicted noise on held-out drawings, all timesteps: {held_mse:.3f}.
 
 {candidates}
@@ -165,8 +166,10 @@ def read_rounds(pretrained: Path) -> list[dict[str, Any]]:
         if mine:
             training = [[r["step"], round(r["mse"], 5)] for r in mine if "mse" in r][::5]
             marks = [[r["step"], round(r[held], 5)] for r in mine if held in r]
+            faded = [r["held_out_faded_psnr"] for r in mine if "held_out_faded_psnr" in r]
             rounds.append({"stage": stage, "steps": mine[-1]["step"], "batch": options[batch],
-                           "training": training, "held_out": marks})  # fmt: skip
+                           "training": training, "held_out": marks,
+                           **({"held_out_faded": round(faded[-1], 3)} if faded else {})})  # fmt: skip
     return rounds
 
 
@@ -241,6 +244,7 @@ def write_card(rounds: list[dict[str, Any]], figures: dict[str, Any], corpus: tu
         mine = [item for item in rounds if item["stage"] == stage]
         last[stage] = mine[-1]["held_out"][-1][1]
         steps[stage] = ", then ".join(f"{item['steps']:,} steps of {item['batch']}" for item in mine)
+    faded = [item for item in rounds if item["stage"] == "autoencoder"][-1]["held_out_faded"]
     size = sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file())
     return CARD.format(
         parts="\n".join("| " + " | ".join(part) + " |" for part in parts), megabytes=size / 1e6,
@@ -248,7 +252,7 @@ def write_card(rounds: list[dict[str, Any]], figures: dict[str, Any], corpus: tu
         styles=corpus[1],
         vae=steps["autoencoder"], unet=steps["denoiser"],
         dropout=options["caption_dropout"], ema=options["ema"], judged=figures["images"],
-        held_psnr=last["autoencoder"], psnr=figures["psnr"], held_mse=last["denoiser"],
+        held_psnr=last["autoencoder"], faded=faded, psnr=figures["psnr"], held_mse=last["denoiser"],
         candidates="\n".join(candidates), slopes="\n".join(slopes),
     )  # fmt: skip
 
