@@ -18,7 +18,7 @@ COMMANDS = {
     "demo": "train ERM and DomainFusion on the embedded benchmark and show both",
     "train": "train one classifier",
     "benchmark": "train algorithms on every target domain and trial; table of accuracies",
-    "reproduce": "the paper's tables, row by row, beside the paper's values",
+    "reproduce": "the paper's tables and figures on a data set, beside the paper's values",
     "sweep": "many runs by Ray, on this machine or a cluster: data sets, targets, trials, hyperparameters",
     "evaluate": "accuracy of a finished run, by class",
     "predict": "labels and confidences of new images, by a run's model or an exported one",
