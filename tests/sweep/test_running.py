@@ -301,7 +301,7 @@ def test_a_driver_that_is_asked_to_stop_has_its_runs_saved(image_folder: Path, t
     with locked(metrics.with_name(".lock")):  # the run's own process has ended
         log = (metrics.parent / "run.log").read_text()
         assert "stopped by SIGTERM; everything is saved" in log
-        # A checkpoint was written at the step that it had come to, after the last evaluation.
+        # A checkpoint was written at the step that it had come to, at the last evaluation or after it.
         state = load_state(metrics.parent / "checkpoints" / "last.safetensors")
-        assert state["progress"]["step"] > read_json_lines(metrics)[-1]["step"]
+        assert read_json_lines(metrics)[-1]["step"] <= state["progress"]["step"] < 3000
     assert not (output / ".tune").exists()
