@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 
-# The tests are small; threads that wait for each other would cost more than they give.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tests fork processes to kill them, and a fork of a process whose OpenMP threads have begun waits for these for ever.
+# Set before torch is imported; also two processes with a thread each do not wait for each other's cores.
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
