@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import sys
+from importlib import metadata
 from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent / "src"), str(HERE.parent / "scripts"), str(HERE / "extensions")]
 
-import domainfusion  # noqa: E402
-
 project = "domainfusion"
 author = "the authors of domainfusion"
 project_copyright = "the authors of domainfusion, Apache-2.0"
-release = version = domainfusion.__version__
+release = version = metadata.version("domainfusion")
 
 extensions = [
     "myst_parser",

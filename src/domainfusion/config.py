@@ -26,24 +26,18 @@ def _ascending(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
-def _template(value: str) -> str:
-    try:
-        value.format(label="cat", style="ink")
-    except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(
-            f"a template may hold {{label}} and {{style}} only ({type(error).__name__}: {error})"
-        ) from None
-    return value
+def _template_of(*names: str) -> AfterValidator:
+    """A validator of templates that may hold `names` in braces, and nothing else there."""
 
+    def check(value: str) -> str:
+        try:
+            value.format(**dict.fromkeys(names, "cat"))
+        except (KeyError, IndexError, ValueError) as error:
+            known = " and ".join(f"{{{name}}}" for name in names)
+            raise ValueError(f"a template may hold {known} only ({type(error).__name__}: {error})") from None
+        return value
 
-def _domain_template(value: str) -> str:
-    try:
-        value.format(label="cat", domain="sketch")
-    except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(
-            f"a template may hold {{label}} and {{domain}} only ({type(error).__name__}: {error})"
-        ) from None
-    return value
+    return AfterValidator(check)
 
 
 def _domain_words(value: str) -> str:
@@ -56,8 +50,8 @@ Confidence = Annotated[float, Field(ge=0.02, le=1)]
 Strength = Annotated[float, Field(gt=0, le=1)]
 StrengthRange = Annotated[tuple[Strength, Strength], AfterValidator(_ascending)]
 Interval = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
-Template = Annotated[str, AfterValidator(_template)]
-DomainTemplate = Annotated[str, AfterValidator(_domain_template)]
+Template = Annotated[str, _template_of("label", "style")]
+DomainTemplate = Annotated[str, _template_of("label", "domain")]
 DomainWords = Annotated[str, AfterValidator(_domain_words)]
 Corruption = Literal["contrast", "blur", "pepper", "mask"]
 Residual = Literal["plain", "guided", "contrast"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +138,20 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
         for name, value in values.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                 values[name] = torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
+
+
+def refuse_other_architecture(
+    wanted: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor], origin: str
+) -> None:
+    """Raise `FileError` where `given`, read from `origin`, has not the names and shapes of `wanted`."""
+    missing, unknown = sorted(set(wanted) - set(given)), sorted(set(given) - set(wanted))
+    for names, problem in ((missing, "lacks"), (unknown, "holds an unknown")):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise FileError(f"{origin} is of another architecture: it {problem} {names[0]}{more}")
+    for name, tensor in given.items():
+        if tensor.shape != wanted[name].shape:
+            raise FileError(
+                f"{origin} is of another architecture: {name} has the shape {list(tensor.shape)}, "
+                f"not {list(wanted[name].shape)}"
+            )

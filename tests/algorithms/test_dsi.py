@@ -95,7 +95,11 @@ def test_the_confidence_order_is_the_literal_loops(
 def test_a_threshold_below_chance_takes_every_image_as_it_is() -> None:
     """The threshold of the authors' README, 0.1, is below 1/7: on PACS nothing is ever translated."""
     plain = torch.randn(20, 7, generator=torch.Generator().manual_seed(0)) * 0.01
-    logits, accepted = choose_logits(plain, None, DSIConfig(threshold=0.1))  # type: ignore[arg-type]
+
+    def never(number: int, waiting: np.ndarray) -> torch.Tensor:
+        raise AssertionError(f"start step {number} was asked for")
+
+    logits, accepted = choose_logits(plain, never, DSIConfig(threshold=0.1))
     assert torch.equal(logits, plain)
     assert (accepted == 0).all()
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -151,7 +152,7 @@ def test_bash_completes_after_an_equals_sign(scripts: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("command", KNOWN, ids=lambda command: command.name)
-def test_every_option_of_the_parser_is_known(command) -> None:  # type: ignore[no-untyped-def]
+def test_every_option_of_the_parser_is_known(command: Any) -> None:
     name, _, sub = command.name.partition(" ")
     if name in ("list", "completion") or (not sub and subcommands_of(name, cli.PLACES[name])):
         return

@@ -480,8 +480,8 @@ def test_what_is_prepared_can_be_loaded_and_verified(
 
 
 def test_the_original_pacs(tmp_path: Path) -> None:
-    source = os.environ.get("DOMAINFUSION_TEST_PACS")
+    source = os.environ.get("DOMAINFUSION_PACS")
     if not source or not Path(source).exists():
-        pytest.skip("no copy of PACS here; $DOMAINFUSION_TEST_PACS names an archive or folder")
+        pytest.skip("no copy of PACS here; $DOMAINFUSION_PACS names an archive or folder")
     done = run(PACS, Path(source), tmp_path / "o")
     assert done["counts"] == dict(zip(PACS.domains, PACS.counts, strict=True))

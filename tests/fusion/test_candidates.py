@@ -20,16 +20,6 @@ CONFIG = GenerateConfig(candidates=2, steps=3, batch_size=4)
 STYLES = ("flat", "ink")
 
 
-@pytest.fixture
-def ldm(tiny_pipeline: Path) -> LatentDiffusion:
-    return LatentDiffusion.load(str(tiny_pipeline), precision="float32")
-
-
-@pytest.fixture
-def dataset(image_folder: Path) -> MultiDomainDataset:
-    return load_folder(image_folder, DataConfig(size=16))
-
-
 def run(
     ldm: LatentDiffusion, dataset: MultiDomainDataset, rows: list[int], config: GenerateConfig = CONFIG,
     *, number: int = 0, styles: tuple[str, ...] = STYLES, stored: bool = True,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from domainfusion.config import DataConfig, GenerateConfig
-from domainfusion.data.domains import MultiDomainDataset, load_folder
+from domainfusion.config import GenerateConfig
+from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.diffusion.image_to_image import image_to_image
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.fusion.candidates import candidates_of, recipe
@@ -20,16 +19,6 @@ from domainfusion.fusion.synthetic import Generation
 
 ROWS = np.array([0, 1, 13, 25, 37, 50, 62, 75, 88, 100, 101, 107])
 CONFIG = GenerateConfig(candidates=3, steps=3, batch_size=16, guidance=2.0)
-
-
-@pytest.fixture
-def ldm(tiny_pipeline: Path) -> LatentDiffusion:
-    return LatentDiffusion.load(str(tiny_pipeline), precision="float32")
-
-
-@pytest.fixture
-def dataset(image_folder: Path) -> MultiDomainDataset:
-    return load_folder(image_folder, DataConfig(size=16))
 
 
 def judge(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

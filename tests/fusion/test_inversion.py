@@ -25,16 +25,6 @@ STARTS = (1 / 27, 9 / 27, 14 / 27)
 
 
 @pytest.fixture
-def ldm(tiny_pipeline: Path) -> LatentDiffusion:
-    return LatentDiffusion.load(str(tiny_pipeline), precision="float32")
-
-
-@pytest.fixture
-def dataset(image_folder: Path) -> MultiDomainDataset:
-    return load_folder(image_folder, DataConfig(size=16))
-
-
-@pytest.fixture
 def source(tiny_pipeline: Path, cache: Path) -> FineTuned:
     """The tiny LDM, as if it had been fine-tuned."""
     made = FineTuned("photo", "0123456789abcdef")

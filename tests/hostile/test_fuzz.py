@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import struct
+import tomllib
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -76,15 +77,15 @@ def test_options_of_any_values(values: dict[str, Any]) -> None:
 def test_options_of_a_section(section: str, data: st.DataObject) -> None:
     names = st.sampled_from(list(plain_values(TrainConfig())[section]))
     values = data.draw(st.dictionaries(names, VALUES, max_size=4))
+    refused, config = "", None
     try:
         config = build_config(TrainConfig, {section: values}, "x.toml")
     except UsageError as error:
-        assert section in str(error)  # noqa: PT017
+        refused = str(error)
+    if config is None:
+        assert section in refused
     else:
-        text = to_toml(config)
-        import tomllib
-
-        assert build_config(TrainConfig, tomllib.loads(text), "x.toml") == config
+        assert build_config(TrainConfig, tomllib.loads(to_toml(config)), "x.toml") == config
 
 
 @given(content=st.binary(max_size=60) | st.text(max_size=60).map(str.encode) | mutated(to_toml(TrainConfig()).encode()))

@@ -9,6 +9,7 @@ import pytest
 
 from domainfusion.config import TrainConfig
 from domainfusion.errors import UsageError
+from domainfusion.experiments.hyperparameters import with_values
 from domainfusion.seeding import seed_hash
 from domainfusion.sweep.options import sweep_values
 from domainfusion.sweep.spaces import (
@@ -18,7 +19,6 @@ from domainfusion.sweep.spaces import (
     parse_dimension,
     parse_space,
     read_overrides,
-    with_overrides,
 )  # fmt: skip
 
 PLACE = Place("erm", "images", "photo", 0)
@@ -50,7 +50,7 @@ def test_a_rule_is_read(rule: str, expected: Dimension) -> None:
         ("batch_size=randint(1,2.5)", "whole numbers"),
         ("lr=choice()", "nothing to choose from"),
         ("stesp=randint(1,2)", "unknown option 'stesp'; did you mean 'steps'"),
-        ("distil.samples=randint(1,2)", "unknown option 'distil.samples'"),
+        ("distil.samples=randint(1,2)", "unknown option 'distil'; did you mean 'distill'"),
         ("lr=uniform(-1,1)", r"lr = -1: .*greater than 0"),
         ("dropout=choice(0.5,2)", "dropout = 2"),
         ("target=choice(photo,sketch)", "the same data, trials and seeds"),
@@ -96,7 +96,7 @@ def test_a_draw_is_a_function_of_its_number_the_trial_and_the_option() -> None:
 
 
 def test_overrides_are_laid_over_options_and_read_back() -> None:
-    config = with_overrides(TrainConfig(target="photo"), {"lr": 0.5, "distill.samples": 3}, "draw 1")
+    config = with_values(TrainConfig(target="photo"), {"lr": 0.5, "distill.samples": 3}, "draw 1")
     assert (config.lr, config.distill.samples, config.target) == (0.5, 3, "photo")
     assert config.distill.guidance == TrainConfig().distill.guidance
     space = parse_space(["lr=uniform(0.1,1)", "distill.samples=randint(1,4)"], TrainConfig())

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from domainfusion.errors import DomainFusionError, FileError, UsageError
+from domainfusion.tensors import refuse_other_architecture
 
 Weights = dict[str, torch.Tensor]
 
@@ -73,17 +74,7 @@ def fill_backbone(backbone: nn.Module, weights: Weights, heads: tuple[str, ...],
     for name in wanted:
         if name not in weights and STATISTICS.search(name):
             weights[name] = wanted[name]
-    unknown, missing = sorted(set(weights) - set(wanted)), sorted(set(wanted) - set(weights))
-    for names, problem in ((missing, "lacks"), (unknown, "holds an unknown")):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise FileError(f"{origin} is of another architecture: it {problem} {names[0]}{more}")
-    for name, value in weights.items():
-        if value.shape != wanted[name].shape:
-            raise FileError(
-                f"{origin} is of another architecture: {name} has the shape {list(value.shape)}, "
-                f"not {list(wanted[name].shape)}"
-            )
+    refuse_other_architecture(wanted, weights, origin)
     backbone.load_state_dict(weights)
 
 

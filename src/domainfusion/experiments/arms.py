@@ -6,21 +6,13 @@ import dataclasses
 from pathlib import Path
 
 from domainfusion.config import TrainConfig
-from domainfusion.config_files import build_config, plain_values
+from domainfusion.experiments.hyperparameters import with_values
 from domainfusion.experiments.paper_tables import Arm
 
 
 def arm_config(config: TrainConfig, arm: Arm) -> TrainConfig:
     """The user's options with the arm's over them."""
-    values = plain_values(dataclasses.replace(config, algorithm=arm.algorithm))
-    for name, value in arm.options.items():
-        *groups, leaf = name.split(".")
-        place = values
-        for group in groups:
-            place = place[group]
-        place[leaf] = list(value) if isinstance(value, tuple) else value
-    found: TrainConfig = build_config(TrainConfig, values, f"row {arm.title!r}")
-    return found
+    return with_values(dataclasses.replace(config, algorithm=arm.algorithm), arm.options, f"row {arm.title!r}")
 
 
 def run_folder(folder: Path, data: str, key: str, target: str, trial: int) -> Path:

@@ -14,7 +14,7 @@ import dataclasses
 import difflib
 import functools
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from domainfusion.errors import UsageError
 from domainfusion.registry import ALGORITHMS
 from domainfusion.seeding import seed_hash
 
+DRAW = "the hyperparameter draw"
 Draw = Callable[[np.random.RandomState], Any]
 
 # What a run is, rather than how it trains: not to be drawn.
@@ -161,13 +162,13 @@ def draw_options(
     dataset = canonical_name(Path(data).name)
     space = domainbed_space(config.algorithm, dataset) if table is None else read_space(table, origin)
     values = draw_values(space, config.hparams_seed, config.trial)
-    return with_values(config, {option: value for option, value in values.items() if option not in given})
+    return with_values(config, {option: value for option, value in values.items() if option not in given}, DRAW)
 
 
-def with_values(config: TrainConfig, values: dict[str, Any]) -> TrainConfig:
-    """`config` with other values of some options, by their dotted names."""
-    changed: dict[str, Any] = flat_values(plain_values(config)) | values
-    built: TrainConfig = build_config(TrainConfig, nested(changed), "the hyperparameter draw")
+def with_values(config: TrainConfig, values: Mapping[str, Any], origin: str) -> TrainConfig:
+    """`config` with other values of some options, by their dotted names. Raises `UsageError` naming `origin`."""
+    changed: dict[str, Any] = flat_values(plain_values(config)) | dict(values)
+    built: TrainConfig = build_config(TrainConfig, nested(changed), origin)
     return built
 
 

@@ -18,6 +18,7 @@ from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.data.splits import build_split
 from domainfusion.errors import UsageError, unknown_name
 from domainfusion.experiments.benchmark import config_of
+from domainfusion.experiments.hyperparameters import with_values
 from domainfusion.experiments.runs import refuse_other_options
 from domainfusion.experiments.search import Search
 from domainfusion.files import read_json, read_json_lines
@@ -32,7 +33,6 @@ from domainfusion.sweep.spaces import (
     TableDraws,
     parse_space,
     read_overrides,
-    with_overrides,
 )  # fmt: skip
 
 PRUNED = "pruned.json"  # in the folder of a run that was stopped because other draws were better
@@ -88,7 +88,7 @@ class Plan:
         if self.draws.needed(number) and kept.exists():  # proposed then from what was known then
             had = read_overrides(build_config(TrainConfig, load_toml(kept), str(kept)), self.space)
             drawn = {name: value for name, value in had.items() if name in drawn}
-        return with_overrides(config, drawn, f"draw {number}")
+        return with_values(config, drawn, f"draw {number}")
 
     def observation(self, config: TrainConfig, outcome: Outcome) -> Observation:
         """What a run tells those that need it."""

@@ -98,6 +98,7 @@ class Progress:
 
 def _size() -> tuple[int, int]:
     try:
-        return tuple(os.get_terminal_size(sys.stderr.fileno()))  # type: ignore[return-value]
+        size = os.get_terminal_size(sys.stderr.fileno())
+        return size.columns, size.lines
     except (OSError, ValueError):
         return 80, 24

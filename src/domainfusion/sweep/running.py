@@ -24,6 +24,7 @@ from domainfusion.sweep.options import SweepConfig
 from domainfusion.sweep.plan import Plan, build_plan
 from domainfusion.sweep.progress import Progress
 from domainfusion.sweep.sharing import compute_shared, find_jobs
+from domainfusion.sweep.spaces import read_overrides
 from domainfusion.sweep.trials import Pruning, RunSearch, RunTrial, Stopping, Telling
 
 QUIET = {
@@ -207,5 +208,4 @@ def summarize(ledger: Ledger, command: str) -> dict[str, Any]:
 
 def _chosen(plan: Plan, entry: Entry) -> dict[str, Any]:
     assert entry.config is not None
-    options, _ = plan.observation(entry.config, entry.outcome)  # type: ignore[arg-type]
-    return {"hparams_seed": entry.run.hparams_seed, **options}
+    return {"hparams_seed": entry.run.hparams_seed, **read_overrides(entry.config, plan.space)}

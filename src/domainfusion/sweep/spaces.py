@@ -11,17 +11,19 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
 from domainfusion.config import TrainConfig
-from domainfusion.config_files import build_config, flat_values, plain_values
+from domainfusion.config_files import flat_values, plain_values
 from domainfusion.errors import UsageError
-from domainfusion.experiments.hyperparameters import draw_options
+from domainfusion.experiments.hyperparameters import draw_options, with_values
 from domainfusion.experiments.search import Search
 from domainfusion.seeding import seed_hash
 
+Kind = Literal["uniform", "loguniform", "randint", "choice"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 Overrides = Mapping[str, Any]
 # An earlier draw of the same algorithm, data set, target and trial, and its source validation (None: it failed).
 Observation = tuple[Overrides, float | None]
@@ -52,7 +54,7 @@ class Dimension:
     """How one option varies."""
 
     name: str
-    kind: Literal["uniform", "loguniform", "randint", "choice"]
+    kind: Kind
     values: tuple[Any, ...]  # low and high, both included, or the choices
 
     def sample(self, random: np.random.RandomState) -> Any:
@@ -80,13 +82,14 @@ def parse_dimension(text: str) -> Dimension:
     >>> parse_dimension("backbone=choice(resnet18, resnet50)").values
     ('resnet18', 'resnet50')
     """
-    match = re.fullmatch(r"\s*([\w.-]+)\s*=\s*(uniform|loguniform|randint|choice)\s*\((.*)\)\s*", text)
+    match = re.fullmatch(rf"\s*([\w.-]+)\s*=\s*({'|'.join(KINDS)})\s*\((.*)\)\s*", text)
     if match is None:
         raise UsageError(
             f"--space {text} is none of NAME=uniform(LOW,HIGH), NAME=loguniform(LOW,HIGH), NAME=randint(LOW,HIGH), "
             "NAME=choice(A,B,...)"
         )
-    name, kind, inside = match[1].replace("-", "_"), match[2], match[3]
+    name, inside = match[1].replace("-", "_"), match[3]
+    kind = next(known for known in KINDS if known == match[2])
     values = tuple(_literal(part) for part in inside.split(",")) if inside.strip() else ()
     if kind == "choice":
         if not values:
@@ -98,7 +101,7 @@ def parse_dimension(text: str) -> Dimension:
         raise UsageError(f"--space {text}: randint takes whole numbers")
     if not values[0] < values[1] or (kind == "loguniform" and values[0] <= 0):
         raise UsageError(f"--space {text}: LOW is below HIGH" + (", and above 0" if kind == "loguniform" else ""))
-    return Dimension(name, kind, values)  # type: ignore[arg-type]
+    return Dimension(name, kind, values)
 
 
 def _literal(text: str) -> Any:
@@ -122,24 +125,8 @@ def parse_space(rules: Sequence[str], config: TrainConfig) -> tuple[Dimension, .
         if dimension.name.split(".")[0] in ("algorithm", "target", "trial", "seed", "hparams_seed", "data"):
             raise UsageError(f"--space {dimension.name}: draws are compared on the same data, trials and seeds")
         for value in dimension.values:
-            with_overrides(config, {dimension.name: value}, f"--space {dimension.name}")
+            with_values(config, {dimension.name: value}, f"--space {dimension.name}")
     return space
-
-
-def with_overrides(config: TrainConfig, overrides: Overrides, origin: str) -> TrainConfig:
-    """`config` with options of dotted names set. Raises `UsageError` naming `origin` and the option."""
-    if not overrides:
-        return config
-    values = plain_values(config)
-    for name, value in overrides.items():
-        *tables, leaf = name.split(".")
-        table = values
-        for part in tables:
-            if not isinstance(table.get(part), dict):
-                raise UsageError(f"{origin}: unknown option {name!r}")
-            table = table[part]
-        table[leaf] = value
-    return build_config(TrainConfig, values, origin)
 
 
 def read_overrides(config: TrainConfig, space: Sequence[Dimension]) -> dict[str, Any]:

@@ -11,7 +11,14 @@ from safetensors.torch import save_file
 
 from domainfusion.errors import FileError, show_note
 from domainfusion.files import atomic_path, keep_json_lines, read_json, write_json, write_text
-from domainfusion.tensors import checksum, load_newest, read_tensors, restore_optimizer, save_state
+from domainfusion.tensors import (
+    checksum,
+    load_newest,
+    read_tensors,
+    refuse_other_architecture,
+    restore_optimizer,
+    save_state,
+)
 
 LOGS = ("metrics.jsonl", "results.jsonl")
 
@@ -147,17 +154,8 @@ def fill_weights(module: torch.nn.Module, tensors: dict[str, torch.Tensor], path
     Raises `FileError` where a tensor is missing, unknown, of another shape, or holds values that are not finite.
     """
     wanted = module.state_dict()
-    missing, unknown = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
-    for names, problem in ((missing, "lacks"), (unknown, "holds an unknown")):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise FileError(f"{path} is of another architecture: it {problem} {names[0]}{more}")
+    refuse_other_architecture(wanted, tensors, str(path))
     for name, tensor in tensors.items():
-        if tensor.shape != wanted[name].shape:
-            raise FileError(
-                f"{path} is of another architecture: {name} has the shape {list(tensor.shape)}, "
-                f"not {list(wanted[name].shape)}"
-            )
         if tensor.is_floating_point() != wanted[name].is_floating_point():
             raise FileError(f"{path} is of another architecture: {name} holds {tensor.dtype}, not {wanted[name].dtype}")
         if not torch.isfinite(tensor).all():
