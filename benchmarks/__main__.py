@@ -38,7 +38,7 @@ ROWS = {
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     from domainfusion.diffusion.ldm import choose_dtype
-    from domainfusion.experiments.runs import describe_environment
+    from domainfusion.experiments.descriptions import describe_environment
 
     found = describe_environment()
     dtype = choose_dtype("auto", torch.device("cpu"))

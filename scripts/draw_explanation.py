@@ -20,7 +20,7 @@ from domainfusion.config import DataConfig
 from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.data.transforms import from_uint8
 from domainfusion.diffusion.ldm import LatentDiffusion
-from domainfusion.experiments.runs import describe_environment
+from domainfusion.experiments.descriptions import describe_environment
 from domainfusion.files import write_text
 from domainfusion.report.heat_figure import LabelPictures, draw_heat, label_pictures
 from domainfusion.report.picture_grid import save_figure

@@ -19,7 +19,8 @@ import torch
 
 from domainfusion.diffusion.ldm import LatentDiffusion, choose_dtype, embedded_folder, source_fingerprint
 from domainfusion.errors import DomainFusionError
-from domainfusion.experiments.runs import choose_device, describe_environment
+from domainfusion.experiments.descriptions import describe_environment
+from domainfusion.experiments.runs import choose_device
 
 PASS_IMAGES = 16  # images in the U-Net pass that is timed
 

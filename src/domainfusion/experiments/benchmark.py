@@ -13,7 +13,8 @@ from domainfusion.config_files import flat_values, plain_values
 from domainfusion.data.domains import load_dataset
 from domainfusion.data.splits import build_split
 from domainfusion.errors import Busy, UsageError, show_note
-from domainfusion.experiments.runs import describe_environment, train_run
+from domainfusion.experiments.descriptions import describe_environment
+from domainfusion.experiments.runs import train_run
 from domainfusion.experiments.search import SELECTIONS, Plan, PlannedRun, Search, choose
 from domainfusion.files import write_json
 from domainfusion.registry import ALGORITHMS
