@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from counting import count_passes
 from domainfusion.config import AuditConfig, DataConfig, DistillConfig
 from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.data.transforms import from_uint8, resize
@@ -71,14 +72,7 @@ def test_only_what_is_lacking_is_computed(
     ldm: LatentDiffusion, dataset: MultiDomainDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every label gets one round, the given one and its best rival both; other labels need only their own rounds."""
-    spent: list[int] = []
-    forward = ldm.unet.forward
-
-    def counted(noisy: torch.Tensor, *rest: object, **options: object) -> object:
-        spent.append(len(noisy))
-        return forward(noisy, *rest, **options)
-
-    monkeypatch.setattr(ldm.unet, "forward", counted)
+    spent = count_passes(ldm, monkeypatch)
     store = EvidenceStore(dataset, "tiny", CONFIG)
     rows = np.array([0, 4, 9, 17])
     each = 2 * CONFIG.pairs * len(CONFIG.confidences)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from counting import count_passes
 from domainfusion.config import GenerateConfig
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.diffusion.image_to_image import image_to_image
@@ -164,14 +165,7 @@ def test_without_sampling_only_the_first_candidate_is_made(
     ldm: LatentDiffusion, dataset: MultiDomainDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is the one that sampling would have had first, at a third of the passes."""
-    spent: list[int] = []
-    forward = ldm.unet.forward
-
-    def counted(noisy: torch.Tensor, *rest: object, **options: object) -> object:
-        spent.append(len(noisy))
-        return forward(noisy, *rest, **options)
-
-    monkeypatch.setattr(ldm.unet, "forward", counted)
+    spent = count_passes(ldm, monkeypatch)
     found = run(ldm, dataset, dataclasses.replace(CONFIG, sampling=False))
     assert sum(spent) == len(ROWS) * CONFIG.steps * 2
     parts = candidates_of(
