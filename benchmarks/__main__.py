@@ -37,7 +37,7 @@ ROWS = {
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
-    from domainfusion.diffusion.ldm import choose_dtype
+    from domainfusion.devices import choose_dtype
     from domainfusion.experiments.descriptions import describe_environment
 
     found = describe_environment()

@@ -80,7 +80,8 @@ import json, resource, sys
 import torch
 from benchmarks.candidates import random_stable_diffusion
 from domainfusion.config import DistillConfig
-from domainfusion.diffusion.ldm import LatentDiffusion, choose_dtype
+from domainfusion.devices import choose_dtype
+from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.distillation.slopes import SlopeEstimator, draw
 
 def peak():

@@ -486,6 +486,8 @@ class PretrainConfig:
     """Image size in pixels."""
     init: str = ""
     """LDM to go on from (embedded, a folder, a hub id): its tokenizer stays, its denoiser trains."""
+    device: str = "auto"
+    """Where to compute: auto (the first GPU, or the CPU), cpu, cuda, cuda:1, ..."""
     tune_vae_steps: Annotated[int, Field(ge=0)] = 0
     """With init: optimizer steps of its autoencoder, held to the latents that it gave (0: it stays as it is)."""
     seed: Seed = 0

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from domainfusion.config import TrainConfig
+from domainfusion.devices import choose_device
 from domainfusion.experiments.descriptions import describe_environment
 from domainfusion.experiments.planning import peak_memory, plan_run
-from domainfusion.experiments.runs import choose_device
 from domainfusion.files import cache_folder
 from domainfusion.machine import (
     ask_hub,

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from domainfusion.diffusion.ldm import LatentDiffusion, choose_dtype, embedded_folder, source_fingerprint
+from domainfusion.devices import choose_device, choose_dtype
+from domainfusion.diffusion.ldm import LatentDiffusion, embedded_folder, source_fingerprint
 from domainfusion.errors import DomainFusionError
 from domainfusion.experiments.descriptions import describe_environment
-from domainfusion.experiments.runs import choose_device
 
 PASS_IMAGES = 16  # images in the U-Net pass that is timed
 

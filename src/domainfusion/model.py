@@ -23,8 +23,9 @@ from domainfusion.config import TrainConfig
 from domainfusion.config_files import build_config, load_toml
 from domainfusion.data.images import prepare_image, read_image
 from domainfusion.data.transforms import to_float
+from domainfusion.devices import choose_device
 from domainfusion.errors import DataError, DomainFusionError, FileError, UsageError, show_note
-from domainfusion.experiments.runs import build_context, choose_device, class_of_run
+from domainfusion.experiments.runs import build_context, class_of_run
 from domainfusion.files import hash_of_file, read_json, read_json_object, write_json
 from domainfusion.training.calibration import calibrate
 from domainfusion.training.checkpoint import fill_weights, load_model, looks_pickled, read_weights

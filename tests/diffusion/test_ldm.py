@@ -11,7 +11,8 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 
-from domainfusion.diffusion.ldm import PARTS, LatentDiffusion, choose_dtype
+from domainfusion.devices import choose_dtype
+from domainfusion.diffusion.ldm import PARTS, LatentDiffusion
 from domainfusion.errors import LDMError
 
 

@@ -354,6 +354,8 @@ def test_psnr_of_known_errors() -> None:
     class Brighter(torch.nn.Module):
         """Stands for an autoencoder whose reconstruction is 0.2 too bright in [-1, 1], 0.1 of the range."""
 
+        device = torch.device("cpu")
+
         def encode(self, x: torch.Tensor) -> object:
             self.mean, self.latent_dist = x, self
             return self

@@ -19,7 +19,8 @@ import torch
 
 from domainfusion.algorithms.base import Batch, Context
 from domainfusion.algorithms.erm import ERM
-from domainfusion.diffusion.ldm import LatentDiffusion, choose_dtype
+from domainfusion.devices import choose_dtype
+from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.files import write_text
 from domainfusion.fusion.translations import Translations, refuse_target, write_sheet
 from domainfusion.seeding import derive_numpy_rng, seed_hash

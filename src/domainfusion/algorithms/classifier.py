@@ -9,7 +9,7 @@ from domainfusion.algorithms.backbones import build_backbone
 from domainfusion.algorithms.portions import in_portions
 from domainfusion.config import Precision, TrainConfig
 from domainfusion.data.transforms import MEAN, STD, normalize
-from domainfusion.diffusion.ldm import choose_dtype
+from domainfusion.devices import choose_dtype
 
 
 class Classifier(nn.Module):

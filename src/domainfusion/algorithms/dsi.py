@@ -26,8 +26,9 @@ from domainfusion.config import DSIConfig, TrainConfig
 from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.data.splits import Split, build_split
 from domainfusion.data.transforms import to_float
+from domainfusion.devices import choose_dtype
 from domainfusion.diffusion.finetuning import FineTuned, check_trainable, plan_source, train_source
-from domainfusion.diffusion.ldm import LatentDiffusion, choose_dtype, source_fingerprint
+from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
 from domainfusion.errors import DataError
 from domainfusion.files import read_json, write_json, write_text
 from domainfusion.fusion.inversion import Inverter
@@ -145,7 +146,7 @@ def fine_tune_sources(dataset: MultiDomainDataset, split: Split, config: TrainCo
     for domain in split.sources:
         images = dataset.images[split.train[domain]]
         source = plan_source(domain, images, fingerprint, config.dsi, size)
-        train_source(source, images, config.ldm, config.dsi, size)
+        train_source(source, images, config.ldm, config.dsi, size, config.device)
         found.append(source)
     return found
 

@@ -128,6 +128,7 @@ def explain(words: list[str]) -> None:
         raise UsageError("--draws is at least 2, and --seed at least 0")
     if not command.image.is_file():
         raise UsageError(f"there is no image {command.image}; give one image file")
+    from domainfusion.devices import choose_device
     from domainfusion.diffusion.ldm import LatentDiffusion
     from domainfusion.experiments.explaining import (
         Classes,
@@ -137,7 +138,6 @@ def explain(words: list[str]) -> None:
         explain_image,
         explanation_text,
     )  # fmt: skip
-    from domainfusion.experiments.runs import choose_device
     from domainfusion.model import load
 
     classes, ldm, template = None, command.ldm or "embedded", command.template or "{label}"

@@ -23,6 +23,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from domainfusion.config import PretrainConfig
+from domainfusion.devices import choose_device
 from domainfusion.diffusion.corpus import Corpus, augment
 from domainfusion.diffusion.optimization import (
     Averaged,
@@ -67,7 +68,7 @@ def autoencoder_loss(
     """
     posterior = model.encode(images).latent_dist
     mean, logvar = posterior.mean.float(), posterior.logvar.float()
-    latents = mean + torch.exp(0.5 * logvar) * torch.randn(mean.shape, generator=generator)
+    latents = mean + torch.exp(0.5 * logvar) * torch.randn(mean.shape, generator=generator).to(mean.device)
     decoded = model.decode(latents, return_dict=False)[0].float()
     error = decoded - images
     across, down = error.diff(dim=-1).abs().mean(), error.diff(dim=-2).abs().mean()
@@ -92,8 +93,8 @@ def reconstruction_psnr(model: AutoencoderKL, images: np.ndarray, batch: int = 6
     values: list[float] = []
     for start in range(0, len(images), batch):
         x = torch.from_numpy(images[start : start + batch].astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2)
-        x = (x * contrast).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        x = (x * contrast).to(model.device).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(model.device.type, torch.bfloat16):
             decoded = model.decode(model.encode(x).latent_dist.mean, return_dict=False)[0].float().clamp(-1, 1)
         squared = ((decoded - x) / 2).square().mean((1, 2, 3)).clamp_min(1e-10)
         values += (-10 * squared.log10()).tolist()
@@ -104,8 +105,8 @@ def reconstruction_psnr(model: AutoencoderKL, images: np.ndarray, batch: int = 6
 def save_reconstructions(model: AutoencoderKL, images: np.ndarray, path: Path) -> None:
     """A sheet of images (uint8) above their reconstructions."""
     x = torch.from_numpy(images.astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2)
-    decoded = model.decode(model.encode(x).latent_dist.mean, return_dict=False)[0].float().clamp(-1, 1)
-    back = ((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    decoded = model.decode(model.encode(x.to(model.device)).latent_dist.mean, return_dict=False)[0].float().clamp(-1, 1)
+    back = ((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     Image.fromarray(np.concatenate([np.concatenate(list(images), 1), np.concatenate(list(back), 1)], 0)).save(path)
 
 
@@ -123,7 +124,10 @@ def train_autoencoder(
     torch.manual_seed(config.seed)
     total = config.vae_steps if known is None else config.tune_vae_steps
     model = build_autoencoder(config) if known is None else copy.deepcopy(known).requires_grad_(True).train()
-    model = model.to(memory_format=torch.channels_last)
+    device = choose_device(config.device)
+    model = model.to(device=device, memory_format=torch.channels_last)
+    if known is not None:
+        known.to(device)
     optimizer = build_optimizer(model.parameters(), config.vae_lr, weight_decay=0.0)
     averaged = Averaged(model, config.ema)
     state_path = folder / "autoencoder-state.safetensors"
@@ -138,11 +142,11 @@ def train_autoencoder(
         chosen = rng.choice(len(training), config.vae_batch_size, p=probability)
         images, _ = augment(training.images[chosen], rng, hue=0.4)
         shown = torch.cat([images, fade_images(images, rng, config.fade)])
-        shown = shown.contiguous(memory_format=torch.channels_last)
+        shown = shown.to(device).contiguous(memory_format=torch.channels_last)
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         for group in optimizer.param_groups:
             group["lr"] = config.vae_lr * learning_rate_factor(step, total, config.decay)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             held = None
             if known is not None:
                 with torch.no_grad():
@@ -172,4 +176,4 @@ def train_autoencoder(
             save_training(state_path, model, optimizer, averaged, done)
             check()
     averaged.copy_to(model)
-    return model.eval().requires_grad_(False)
+    return model.cpu().eval().requires_grad_(False)

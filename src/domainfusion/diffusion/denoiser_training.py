@@ -8,6 +8,7 @@ Loss: E min(SNR_t, γ)/SNR_t · ‖ε - ε_φ(z_t, t, c)‖² (Ho et al. 2020, w
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from domainfusion.config import PretrainConfig
+from domainfusion.devices import choose_device
 from domainfusion.diffusion.corpus import Corpus, augment, compose_caption
 from domainfusion.diffusion.optimization import (
     Averaged,
@@ -96,9 +98,10 @@ def encode_pool(
         images, words = augment(
             corpus.images[index[start : start + 128]], rng, recolour=config.recolour, hue=config.hue
         )
-        with torch.autocast("cpu", torch.bfloat16):
-            posterior = vae.encode(images.contiguous(memory_format=torch.channels_last)).latent_dist
-        latents.append(posterior.mean.half())
+        images = images.to(vae.device).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(vae.device.type, torch.bfloat16):
+            posterior = vae.encode(images).latent_dist
+        latents.append(posterior.mean.half().cpu())
         colours += words
     pool = {"latents": torch.cat(latents), "index": torch.from_numpy(index), "colours": colours}
     for old in folder.glob("pool-*.safetensors"):
@@ -111,7 +114,11 @@ def encode_pool(
 def validation_loss(
     denoiser: Denoiser, latents: torch.Tensor, token_ids: torch.Tensor, scheduler: DDIMScheduler
 ) -> float:
-    """Mean squared error of the predicted noise (unweighted) at fixed draws: stratified timesteps, one noise each."""
+    """Mean squared error of the predicted noise (unweighted) at fixed draws: stratified timesteps, one noise each.
+
+    Latents (N, C, h, w) and token_ids (N, L) lie on the CPU; the denoiser's device computes.
+    """
+    device = denoiser.unet.device
     generator = torch.Generator().manual_seed(0)
     count, total = len(latents), scheduler.config["num_train_timesteps"]
     timesteps = (((torch.arange(count) + 0.5) / count) * total).long()[torch.randperm(count, generator=generator)]
@@ -119,9 +126,9 @@ def validation_loss(
     noisy = scheduler.add_noise(latents, noise, timesteps)
     losses = []
     for part in torch.arange(count).split(64):
-        with torch.autocast("cpu", torch.bfloat16):
-            predicted = denoiser(noisy[part], timesteps[part], token_ids[part])
-        losses.append((predicted.float() - noise[part]).square().mean((1, 2, 3)))
+        with torch.autocast(device.type, torch.bfloat16):
+            predicted = denoiser(noisy[part].to(device), timesteps[part].to(device), token_ids[part].to(device))
+        losses.append((predicted.float().cpu() - noise[part]).square().mean((1, 2, 3)))
     return float(torch.cat(losses).mean())
 
 
@@ -160,7 +167,9 @@ def train_denoiser(
     Raises:
         TrainingError: the loss is not finite; the last saved state is kept.
     """
-    denoiser.unet.to(memory_format=torch.channels_last)
+    device = choose_device(config.device)
+    vae.to(device)
+    denoiser.to(device).unet.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(denoiser.parameters(), config.unet_lr, config.weight_decay)
     averaged = Averaged(denoiser, config.ema)
     state_path = folder / "denoiser-state.safetensors"
@@ -170,11 +179,11 @@ def train_denoiser(
     held_out = corpus.held_out
     training, validation = corpus.select(~held_out), corpus.select(held_out)
     scheduler = build_scheduler()
-    weights = min_snr_weight(scheduler.alphas_cumprod, config.min_snr)
+    weights = min_snr_weight(scheduler.alphas_cumprod, config.min_snr).to(device)
     steps_per_pool = max(1, config.pool_size * config.pool_epochs // config.unet_batch_size)
     held_images = torch.from_numpy(validation.images[:512].astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2)
     with torch.no_grad():
-        held_latents = vae.encode(held_images).latent_dist.mean
+        held_latents = vae.encode(held_images.to(device)).latent_dist.mean.cpu()
     parts = zip(validation.text, validation.category, validation.style, strict=True)
     captions = [", ".join(word for word in part if word) for part in parts][:512]
     held_tokens = _tokens(tokenizer, captions)
@@ -200,12 +209,14 @@ def train_denoiser(
         latents = pool["latents"][torch.from_numpy(chosen)].float() * scale  # (B, C, h, w)
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = torch.randint(0, len(weights), (len(latents),), generator=generator)
-        noisy = scheduler.add_noise(latents, noise, timesteps).contiguous(memory_format=torch.channels_last)
+        noisy = scheduler.add_noise(latents, noise, timesteps)
+        noisy = noisy.to(device, torch.bfloat16).contiguous(memory_format=torch.channels_last)
+        noise, timesteps, token_ids = noise.to(device), timesteps.to(device), _tokens(tokenizer, texts).to(device)
         for group in optimizer.param_groups:
             group["lr"] = config.unet_lr * learning_rate_factor(step, config.unet_steps, config.decay)
         # On a CPU the backward pass of fused attention takes ten times that of plain products at these lengths (64).
-        with sdpa_kernel(SDPBackend.MATH):
-            predicted = working.module(noisy.bfloat16(), timesteps, _tokens(tokenizer, texts))
+        with sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext():
+            predicted = working.module(noisy, timesteps, token_ids)
         per_sample = (predicted.float() - noise).square().mean((1, 2, 3))  # (B,)
         loss = (weights[timesteps] * per_sample).mean()
         if not torch.isfinite(loss):
@@ -233,4 +244,5 @@ def train_denoiser(
             save_training(state_path, denoiser, optimizer, averaged, done)
             check()
     averaged.copy_to(denoiser)
-    return denoiser.eval().requires_grad_(False)
+    vae.cpu()
+    return denoiser.cpu().eval().requires_grad_(False)

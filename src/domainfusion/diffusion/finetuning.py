@@ -64,13 +64,14 @@ class FineTuned:
         return read_json(self.folder / "done.json")
 
 
-def tuning_options(config: DSIConfig, ldm: str, size: int, images: int) -> PretrainConfig:
-    """The options of `pretrain` that fine-tune the LDM `ldm` on `images` images at `size` pixels."""
+def tuning_options(config: DSIConfig, ldm: str, size: int, images: int, device: str = "auto") -> PretrainConfig:
+    """The options of `pretrain` that fine-tune the LDM `ldm` on `images` images at `size` pixels, on `device`."""
     drawn = config.tune_steps * config.tune_batch_size
     return PretrainConfig(
-        init=ldm, size=size, seed=config.seed, unet_steps=config.tune_steps, unet_batch_size=config.tune_batch_size,
-        unet_lr=config.tune_lr, min_snr=PLAIN_LOSS, caption_dropout=1.0, recolour=0.0, hue=0.0, freeze_text=True,
-        decay=0.0, save_every=100, pool_size=max(config.tune_batch_size, min(drawn, max(1024, 4 * images))),
+        init=ldm, device=device, size=size, seed=config.seed, unet_steps=config.tune_steps,
+        unet_batch_size=config.tune_batch_size, unet_lr=config.tune_lr, min_snr=PLAIN_LOSS, caption_dropout=1.0,
+        recolour=0.0, hue=0.0, freeze_text=True, decay=0.0, save_every=100,
+        pool_size=max(config.tune_batch_size, min(drawn, max(1024, 4 * images))),
     )  # fmt: skip
 
 
@@ -85,6 +86,7 @@ def plan_source(domain: str, images: np.ndarray, fingerprint: str, config: DSICo
     if len(images) < 2:
         raise UsageError(f"domain {domain} has {len(images)} training image(s): an LDM is fine-tuned on two at least")
     options = plain_values(tuning_options(config, "", size, len(images)))
+    del options["device"]  # decides how fast, not what
     return FineTuned(domain, hash_of([FORMAT, _hash_of_images(images), fingerprint, options]))
 
 
@@ -95,7 +97,9 @@ def _hash_of_images(images: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def train_source(source: FineTuned, images: np.ndarray, ldm: str, config: DSIConfig, size: int) -> None:
+def train_source(
+    source: FineTuned, images: np.ndarray, ldm: str, config: DSIConfig, size: int, device: str = "auto"
+) -> None:
     """Train the LDM of a domain where it is not there yet; one begun before goes on.
 
     Waits where another process is training it. Raises `Interrupted` where a signal asks to stop, when that is saved.
@@ -105,7 +109,7 @@ def train_source(source: FineTuned, images: np.ndarray, ldm: str, config: DSICon
         try:
             with exclusive(source.folder), stoppable():
                 if not source.finished:
-                    _train(source, images, ldm, config, size)
+                    _train(source, images, ldm, config, size, device)
         except Busy as error:
             if not said:
                 show_note(f"{error.args[0].split(':')[0]}; waiting for it")
@@ -114,7 +118,7 @@ def train_source(source: FineTuned, images: np.ndarray, ldm: str, config: DSICon
             time.sleep(PAUSE)
 
 
-def _train(source: FineTuned, images: np.ndarray, ldm: str, config: DSIConfig, size: int) -> None:
+def _train(source: FineTuned, images: np.ndarray, ldm: str, config: DSIConfig, size: int, device: str) -> None:
     """Train in a folder that is ours alone, then leave the pipeline and what people look at."""
     folder = source.folder
     show_note(f"fine-tuning the LDM on {len(images)} images of {source.domain}, in {folder}")
@@ -125,7 +129,7 @@ def _train(source: FineTuned, images: np.ndarray, ldm: str, config: DSIConfig, s
     started = time.monotonic()
     before = read_json(folder / "seconds.json") if (folder / "seconds.json").exists() else 0.0
     try:
-        train_pipeline(corpus, tuning_options(config, ldm, size, len(images)), folder)
+        train_pipeline(corpus, tuning_options(config, ldm, size, len(images), device), folder)
     finally:
         seconds = before + time.monotonic() - started
         write_json(folder / "seconds.json", seconds)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from domainfusion.config import Precision
+from domainfusion.devices import choose_dtype
 from domainfusion.errors import LDMError
 from domainfusion.files import hash_of_file
 
@@ -72,25 +73,6 @@ def _refuse_code(folder: Path, index: dict[str, Any]) -> None:
                 raise LDMError(f"{path} cannot be read as JSON: {error}") from error
             if isinstance(described, dict) and {"auto_map", "custom_pipeline"} & set(described):
                 raise LDMError(f"{path} asks for code of its own (auto_map), which is never run")
-
-
-def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """The floating-point type for `precision` on `device`: `auto` is bfloat16 where the hardware computes in it."""
-    if precision != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    if device.type == "cpu" and _cpu_has_bfloat16():
-        return torch.bfloat16
-    return torch.float32
-
-
-def _cpu_has_bfloat16() -> bool:
-    capability = (
-        getattr(torch.cpu, "_is_avx512_bf16_supported", None),
-        getattr(torch.cpu, "_is_amx_tile_supported", None),
-    )
-    return any(check is not None and bool(check()) for check in capability)
 
 
 class LatentDiffusion:

@@ -74,7 +74,7 @@ class Averaged:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved average."""
         self.updates = int(state["updates"])
-        self.values = dict(state["values"])
+        self.values = {name: state["values"][name].to(value.device) for name, value in self.values.items()}
 
 
 class WorkingCopy:

@@ -56,7 +56,7 @@ def train_pipeline(corpus: Corpus, config: PretrainConfig, folder: Path) -> Path
 KNOWN = "vae-before"  # folder of the autoencoder that training goes on from
 # What may change when a training is resumed: how long and how fast, not what.
 MAY_CHANGE = ("vae_steps", "tune_vae_steps", "unet_steps", "vae_lr", "unet_lr", "unet_batch_size", "vae_batch_size",
-              "decay", "log_every", "save_every")  # fmt: skip
+              "decay", "device", "log_every", "save_every")  # fmt: skip
 
 
 def refuse_other_options(corpus: Corpus, config: PretrainConfig, folder: Path) -> None:

@@ -19,12 +19,12 @@ import numpy as np
 
 from domainfusion.config import AuditConfig
 from domainfusion.data.domains import MultiDomainDataset, load_dataset
+from domainfusion.devices import choose_device
 from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
 from domainfusion.distillation.evidence import Evidence, EvidenceStore
 from domainfusion.errors import UsageError, show_note
 from domainfusion.experiments.label_losses import LabelLosses, find_runs, losses_by_trials, losses_of_runs
 from domainfusion.experiments.planting import plant_labels, ranking_figures
-from domainfusion.experiments.runs import choose_device
 from domainfusion.files import write_json, write_text
 from domainfusion.interruption import stoppable
 from domainfusion.report.audit import write_audit_page

@@ -23,8 +23,9 @@ from domainfusion.data.batches import steps_per_epoch
 from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.data.splits import Split, build_split
 from domainfusion.data.transforms import from_uint8, resize
+from domainfusion.devices import choose_device, choose_dtype
 from domainfusion.diffusion.image_to_image import image_to_image
-from domainfusion.diffusion.ldm import LatentDiffusion, choose_dtype
+from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.experiments.costs import (
     SECONDS_A_DAY,
     UTILISATION,
@@ -33,7 +34,6 @@ from domainfusion.experiments.costs import (
     gpu_days,
     stable_diffusion_parts,
 )  # fmt: skip
-from domainfusion.experiments.runs import choose_device
 from domainfusion.fusion.schedule import generations_due
 
 IMAGES = 8  # timed at once

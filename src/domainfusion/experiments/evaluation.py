@@ -14,8 +14,9 @@ from domainfusion.config import TrainConfig
 from domainfusion.config_files import build_config, load_toml
 from domainfusion.data.domains import load_dataset
 from domainfusion.data.splits import build_split
+from domainfusion.devices import choose_device
 from domainfusion.errors import DataError, FileError, UsageError
-from domainfusion.experiments.runs import choose_device, class_of_run
+from domainfusion.experiments.runs import class_of_run
 from domainfusion.files import read_json_object
 from domainfusion.interruption import stoppable
 from domainfusion.training.checkpoint import load_model

@@ -12,10 +12,10 @@ from PIL import Image
 
 from domainfusion.config import Precision, TrainConfig
 from domainfusion.data.domains import load_dataset
+from domainfusion.devices import choose_device
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.prompts import allowed_styles
 from domainfusion.errors import UsageError
-from domainfusion.experiments.runs import choose_device
 from domainfusion.files import make_folder
 from domainfusion.fusion.candidates import cache_path, candidates_of
 from domainfusion.interruption import stoppable

@@ -14,7 +14,7 @@ from domainfusion.config import AuditConfig, TrainConfig
 from domainfusion.config_files import plain_values
 from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.data.splits import build_split
-from domainfusion.diffusion.ldm import choose_dtype
+from domainfusion.devices import choose_dtype
 from domainfusion.errors import DataError, UsageError
 from domainfusion.experiments.evaluation import load_run
 from domainfusion.experiments.runs import build_algorithm, context_of

@@ -13,10 +13,11 @@ import numpy as np
 from domainfusion.config import TrainConfig
 from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.data.transforms import from_uint8, resize
+from domainfusion.devices import choose_device
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.experiments.arms import arm_config, run_folder
 from domainfusion.experiments.paper_tables import TABLES
-from domainfusion.experiments.runs import choose_device, train_run
+from domainfusion.experiments.runs import train_run
 from domainfusion.files import write_json
 from domainfusion.report.corruption_figure import corruption_figure
 from domainfusion.report.evolution_figure import evolution_figure

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from domainfusion.data.batches import steps_per_epoch
 from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.data.likeness import overlap_notes
 from domainfusion.data.splits import build_split
+from domainfusion.devices import choose_device
 from domainfusion.errors import FileError, UsageError, show_note
 from domainfusion.experiments.descriptions import describe_data, describe_environment, describe_result
 from domainfusion.experiments.testing import evaluate_test, write_final_record
@@ -49,21 +49,6 @@ from domainfusion.training.trainer import train, validate
 # The files of a finished run that its checksums cover.
 KEPT = ("config.toml", "environment.json", "data.json", "metrics.jsonl", "results.jsonl", "predictions.csv",
         "model.json", "model.safetensors")  # fmt: skip
-
-
-def choose_device(name: str) -> torch.device:
-    """The device called `name`; `auto` is the first GPU, or the CPU. Raises `UsageError` where it is not there."""
-    if name == "auto":
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        rank = os.environ.get("LOCAL_RANK")  # of processes that train together
-        return torch.device("cuda") if rank is None else torch.device("cuda", int(rank))
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {name} is not available here: {str(error).splitlines()[0]}") from error
-    return device
 
 
 def build_context(data: str, config: TrainConfig, folder: Path, progress: bool = True) -> Context:

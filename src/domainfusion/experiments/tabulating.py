@@ -11,9 +11,9 @@ import numpy as np
 
 from domainfusion.config import TrainConfig
 from domainfusion.data.domains import load_dataset
+from domainfusion.devices import choose_device
 from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
 from domainfusion.distillation.curves import CurveStore
-from domainfusion.experiments.runs import choose_device
 from domainfusion.interruption import stoppable
 from domainfusion.results.tables import text_table
 

@@ -27,7 +27,8 @@ from domainfusion.config import TrainConfig
 from domainfusion.config_files import plain_values
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.data.transforms import from_uint8
-from domainfusion.diffusion.ldm import LatentDiffusion, choose_dtype, source_fingerprint
+from domainfusion.devices import choose_dtype
+from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
 from domainfusion.errors import show_note
 from domainfusion.files import append_json_line, append_whole_lines, cache_folder, hash_of, make_folder
 from domainfusion.seeding import derive_numpy_rng

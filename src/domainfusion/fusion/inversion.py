@@ -18,9 +18,10 @@ from tqdm import tqdm
 from domainfusion.config import DSIConfig, TrainConfig
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.data.transforms import from_uint8, resize, to_uint8
+from domainfusion.devices import choose_dtype
 from domainfusion.diffusion.finetuning import FineTuned, load_source
 from domainfusion.diffusion.image_to_image import image_to_image
-from domainfusion.diffusion.ldm import LatentDiffusion, choose_dtype
+from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.files import cache_folder, hash_of
 from domainfusion.fusion.image_cache import ImageCache
 from domainfusion.seeding import seed_hash
