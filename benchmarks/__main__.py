@@ -18,6 +18,7 @@ ROWS = {
     "loading": training.loading,
     "slope_variance": distillation.slope_variance,
     "distillation_run": distillation.distillation_run,
+    "curve_error": distillation.curve_error,
     "sweep_share": distillation.sweep_share,
     "candidates": candidates.candidates,
     "solver_error": candidates.solver_error,

@@ -92,9 +92,9 @@ class DistillConfig:
     auto: curve where its table comes with the package or takes fewer passes of the U-Net than training would."""
     curve_of: Literal["score", "autograd"] = "score"
     """What curve tabulates, and auto computes."""
-    curve_samples: Annotated[int, Field(ge=2, multiple_of=2)] = 8
+    curve_samples: Annotated[int, Field(ge=2, multiple_of=2)] = 16
     """Draws of (timestep, noise) in a round of the table, in antithetic pairs, shared by all its confidences."""
-    curve_rounds: Annotated[int, Field(ge=2)] = 4
+    curve_rounds: Annotated[int, Field(ge=2)] = 2
     """Most rounds an image gets."""
     curve_tolerance: Weight = 0.1
     """An image needs no further round when its curve's standard error is below this share of the curve's size."""
