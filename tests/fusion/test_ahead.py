@@ -88,9 +88,9 @@ def test_what_no_worker_can_do_is_refused() -> None:
         GenerateConfig(worker="on", updating=True)
     check_device("auto")
     check_device("cpu")
-    with pytest.raises(UsageError, match="--generate.worker-device cuda:99: there are "):
+    with pytest.raises(UsageError, match=r"--generate\.worker-device cuda:99: there are "):
         check_device("cuda:99")
-    with pytest.raises(UsageError, match="--generate.worker-device gpu"):
+    with pytest.raises(UsageError, match=r"--generate\.worker-device gpu"):
         check_device("gpu")
 
 
@@ -307,23 +307,28 @@ def test_training_makes_the_rest_where_its_worker_is_killed(
     assert said.count("beside training ended (killed by SIGKILL); training makes the rest") == 1
 
 
-def test_a_worker_that_fails_is_reported_with_its_last_line(
-    images: Path, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    started: list[tuple[Worker, Order]], capfd: pytest.CaptureFixture[str],
+def test_a_worker_that_fails_is_reported_once_with_its_last_line(
+    ldm: LatentDiffusion, dataset: MultiDomainDataset, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str], started: list[tuple[Worker, Order]],
 ) -> None:  # fmt: skip
     write = Order.write
 
-    def wrong(self: Order, folder: Path, device: str) -> None:
-        self = dataclasses.replace(self, ldm=self.ldm)
+    def cut_short(self: Order, folder: Path, device: str) -> None:
         write(self, folder, device)
-        (folder / "order.json").write_text("{")
+        with open(folder / "order.json", "r+") as file:
+            file.truncate(100)
 
-    monkeypatch.setattr(Order, "write", wrong)
-    before_the_first_step(monkeypatch, lambda: print(started[0][0].process.wait(120)))
-    train_run(str(images), config, tmp_path / "run", progress=False)
+    monkeypatch.setattr(Order, "write", cut_short)
+    order = Order.of_missing(ldm, dataset, np.arange(20), CONFIG, ldm.styles, [0, 1])
+    assert list(order.files) == [0, 1]
+    beside = Ahead(Decision("cpu", 1), order, total=2)
+    assert started[0][0].process.wait(120) == 1
+    beside.look(0)
+    beside.look(0)
+    beside.close()
     said = capfd.readouterr().err
     assert said.count("training makes the rest") == 1
-    assert "ended (exit code 1: " in said
+    assert "beside training ended (exit code 1: " in said
     assert "order.json cannot be read as JSON" in said
 
 
