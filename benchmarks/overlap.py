@@ -32,8 +32,8 @@ def few_pictograms(folder: Path, count: int) -> Path:
         for label, name in enumerate(dataset.classes):
             place = folder / dataset.domains[domain] / name
             place.mkdir(parents=True)
-            for row_ in np.flatnonzero((dataset.domain_of == domain) & (dataset.labels == label))[:count]:
-                Image.fromarray(np.asarray(dataset.images[row_])).save(place / f"{row_}.png")
+            for number in np.flatnonzero((dataset.domain_of == domain) & (dataset.labels == label))[:count]:
+                Image.fromarray(np.asarray(dataset.images[number])).save(place / f"{number}.png")
     return folder
 
 

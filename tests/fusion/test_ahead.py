@@ -19,7 +19,7 @@ from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.errors import Interrupted, UsageError
 from domainfusion.experiments.runs import train_run
-from domainfusion.files import open_lock
+from domainfusion.files import open_lock, read_json
 from domainfusion.fusion import ahead
 from domainfusion.fusion.ahead import Ahead, Decision, Order, Situation, Worker, check_device, decide
 from domainfusion.fusion.candidates import CandidateCache, Making, cache_path, cached_rows
@@ -28,6 +28,8 @@ from domainfusion.fusion.synthetic import load_generation
 from domainfusion.interruption import requested
 from domainfusion.tensors import load_state
 from same_run import tensors_of
+
+CONFIG = GenerateConfig(candidates=2, steps=2, batch_size=4)
 
 # Whether there is a worker
 
@@ -110,9 +112,29 @@ def test_training_has_its_share_of_the_threads_until_the_last_generation(monkeyp
     assert given == []
 
 
-# Claims
+# The order
 
-CONFIG = GenerateConfig(candidates=2, steps=2, batch_size=4)
+
+def test_a_worker_reads_the_images_that_training_has(
+    ldm: LatentDiffusion, dataset: MultiDomainDataset, tmp_path: Path
+) -> None:
+    other = np.lib.format.open_memmap(tmp_path / "other.npy", "w+", np.uint8, dataset.images.shape)
+    raw = np.memmap(tmp_path / "raw", np.uint8, "w+", shape=dataset.images.shape)
+    for array in (other, raw):
+        array[:] = 255 - dataset.images
+    for name, images, copied in (
+        ("whole file", dataset.images, False), ("another", other, False), ("backwards", dataset.images[::-1], True),
+        ("a part", dataset.images[3:], True), ("no file", np.array(dataset.images), True), ("not .npy", raw, True),
+    ):  # fmt: skip
+        folder = tmp_path / name
+        folder.mkdir()
+        given = dataclasses.replace(dataset, images=images)
+        Order(ldm, given, np.arange(4), CONFIG, (), {}).write(folder, "cpu")
+        assert (folder / "images.npy").exists() == copied, name
+        assert np.array_equal(np.load(read_json(folder / "order.json")["images"]), images), name
+
+
+# Claims
 
 
 def test_a_claim_holds_against_other_processes_and_ends_with_its_own(tmp_path: Path) -> None:
@@ -276,7 +298,7 @@ def test_with_a_worker_a_run_is_the_same_to_the_last_bit_and_makes_nothing_itsel
         patch.setattr(Making, "make", nothing)
         train_run(str(images), config, tmp_path / "run", progress=False)
     assert_same(tmp_path / "run", reference)
-    assert "a worker makes the candidates of 4 generations beside training, on cpu" in capfd.readouterr().err
+    assert "a worker makes the candidates of 4 generation(s) beside training, on cpu" in capfd.readouterr().err
     assert len(started) == 1
     # Another run finds everything in the cache, and needs no worker.
     train_run(str(images), dataclasses.replace(config, seed=1), tmp_path / "second", progress=True)

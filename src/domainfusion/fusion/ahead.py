@@ -30,7 +30,7 @@ from domainfusion.config import GenerateConfig
 from domainfusion.config_files import plain_values
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.diffusion.ldm import LatentDiffusion
-from domainfusion.errors import UsageError, show_note
+from domainfusion.errors import FileError, UsageError, show_note
 from domainfusion.files import write_json
 from domainfusion.fusion.candidates import cache_paths, cached_rows
 
@@ -160,11 +160,10 @@ class Order:
 
     def write(self, folder: Path, device: str) -> None:
         """Write the order to `folder/order.json`, with the images in a file of their own where they have none yet."""
-        images = self.dataset.images
-        place = getattr(images, "filename", None)
-        if place is None or np.load(place, mmap_mode="r", allow_pickle=False).shape != images.shape:
+        place = _file_of(self.dataset.images)
+        if place is None:
             place = folder / "images.npy"
-            np.save(place, images)
+            np.save(place, self.dataset.images)
         write_json(
             folder / "order.json",
             {
@@ -175,6 +174,18 @@ class Order:
                 "files": {f"{number:06d}": str(path) for number, path in self.files.items()},
             },
         )  # fmt: skip
+
+
+def _file_of(images: np.ndarray) -> Path | None:
+    """The .npy file that an array is memory-mapped from, all of it; None where there is none."""
+    if not isinstance(images, np.memmap) or not images.filename or not images.flags.c_contiguous:
+        return None
+    try:
+        whole = np.load(images.filename, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError):  # another form of file
+        return None
+    same = whole.shape == images.shape and whole.dtype == images.dtype and whole.offset == images.offset
+    return Path(images.filename).resolve() if same else None
 
 
 class Worker:
@@ -204,18 +215,26 @@ class Worker:
             return None
         if code < 0:
             return f"killed by {signal.Signals(-code).name}"
-        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        said = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        said = next((line.strip() for line in reversed(self._said()) if line.strip()), "it said nothing")
         return f"exit code {code}: {said}"
 
+    def _said(self) -> list[str]:
+        try:
+            return self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            return []
+
     def close(self) -> None:
-        """End the process. What it has finished is in the cache."""
+        """End the process, and pass on the notes it has written. What it has finished is in the cache."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(GRACE)
         self.process.kill()
         self.process.wait()
+        for line in self._said():
+            if line.startswith("note: "):
+                show_note(line.removeprefix("note: "))
         self.folder.cleanup()
 
 
@@ -233,13 +252,20 @@ class Ahead:
         self.all_threads = threads_to_share()
         self.own_threads = max(1, self.all_threads - self.threads)
         if decision.device is not None and order is not None:
-            self.worker = Worker(order, decision.device, self.threads)
-            show_note(
-                f"a worker makes the candidates of {len(order.files)} generations beside training, on "
-                f"{decision.device} with {self.threads} of {self.all_threads} threads (--generate.worker)"
-            )
+            self._start(order, decision.device)
         elif decision.reason and progress:
             show_note(f"no worker makes candidates beside training: {decision.reason}")
+
+    def _start(self, order: Order, device: str) -> None:
+        try:
+            self.worker = Worker(order, device, self.threads)
+        except (OSError, FileError) as error:
+            show_note(f"no worker makes candidates beside training: it could not be started ({error})")
+            return
+        show_note(
+            f"a worker makes the candidates of {len(order.files)} generation(s) beside training, on {device} with "
+            f"{self.threads} of {self.all_threads} threads (--generate.worker)"
+        )
 
     def look(self, made: int) -> None:
         """Called in each step, with the number of generations made: gives training its threads, tells of a death."""
