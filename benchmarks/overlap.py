@@ -19,7 +19,7 @@ from domainfusion.data.domains import load_dataset
 from domainfusion.experiments.runs import train_run
 from domainfusion.fusion.ahead import threads_to_share
 
-IMAGES = 6  # of each class and domain
+IMAGES = 4  # of each class and domain
 STEPS = 240  # three generations, at 24, 96 and 168
 TURNS = 3
 MODES = ("on", "off")

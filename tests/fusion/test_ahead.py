@@ -14,10 +14,13 @@ import numpy as np
 import pytest
 import torch
 
+from domainfusion.algorithms import domainfusion as method
+from domainfusion.algorithms.base import Batch
 from domainfusion.config import DataConfig, GenerateConfig, TrainConfig
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.errors import Interrupted, UsageError
+from domainfusion.experiments.generating import generate_candidates
 from domainfusion.experiments.runs import train_run
 from domainfusion.files import open_lock, read_json
 from domainfusion.fusion import ahead
@@ -352,6 +355,50 @@ def test_a_worker_that_fails_is_reported_once_with_its_last_line(
     assert said.count("training makes the rest") == 1
     assert "beside training ended (exit code 1: " in said
     assert "order.json cannot be read as JSON" in said
+
+
+class Idle:
+    """In the place of a worker: one that is as slow as can be."""
+
+    def __init__(self, order: Order, device: str, threads: int) -> None:
+        self.given = (sorted(order.files), device, threads)
+
+    def failure(self) -> None:
+        """It goes on."""
+
+    def close(self) -> None:
+        """Nothing is there to end."""
+
+
+def test_a_resumed_run_computes_with_the_threads_that_it_began_with(
+    images: Path, config: TrainConfig, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(config, generate=dataclasses.replace(config.generate, worker="auto"))
+    given, threads, workers = [0], list[tuple[int, int]](), list[Idle]()
+    for module in (ahead, method):
+        monkeypatch.setattr(module, "threads_to_share", lambda: 6)
+    monkeypatch.setattr(ahead, "_set_threads", given.append)
+    monkeypatch.setattr(ahead, "Worker", lambda *order: workers.append(Idle(*order)) or workers[-1])
+    compute, stop = method.DomainFusion.losses, [2]
+
+    def losses(self: method.DomainFusion, batch: Batch) -> dict[str, torch.Tensor]:
+        if batch.step in stop:
+            raise KeyboardInterrupt
+        threads.append((batch.step, given[-1]))
+        return compute(self, batch)
+
+    monkeypatch.setattr(method.DomainFusion, "losses", losses)
+    with pytest.raises(KeyboardInterrupt):
+        train_run(str(images), config, tmp_path / "run", progress=False)
+    assert [worker.given for worker in workers] == [([0, 1, 2, 3], "cpu", 3)]
+    assert given[-1] == 6  # what comes after the run has all of them
+    generate_candidates(str(images), config, generations=4)
+    stop.clear()
+    result = train_run(str(images), config, tmp_path / "run", progress=False)
+    assert len(workers) == 1  # everything is in the cache
+    assert threads == [(0, 3), (1, 3), (2, 3), (3, 6)]
+    assert result["costs"]["worker_threads"] == 3
+    assert_same(tmp_path / "run", reference)
 
 
 @pytest.mark.parametrize(("number", "early"), [(signal.SIGKILL, True), (signal.SIGTERM, False)])
