@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import alternatives, candidates, distillation, growth, labels, startup, training, zero_shot
+from benchmarks import alternatives, candidates, distillation, growth, labels, overlap, startup, training, zero_shot
 
 ROWS = {
     "startup": startup.startup,
@@ -27,6 +27,7 @@ ROWS = {
     "distillation_memory": distillation.distillation_memory,
     "zero_shot": zero_shot.zero_shot,
     "whole_run": training.whole_run,
+    "overlap": overlap.overlap,
     "label_information": labels.label_information,
     "feature_reuse": alternatives.feature_reuse,
     "token_merging": alternatives.token_merging,

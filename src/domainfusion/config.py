@@ -173,6 +173,19 @@ class GenerateConfig:
     """Size of images at the LDM in pixels, for candidates and distillation alike (0: the size it was trained at)."""
     batch_size: Count = 64
     """Candidates denoised at once."""
+    worker: Literal["auto", "on", "off"] = "auto"
+    """A process that makes candidates of coming generations while the classifier trains: auto (where there is a second
+    GPU, or two threads of the CPU), on, off. It changes no candidate by more than a rounding step."""
+    worker_device: str = "auto"
+    """The worker's device: auto (a GPU that training does not use; training on the CPU: the CPU), cpu, cuda:1, ..."""
+
+    @model_validator(mode="after")
+    def _a_worker_knows_what_to_start_from(self) -> GenerateConfig:
+        if self.worker == "on" and self.updating:
+            raise ValueError(
+                "worker on needs no-updating: with updating a generation starts from what training chose of the last"
+            )
+        return self
 
     def needed(self) -> GenerateConfig:
         """The same options with no more candidates than are looked at: without sampling the first alone."""

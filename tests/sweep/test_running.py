@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -39,7 +40,7 @@ from domainfusion.sweep.options import SweepConfig
 from domainfusion.sweep.plan import PRUNED, Outcome, build_plan
 from domainfusion.sweep.running import cluster, run_sweep, slots_of
 from domainfusion.sweep.sharing import compute_shared, find_jobs
-from domainfusion.sweep.trials import METRIC, Pruning, RunTrial
+from domainfusion.sweep.trials import METRIC, Pruning, RunSearch, RunTrial
 from domainfusion.tensors import load_state
 
 CONFIG = TrainConfig(
@@ -220,6 +221,17 @@ def test_ray_hears_of_source_validation_alone(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trials, "HEARTBEAT", 0.1)
         assert trial.step() == {"step": 4}
+
+
+@pytest.mark.parametrize(("share", "worker"), [(True, "off"), (False, "auto")])
+def test_a_run_whose_candidates_are_tasks_of_the_sweep_has_no_worker(
+    image_folder: Path, tmp_path: Path, share: bool, worker: str
+) -> None:
+    plan = build_plan(sweep_of(image_folder, share=share), CONFIG, tmp_path)
+    search = RunSearch(Ledger(plan), SimpleNamespace(), threads=2, gpus=0)
+    spec = json.loads(search.suggest("a")["spec"])
+    assert spec["config"]["generate"]["worker"] == worker
+    assert plan.config.generate.worker == "auto"
 
 
 def test_draws_are_pruned_by_their_own_kind(image_folder: Path, tmp_path: Path) -> None:

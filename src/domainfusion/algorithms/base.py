@@ -125,6 +125,9 @@ class Algorithm(nn.Module, abc.ABC):
     def restore(self, costs: dict[str, Any]) -> None:
         """Take over what `costs` said when the checkpoint was written."""
 
+    def close(self) -> None:
+        """Called when training ends, however it ends: stop what works beside it."""
+
     def finish(self) -> None:
         """Called once after training: write pictures to the run's folder, say."""
 

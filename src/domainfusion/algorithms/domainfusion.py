@@ -24,7 +24,8 @@ from domainfusion.distillation.curves import Curves, CurveStore, reads_curves
 from domainfusion.distillation.noise_pictures import noise_maps, noise_sheet
 from domainfusion.distillation.slopes import SlopeEstimator, distillation_loss, draw
 from domainfusion.files import write_text
-from domainfusion.fusion.candidates import candidates_of
+from domainfusion.fusion.ahead import Ahead, Order, Situation, check_device, decide, local_processes, threads_to_share
+from domainfusion.fusion.candidates import CandidateCache, Making, cache_path
 from domainfusion.fusion.generation import make_generation
 from domainfusion.fusion.schedule import generations_due
 from domainfusion.fusion.synthetic import Generation, SyntheticDataset, is_complete
@@ -40,7 +41,10 @@ class DomainFusion(Algorithm):
         self.rows = np.sort(np.concatenate([context.split.train[domain] for domain in context.split.sources]))
         self.position = {int(row): i for i, row in enumerate(self.rows)}
         self.synthetic = SyntheticDataset(context.folder / "synthetic")
-        self.spent = {"generations": 0, "generated_images": 0, "generation_seconds": 0.0, "distillation_seconds": 0.0}
+        self.spent: dict[str, Any] = {
+            "generations": 0, "generated_images": 0, "generation_seconds": 0.0, "distillation_seconds": 0.0
+        }  # fmt: skip
+        self.ahead: Ahead | None = None
         self._ldm: LatentDiffusion | None = None
         self.curves: Curves | None = None
         batch = config.batch_size * len(context.split.sources)
@@ -49,6 +53,7 @@ class DomainFusion(Algorithm):
         elif config.distill_weight > 0:
             self.load_ldm()
         if config.synthetic_weight > 0:
+            check_device(config.generate.worker_device)
             self.load_ldm()
 
     def load_ldm(self) -> LatentDiffusion:
@@ -94,6 +99,8 @@ class DomainFusion(Algorithm):
         """Refresh the synthetic dataset when a generation is due (lines 4 to 13)."""
         if self.config.synthetic_weight == 0:
             return
+        self.ahead = self.ahead or self.look_ahead(step)
+        self.ahead.look(self.synthetic.count)
         while self.synthetic.count < self.generations_due(step):
             started = time.monotonic()
             self.make_candidates()
@@ -103,6 +110,34 @@ class DomainFusion(Algorithm):
             self.spent["generations"] = self.synthetic.count
             self.spent["generated_images"] += len(self.rows) * self.config.generate.needed().candidates
             self.spent["generation_seconds"] += time.monotonic() - started
+            self.ahead.look(self.synthetic.count)
+
+    def look_ahead(self, step: int) -> Ahead:
+        """What makes candidates beside training from `step` on, or nothing (see `domainfusion.fusion.ahead`)."""
+        context, generate = self.context, self.config.generate
+        processes = context.processes
+        due, total = self.generations_due(step), self.generations_due(self.config.steps - 1)
+        order = None
+        if generate.worker != "off" and processes.first and not generate.updating:
+            coming = [n for n in range(self.synthetic.count, total) if not is_complete(self.synthetic.path(n))]
+            order = Order.of_missing(self.ldm, context.dataset, self.rows, generate, self.styles, coming)
+        lacking = order.files if order is not None else {}
+        decision = decide(
+            Situation(
+                mode=generate.worker, updating=generate.updating, device=context.device,
+                wanted_device=generate.worker_device, gpus=torch.cuda.device_count(), threads=threads_to_share(),
+                missing=len(lacking), ahead=sum(number >= due for number in lacking),
+                processes=local_processes(processes.count), first=processes.first,
+                began=self.spent.get("worker_threads"),
+            )
+        )  # fmt: skip
+        self.spent["worker_threads"] = decision.threads
+        return Ahead(decision, order, total, progress=context.progress)
+
+    def close(self) -> None:
+        """End the worker, and give training's threads back."""
+        if self.ahead is not None:
+            self.ahead.close()
 
     def make_candidates(self) -> None:
         """This process's share of the next generation's candidates, into the cache, where processes train together.
@@ -114,12 +149,11 @@ class DomainFusion(Algorithm):
         if processes.count == 1 or is_complete(self.synthetic.path(number)):
             return
         if number == 0 or not self.config.generate.updating:
+            dataset, generate = self.context.dataset, self.config.generate.needed()
             mine = self.rows[processes.share(len(self.rows))]
-            for _ in candidates_of(
-                self.ldm, self.context.dataset, mine, self.context.dataset.images[mine], self.config.generate.needed(),
-                number=number, styles=self.styles, stored=True, progress=self.context.progress,
-            ):  # fmt: skip
-                pass
+            cache = CandidateCache(cache_path(self.ldm, dataset, generate, number, self.styles), dataset, generate)
+            making = Making(self.ldm, dataset, mine, generate, number=number, styles=self.styles)
+            making.fill(cache, progress=self.context.progress)
             processes.wait()
 
     def next_generation(self) -> Generation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import time
@@ -155,7 +156,8 @@ def _run(data: str, context: Context, described: dict[str, Any]) -> dict[str, An
 def _assist(context: Context) -> dict[str, Any]:
     """The run of a process that is not the first: it trains along, writes nothing, and reads what came out."""
     algorithm = build_algorithm(context)
-    train(algorithm)
+    with contextlib.closing(algorithm):
+        train(algorithm)
     context.processes.wait()
     return read_json(context.folder / "result.json")
 
@@ -203,7 +205,8 @@ def save_calibration(folder: Path, classifier: torch.nn.Module, context: Context
 def _train(algorithm: Algorithm) -> dict[str, Any]:
     """Train, and what the selected weights came to."""
     context = algorithm.context
-    done = train(algorithm)
+    with contextlib.closing(algorithm):
+        done = train(algorithm)
     model = load_model(context.folder, algorithm.classifier)
     result = summarize(algorithm, context.folder / "predictions.csv")
     save_calibration(context.folder, algorithm.classifier, context)
@@ -252,8 +255,9 @@ def refuse_other_options(folder: Path, data: str, config: TrainConfig) -> None:
         return
     kept = flat_values(plain_values(build_config(TrainConfig, load_toml(path), str(path))))
     now = flat_values(plain_values(config))
-    # The preset is where options came from; what they came to is compared. Steps follow from epochs and the data.
-    ignored = {"preset"} | ({"steps"} if config.epochs else set())
+    # The preset is where options came from; what they came to is compared. Steps follow from epochs and the data. Who
+    # makes candidates does not change what they are.
+    ignored = {"preset", "generate.worker", "generate.worker_device"} | ({"steps"} if config.epochs else set())
     for name in sorted((set(kept) | set(now)) - ignored):
         if kept.get(name) != now.get(name):
             raise UsageError(

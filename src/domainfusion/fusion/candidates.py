@@ -3,14 +3,16 @@
 The candidates of a *stored* image depend on the image, its label, the LDM and the options, and on nothing that a
 classifier learns: every run of a benchmark (targets, trials, algorithms) can use the same ones. They are kept in one
 memory-mapped array per (data set, LDM, options, generation, style words), a row per image, filled as rows are asked
-for. Candidates of a synthetic image (`updating`, from the second generation on) belong to their run and are not kept.
+for; processes that ask for the same rows at the same time share the making of them. Candidates of a synthetic image
+(`updating`, from the second generation on) belong to their run and are not kept.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +27,8 @@ from domainfusion.diffusion.image_to_image import image_to_image
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.prompts import compose_prompts
 from domainfusion.errors import show_note
-from domainfusion.files import cache_folder, hash_of, locked, make_folder
-from domainfusion.fusion.image_cache import open_array
+from domainfusion.files import cache_folder, hash_of, locked, make_folder, open_lock
+from domainfusion.fusion.image_cache import claimed, open_array
 from domainfusion.interruption import check
 from domainfusion.memory import halve_until_it_fits
 from domainfusion.seeding import derive_numpy_rng, seed_hash
@@ -36,6 +38,7 @@ CACHE_FORMAT = 4
 # Options that decide what candidates look like; the others decide what is done with them.
 SHAPING = ("seed", "candidates", "strength", "steps", "guidance", "guidance_interval", "solver", "spacing",
            "style_words", "template", "plain_template", "image_size")  # fmt: skip
+PAUSE = 0.2  # seconds between two looks at what another process is at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +84,77 @@ def make_candidates(
     return resize(made.flatten(0, 1), pixels.shape[-1]).view(len(pixels), wanted, *pixels.shape[1:])
 
 
+class Making:
+    """The making of candidates of some rows of a data set in one generation, part by part.
+
+    Parts are the same whoever makes them, so that candidates are too: what is batched together decides their rounding.
+
+    Args:
+        rows: (n,) rows of the data set; positions below are places in it.
+        current: (n, S, S, 3) uint8, what each row's image has become; None for the stored images.
+    """
+
+    def __init__(
+        self, ldm: LatentDiffusion, dataset: MultiDomainDataset, rows: np.ndarray, config: GenerateConfig, *,
+        number: int, styles: tuple[str, ...], current: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
+        self.ldm, self.dataset, self.rows, self.config = ldm, dataset, rows, config
+        self.number, self.styles, self.current = number, styles, current
+        self.at_once = config.batch_size  # fewer when memory has run out
+
+    def parts(self) -> list[slice]:
+        """Positions that are made in one call, a few full batches each."""
+        count, per_call = len(self.rows), max(1, 4 * self.config.batch_size // self.config.candidates)
+        return [slice(start, min(start + per_call, count)) for start in range(0, count, per_call)]
+
+    def recipes(self, positions: np.ndarray) -> list[Recipe]:
+        """The recipe of each of `positions` (b,)."""
+        rows = self.rows[positions]
+        return [recipe(self.dataset, int(row), self.config, self.number, self.styles) for row in rows]
+
+    def make(self, positions: np.ndarray) -> np.ndarray:
+        """Candidates (b, N, S, S, 3) uint8 of `positions` (b,)."""
+        images = self.dataset.images[self.rows[positions]] if self.current is None else self.current[positions]
+        pixels, recipes = from_uint8(images), self.recipes(positions)
+
+        def make(size: int) -> torch.Tensor:
+            return make_candidates(self.ldm, pixels, recipes, dataclasses.replace(self.config, batch_size=size))
+
+        made, self.at_once = halve_until_it_fits(make, self.at_once, "the making of candidates (--generate.batch-size)")
+        return to_uint8(made)
+
+    def fill(self, cache: CandidateCache, *, wait: bool = True, progress: bool = True) -> None:
+        """Make what `cache` lacks of stored images and no other process is making; then `wait` for what others make.
+
+        Should one of those end before it is done, its part is made here. A signal to stop is honoured between parts.
+        """
+        bar = tqdm(total=len(self.rows), desc=f"generation {self.number}", unit="image", disable=not progress)
+        waiting = [np.arange(part.start, part.stop) for part in self.parts()]
+        looked_through = False  # whether what was there at first has been compared with its checksums
+        with open_lock(cache.path.with_suffix(".claims")) as descriptor, bar:
+            while waiting:
+                busy = []
+                for positions in waiting:
+                    check()
+                    rows = self.rows[positions]
+                    missing = positions[~(cache.done[rows] if looked_through else cache.intact(rows))]
+                    with claimed(descriptor, self.rows[missing]) as ours:
+                        wanted = missing[ours]
+                        wanted = wanted[~cache.done[self.rows[wanted]]]  # not stored by another a moment ago
+                        if len(wanted):
+                            cache.store(self.rows[wanted], self.make(wanted))
+                    left = missing[~ours]
+                    bar.update(len(positions) - len(left))
+                    if len(left):
+                        busy.append(left)
+                if not wait:
+                    return
+                if busy and len(busy) == len(waiting):
+                    bar.set_postfix_str("waiting for another process")
+                    time.sleep(PAUSE)
+                waiting, looked_through = busy, True
+
+
 def candidates_of(
     ldm: LatentDiffusion, dataset: MultiDomainDataset, rows: np.ndarray, current: np.ndarray, config: GenerateConfig,
     *, number: int, styles: tuple[str, ...], stored: bool, progress: bool = True,
@@ -91,32 +165,20 @@ def candidates_of(
         current: (n, S, S, 3) uint8, what each row's image has become.
         stored: whether `current` is the stored images, whose candidates the cache shares.
     """
-    cache = CandidateCache(cache_path(ldm, dataset, config, number, styles), dataset, config) if stored else None
-    per_call = max(1, 4 * config.batch_size // config.candidates)
-    at_once = config.batch_size
-    bar = tqdm(total=len(rows), desc=f"generation {number}", unit="image", disable=not progress)
-    for start in range(0, len(rows), per_call):
-        part = slice(start, min(start + per_call, len(rows)))
-        recipes = [recipe(dataset, int(row), config, number, styles) for row in rows[part]]
-        missing = np.ones(len(recipes), dtype=bool) if cache is None else ~cache.intact(rows[part])
-        found = np.empty((len(recipes), config.candidates, *current.shape[1:]), dtype=np.uint8)
-        if missing.any():
-            wanted = np.flatnonzero(missing)
-            pixels = from_uint8(current[part][wanted])
-            chosen = [recipes[i] for i in wanted]
-
-            def make(size: int, pixels: torch.Tensor = pixels, chosen: list[Recipe] = chosen) -> torch.Tensor:
-                return make_candidates(ldm, pixels, chosen, dataclasses.replace(config, batch_size=size))
-
-            made, at_once = halve_until_it_fits(make, at_once, "the making of candidates (--generate.batch-size)")
-            found[wanted] = to_uint8(made)
-            if cache is not None:
-                cache.store(rows[part][wanted], found[wanted])
-        if cache is not None and not missing.all():
-            found[~missing] = cache.images[rows[part][~missing]]
-        bar.update(len(recipes))
+    making = Making(
+        ldm, dataset, rows, config, number=number, styles=styles, current=None if stored else current
+    )  # fmt: skip
+    cache = None
+    if stored:
+        cache = CandidateCache(cache_path(ldm, dataset, config, number, styles), dataset, config)
+        making.fill(cache, progress=progress)
+    bar = tqdm(total=len(rows), desc=f"generation {number}", unit="image", disable=stored or not progress)
+    for part in making.parts():
+        positions = np.arange(part.start, part.stop)
+        found = making.make(positions) if cache is None else np.array(cache.images[rows[part]])
+        bar.update(len(positions))
         check()
-        yield part, recipes, found
+        yield part, making.recipes(positions), found
     bar.close()
 
 
@@ -124,19 +186,22 @@ def cache_path(
     ldm: LatentDiffusion, dataset: MultiDomainDataset, config: GenerateConfig, number: int, styles: tuple[str, ...]
 ) -> Path:
     """The file for the candidates of all images of a data set under one recipe."""
+    return cache_paths(ldm, dataset, config, [number], styles)[0]
+
+
+def cache_paths(
+    ldm: LatentDiffusion, dataset: MultiDomainDataset, config: GenerateConfig, numbers: Sequence[int],
+    styles: tuple[str, ...],
+) -> list[Path]:  # fmt: skip
+    """`cache_path` of several generations; the LDM's weights are read once for all of them."""
     values = plain_values(config)
-    key = hash_of(
-        [
-            CACHE_FORMAT,
-            dataset.fingerprint,
-            dataset.words(),
-            ldm.fingerprint(),
-            {k: values[k] for k in SHAPING},
-            number,
-            styles,
-        ]
-    )
-    return cache_folder() / "candidates" / f"{key}.npy"
+    fingerprint = ldm.fingerprint() if numbers else ""
+    shaping = {k: values[k] for k in SHAPING}
+    keys = [
+        hash_of([CACHE_FORMAT, dataset.fingerprint, dataset.words(), fingerprint, shaping, number, styles])
+        for number in numbers
+    ]
+    return [cache_folder() / "candidates" / f"{key}.npy" for key in keys]
 
 
 def cached_rows(path: Path, count: int) -> np.ndarray:
@@ -173,7 +238,7 @@ class CandidateCache:
             self.sums = open_array(self.path.with_suffix(".sums.npy"), np.dtype(np.uint64), shape[:1])
 
     def intact(self, rows: np.ndarray) -> np.ndarray:
-        """(n,) bool: which of rows (n,) are there, and as they were kept; of damaged ones it is said."""
+        """(n,) bool: which of rows (n,) are there, and as they were kept; damaged ones are named and taken out."""
         found = np.array(self.done[rows])
         for i in np.flatnonzero(found):
             row = rows[i]
@@ -181,7 +246,7 @@ class CandidateCache:
             if not kept:
                 self.sums[row] = now
             elif kept != now:
-                found[i] = False
+                found[i] = self.done[row] = False
                 show_note(f"{self.path}: the candidates of image {row} are damaged; made again")
         return found
 

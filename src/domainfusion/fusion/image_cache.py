@@ -7,6 +7,8 @@ ends, however it ends; so a killed one loses the block under way and no more.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import time
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ from domainfusion.interruption import check
 
 BLOCK = 64  # places
 PAUSE = 1.0  # seconds between two looks at what another process is at
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)  # says a file system that has none
 
 
 class ImageCache:
@@ -62,18 +65,44 @@ class ImageCache:
                 busy = []
                 for block in waiting:
                     check()
-                    try:
-                        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, block)
-                    except (BlockingIOError, PermissionError):
-                        busy.append(block)
-                        continue
-                    part = self.missing(places[places // BLOCK == block])
-                    if len(part):
-                        yield part
-                    fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, block)
+                    with claimed(descriptor, np.array([block])) as ours:
+                        if not ours[0]:
+                            busy.append(block)
+                            continue
+                        part = self.missing(places[places // BLOCK == block])
+                        if len(part):
+                            yield part
                 if busy and len(busy) == len(waiting):
                     time.sleep(PAUSE)
                 waiting = busy
+
+
+@contextlib.contextmanager
+def claimed(descriptor: int, numbers: np.ndarray) -> Iterator[np.ndarray]:
+    """Keep other processes from those of `numbers` (n,) that none has claimed, for the length of the block.
+
+    (n,) bool: which they are. The claims are locks on bytes of an open file, so that they end with the process. On a
+    file system without locks everything is claimed: work may then be done twice, with the same result.
+    """
+    ours = np.array([_lock(descriptor, int(number)) for number in numbers], dtype=bool)
+    try:
+        yield ours
+    finally:
+        for number in numbers[ours]:
+            with contextlib.suppress(OSError):
+                fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, int(number))
+
+
+def _lock(descriptor: int, number: int) -> bool:
+    """Whether the byte could be locked, now."""
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        if error.errno not in WITHOUT_LOCKS:
+            raise
+    return True
 
 
 def open_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:

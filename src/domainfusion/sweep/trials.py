@@ -128,8 +128,11 @@ class RunSearch(NotKept, Searcher):
         if entry is None:
             return None if self.ledger.left else Searcher.FINISHED
         self.entries[trial_id] = entry
+        config = plain_values(entry.config)
+        if self.ledger.plan.options.share:  # candidates are tasks of the sweep, and there before the run begins
+            config["generate"]["worker"] = "off"
         spec = {
-            "data": entry.run.place.data, "config": plain_values(entry.config), "folder": str(entry.run.folder),
+            "data": entry.run.place.data, "config": config, "folder": str(entry.run.folder),
             "cwd": os.getcwd(), "threads": self.threads, "gpus": self.gpus,
         }  # fmt: skip
         return {"run": entry.run.name, "spec": json.dumps(spec)}
