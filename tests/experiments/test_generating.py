@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +14,14 @@ from domainfusion.config import DataConfig, GenerateConfig, TrainConfig
 from domainfusion.data.domains import load_dataset
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.errors import UsageError
-from domainfusion.experiments.generating import generate_candidates, generation_text
+from domainfusion.experiments.generating import (
+    candidates_address,
+    candidates_part,
+    generate_candidates,
+    generation_text,
+)
 from domainfusion.fusion import candidates as candidates_module
-from domainfusion.fusion.candidates import candidates_of
+from domainfusion.fusion.candidates import cache_path, candidates_of
 
 
 @pytest.fixture
@@ -52,6 +58,14 @@ def test_a_run_finds_all_of_them(images: Path, config: TrainConfig, monkeypatch:
     again = generate_candidates(str(images), config, generations=2)
     assert again["candidates"] == len(dataset) * 2 * 2
     assert "72 candidates of 18 images" in generation_text(again)
+
+
+def test_without_sampling_a_sweep_makes_the_one_candidate_that_runs_read(images: Path, config: TrainConfig) -> None:
+    config = dataclasses.replace(config, generate=dataclasses.replace(config.generate, sampling=False))
+    dataset, ldm = load_dataset(str(images), config.data), LatentDiffusion.load(config.ldm, precision="float32")
+    read = cache_path(ldm, dataset, config.generate.needed(), 0, ldm.styles)
+    assert candidates_address(str(images), config, 0) == read.name
+    assert candidates_part(str(images), config, 0, np.array([0, 5])).shape == (2, 1, 32, 32, 3)
 
 
 def test_as_a_data_set_of_pictures(images: Path, config: TrainConfig, tmp_path: Path) -> None:
