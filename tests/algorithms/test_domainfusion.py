@@ -295,6 +295,17 @@ def test_updating_chains_generations_and_otherwise_each_starts_from_raw(
     assert algorithm.costs()["generated_images"] == 3 * 2 * len(rows)
 
 
+def test_no_style_names_a_domain_that_is_held_out(
+    make_image_folder: Callable[..., Path], make_config: MakeConfig, tmp_path: Path
+) -> None:
+    data = make_image_folder("styled", domains=("flat", "ink", "photo"), count=2)
+    left = {}
+    for first, second in (("ink", None), ("ink", "flat"), ("flat", "photo")):
+        config = make_config(target=first, second_target=second, distill_weight=0.0)
+        left[first, second] = build(data, config, tmp_path / f"{first}-{second}").styles
+    assert left == {("ink", None): ("flat",), ("ink", "flat"): (), ("flat", "photo"): ("ink",)}
+
+
 def test_only_training_images_of_the_sources_are_generated(
     few_images: Path, make_config: MakeConfig, tmp_path: Path
 ) -> None:

@@ -56,7 +56,7 @@ class DomainFusion(Algorithm):
         if self._ldm is None:
             config = self.config
             self._ldm = LatentDiffusion.load(config.ldm, device=self.context.device, precision=config.precision)
-            self.styles = allowed_styles(self._ldm.styles, self.context.split.target)
+            self.styles = allowed_styles(self._ldm.styles, *self.context.split.held_out)
             self.estimator = SlopeEstimator(self._ldm, config.distill)
         return self._ldm
 

@@ -84,7 +84,7 @@ def _wanted(config: TrainConfig, epoch: int, curves: bool) -> Iterator[tuple[str
             config.steps - 1, config.steps, epoch, config.generate.interval, config.generate.generations
         )
         folder = embedded_folder() if config.ldm == "embedded" else Path(config.ldm)
-        styles = allowed_styles(read_styles(folder), config.target)
+        styles = allowed_styles(read_styles(folder), config.target, config.second_target)
         for number in range(min(due, 1) if config.generate.updating else due):  # later ones start from a run's own
             yield "candidates", number, [{name: generate[name] for name in SHAPING}, styles]
 
