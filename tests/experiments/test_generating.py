@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,11 +10,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from domainfusion.algorithms.domainfusion import DomainFusion
 from domainfusion.config import DataConfig, GenerateConfig, TrainConfig
 from domainfusion.data.domains import load_dataset
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.errors import UsageError
-from domainfusion.experiments.generating import generate_candidates, generation_text
+from domainfusion.experiments.generating import (
+    candidates_address,
+    candidates_part,
+    generate_candidates,
+    generation_text,
+)
+from domainfusion.experiments.runs import build_algorithm, build_context
+from domainfusion.files import cache_folder
 from domainfusion.fusion import candidates as candidates_module
 from domainfusion.fusion.candidates import candidates_of
 
@@ -52,6 +61,28 @@ def test_a_run_finds_all_of_them(images: Path, config: TrainConfig, monkeypatch:
     again = generate_candidates(str(images), config, generations=2)
     assert again["candidates"] == len(dataset) * 2 * 2
     assert "72 candidates of 18 images" in generation_text(again)
+
+
+def test_other_machines_make_what_a_run_asks_for(
+    make_image_folder: Callable[..., Path], config: TrainConfig, tmp_path: Path
+) -> None:
+    """Address and candidates, where no more candidates are needed than one, and two domains are held out."""
+    data = str(make_image_folder("styled", domains=("flat", "ink", "photo"), count=2))
+    generate = dataclasses.replace(config.generate, sampling=False)
+    options = dataclasses.replace(
+        config, target="ink", second_target="flat", steps=4, backbone="test_resnet", distill_weight=0.0,
+        generate=generate,
+    )  # fmt: skip
+    algorithm = build_algorithm(build_context(data, options, tmp_path / "run", progress=False))
+    assert isinstance(algorithm, DomainFusion)
+    algorithm.before_step(3, 3)
+    folder = cache_folder() / "candidates"
+    made = {path.name.removesuffix(".done.npy") for path in folder.glob("*.done.npy")}
+    assert {Path(candidates_address(data, options, number)).stem for number in range(3)} == made
+    kept = np.load(folder / candidates_address(data, options, 1))[algorithm.rows]
+    assert np.array_equal(candidates_part(data, options, 1, algorithm.rows), kept)
+    generate_candidates(data, options, generations=3)
+    assert len(list(folder.glob("*.done.npy"))) == 3
 
 
 def test_as_a_data_set_of_pictures(images: Path, config: TrainConfig, tmp_path: Path) -> None:

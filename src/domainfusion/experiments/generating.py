@@ -74,7 +74,7 @@ def candidates_address(data: str, config: TrainConfig, number: int) -> str:
     """
     dataset, ldm = load_dataset(data, config.data), _load_ldm(config.ldm, config.device, config.precision)
     styles = allowed_styles(ldm.styles, config.target, config.second_target)
-    return cache_path(ldm, dataset, config.generate, number, styles).name
+    return cache_path(ldm, dataset, config.generate.needed(), number, styles).name
 
 
 def candidates_part(data: str, config: TrainConfig, number: int, rows: np.ndarray) -> np.ndarray:
@@ -82,7 +82,7 @@ def candidates_part(data: str, config: TrainConfig, number: int, rows: np.ndarra
     dataset, ldm = load_dataset(data, config.data), _load_ldm(config.ldm, config.device, config.precision)
     styles = allowed_styles(ldm.styles, config.target, config.second_target)
     parts = candidates_of(
-        ldm, dataset, rows, dataset.images[rows], config.generate, number=number, styles=styles,
+        ldm, dataset, rows, dataset.images[rows], config.generate.needed(), number=number, styles=styles,
         stored=False, progress=False,
     )  # fmt: skip
     return np.concatenate([found for _, _, found in parts])

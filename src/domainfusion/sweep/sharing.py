@@ -75,7 +75,7 @@ def find_jobs(plan: Plan, runs: Iterable[tuple[Run, TrainConfig]]) -> list[Job]:
 
 def _wanted(config: TrainConfig, epoch: int, curves: bool) -> Iterator[tuple[str, int, list[Any]]]:
     """(kind, generation, what else it depends on) of everything that a run reads from the caches."""
-    distill, generate = plain_values(config.distill), plain_values(config.generate)
+    distill, generate = plain_values(config.distill), plain_values(config.generate.needed())
     if curves:
         key = [{name: distill[name] for name in CURVE_SHAPING}, generate["plain_template"], generate["image_size"]]
         yield "curves", 0, key
@@ -104,7 +104,7 @@ def candidate_parts(job: Job, dataset: MultiDomainDataset, address: str) -> list
     missing = job.rows[~cached_rows(path, len(dataset))[job.rows]]
     if not len(missing):
         return []
-    cache = CandidateCache(path, dataset, job.config.generate)
+    cache = CandidateCache(path, dataset, job.config.generate.needed())
     each = int(np.prod(cache.images.shape[1:]))
     size = max(1, min(PART, PART_BYTES // each))
 
