@@ -188,7 +188,8 @@ class DomainFusion(Algorithm):
         """
         if self.curves is not None:
             p = logits.softmax(-1).gather(1, batch.labels.view(-1, 1)).flatten()  # (B,)
-            return distillation_loss(self.curves.slopes_at(batch.rows, p), p)
+            floor = self.config.distill.confidence_floor
+            return distillation_loss(self.curves.slopes_at(batch.rows, p.clamp_min(floor)), p)
         started = time.monotonic()
         config = self.config.distill
         dataset = self.context.dataset
