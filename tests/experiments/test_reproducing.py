@@ -153,6 +153,20 @@ def test_signs_are_compared_with_the_papers(slow: list[float], sign: str) -> Non
     assert f"{int(sign.startswith('yes'))} of 1 differences" in headline([summary(erm, slow)])
 
 
+@pytest.mark.parametrize(
+    ("dataset", "cell", "difference"),
+    [("PACS", "90.0", 4.5), ("office_home", "72.4", 5.9), ("terra_incognita", "51.1", 5.0), ("mine", None, 4.16)],
+)
+def test_the_papers_figures_are_found_by_a_benchmarks_folder(
+    dataset: str, cell: str | None, difference: float
+) -> None:
+    arms = {arm.key: {"title": arm.title, "paper": dict(arm.paper)} for arm in TABLES["table5"].arms}
+    made = {"arms": arms, "reference": "erm", "accuracy": {}, "dataset": dataset}
+    assert compare(made, "domainfusion", dataset).paper == pytest.approx(difference)
+    row = next(row for row in table_rows(made) if row[0] == "DomainFusion")
+    assert row[-3] == (cell or "67.5 (5 data sets)")
+
+
 def test_options_read_as_on_the_command_line() -> None:
     assert SMALL.arm("slow").described() == "--lr 1e-05 --data.crop 1.0"
     updating = TABLES["table2"].arm("updating")
