@@ -8,6 +8,7 @@ import pytest
 from domainfusion.training.calibration import (
     BINS,
     HIGHEST,
+    LOWEST,
     calibration_error,
     fit_temperature,
     negative_log_likelihood,
@@ -42,6 +43,13 @@ def test_the_temperature_is_the_grid_minimum_of_the_likelihood(scale: float) -> 
         literal_nll(logits, labels, t) for t in (best, best * 1.003, best / 1.003, 1.0)
     ) + 1e-9  # fmt: skip
     assert found == pytest.approx(scale, rel=0.15)  # what the labels were drawn with
+
+
+def test_a_minimum_beyond_the_temperatures_gives_the_nearest() -> None:
+    for scale, nearest in ((0.01, LOWEST), (200.0, HIGHEST)):
+        logits, labels = draw(4, scale)
+        assert (logits.argmax(1) != labels).any()
+        assert fit_temperature(logits, labels) == nearest
 
 
 def test_likelihood_is_the_literal_one() -> None:
