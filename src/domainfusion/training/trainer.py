@@ -86,7 +86,8 @@ def take_step(
 ) -> dict[str, torch.Tensor]:
     """Step `step`; returns the terms of its loss. Raises `TrainingError` where that is not finite."""
     config, context = algorithm.config, algorithm.context
-    torch.manual_seed(seed_hash("step", config.seed, step))
+    own = () if context.processes.first else (context.processes.rank,)  # no two processes drop out alike
+    torch.manual_seed(seed_hash("step", config.seed, step, *own))
     terms = compute_losses(algorithm, make_batch(algorithm, step))
     loss = torch.stack(list(terms.values())).sum()
     if context.processes.any(not bool(torch.isfinite(loss)), context.device):
