@@ -21,7 +21,7 @@ import torch
 from domainfusion.algorithms.domainfusion import DomainFusion
 from domainfusion.config import TrainConfig
 from domainfusion.config_files import plain_values
-from domainfusion.data.batches import steps_per_epoch
+from domainfusion.data.batches import steps_per_epoch, with_steps
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.data.splits import build_split
 from domainfusion.diffusion.ldm import embedded_folder, read_styles
@@ -62,6 +62,7 @@ def find_jobs(plan: Plan, runs: Iterable[tuple[Run, TrainConfig]]) -> list[Job]:
             continue
         dataset = plan.datasets[run.place.data]
         split = build_split(dataset, config.data, config.target, config.trial)
+        config = with_steps(config, split)
         rows = np.sort(np.concatenate([split.train[domain] for domain in split.sources]))
         curves = reads_curves(config, dataset, len(rows), config.batch_size * len(split.sources))
         for kind, number, key in _wanted(config, steps_per_epoch(split, config.batch_size), curves):
