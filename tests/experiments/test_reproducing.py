@@ -164,9 +164,7 @@ def test_signs_are_compared_with_the_papers(slow: list[float], sign: str) -> Non
     ("dataset", "cell", "difference"),
     [("PACS", "90.0", 4.5), ("office_home", "72.4", 5.9), ("terra_incognita", "51.1", 5.0), ("mine", None, 4.16)],
 )
-def test_the_papers_figures_are_found_by_a_benchmarks_folder(
-    dataset: str, cell: str | None, difference: float
-) -> None:
+def test_the_papers_figures_are_found_by_a_benchmarks_folder(dataset: str, cell: str | None, difference: float) -> None:
     arms = {arm.key: {"title": arm.title, "paper": dict(arm.paper)} for arm in TABLES["table5"].arms}
     made = {"arms": arms, "reference": "erm", "accuracy": {}, "dataset": dataset}
     assert compare(made, "domainfusion", dataset).paper == pytest.approx(difference)
