@@ -208,7 +208,10 @@ def measure(algorithm: Algorithm, done: int, kept: int) -> tuple[dict[str, Any],
     for domain, parts in context.split.held_out.items():
         shares[domain] = {part: accuracy_on(algorithm, rows) for part, rows in parts.items()}
     if config.target is not None:
-        measured["target_accuracy"] = shares[config.target]["in"]
+        recorded = context.split.held_out[config.target]["in"] is context.split.test
+        measured["target_accuracy"] = (
+            shares[config.target]["in"] if recorded else accuracy_on(algorithm, context.split.test)
+        )
     if config.evaluate_training:
         for domain, rows in context.split.train.items():
             shares[domain]["in"] = accuracy_on(algorithm, rows, augmented=config.data.augment_validation)
