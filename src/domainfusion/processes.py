@@ -93,6 +93,14 @@ class Processes:
         for tensor, part in zip(tensors, whole.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
+    def mean_of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor's mean over the processes, without gradient; itself where there is one."""
+        if self.count == 1:
+            return tensor
+        found = tensor.detach().clone()
+        self._average([found])
+        return found
+
     def any(self, value: bool, device: torch.device) -> bool:
         """Whether `value` is true in one process at least; all of them get the same answer."""
         if self.count == 1:

@@ -130,6 +130,14 @@ def test_prompts_that_would_name_the_target_are_refused_before_anything_is_writt
     assert not (tmp_path / "run" / "config.toml").exists()
 
 
+def test_prompts_that_would_name_a_second_held_out_domain_are_refused(
+    make_algorithm: Make, options: dict[str, Any]
+) -> None:
+    options["cdga"] = dataclasses.replace(options["cdga"], domain_words=("photo=a cartoon",))
+    with pytest.raises(UsageError, match="held-out domain 'cartoon'"):
+        make_algorithm("cdga", target="sketch", second_target="cartoon", **options)
+
+
 def test_a_run_that_was_killed_twice_ends_as_one_that_was_not(
     shared_images: Path, small_options: Callable[..., TrainConfig], options: dict[str, Any], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

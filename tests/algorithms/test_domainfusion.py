@@ -19,6 +19,7 @@ from domainfusion.algorithms.erm import ERM
 from domainfusion.config import DataConfig, DistillConfig, GenerateConfig, TrainConfig
 from domainfusion.data.transforms import augment
 from domainfusion.diffusion.ldm import LatentDiffusion
+from domainfusion.distillation.curves import Curves
 from domainfusion.distillation.slopes import draw
 from domainfusion.errors import LDMError
 from domainfusion.experiments.runs import build_algorithm, build_context, train_run
@@ -206,6 +207,23 @@ def test_images_per_step_limits_distillation_to_a_mean_over_a_sample(
     assert min(confidence) < 0.08 < max(confidence)
 
 
+def test_curves_are_read_at_no_less_than_the_confidence_floor(
+    few_images: Path, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    distill = DistillConfig(estimator="score", confidence_floor=0.4)
+    algorithm = build(few_images, make_config(synthetic_weight=0.0, distill=distill), tmp_path)
+    count = len(algorithm.context.dataset)
+    straight = torch.tensor([[0.0, 1.0]]).repeat(count, 1)  # the slope at p is p
+    algorithm.curves = Curves(
+        torch.tensor([0.0, 1.0]), straight, torch.zeros(count, 2), torch.ones(count, dtype=torch.int64)
+    )
+    batch = make_batch(algorithm, 0)
+    logits = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
+    p = [row.softmax(0)[label].item() for row, label in zip(logits, batch.labels, strict=True)]
+    assert min(p) < 0.4 < max(p)
+    assert algorithm.distill(batch, logits).item() == pytest.approx(np.mean([max(value, 0.4) * value for value in p]))
+
+
 def test_the_ldm_is_no_part_of_what_is_trained_or_stored(
     few_images: Path, make_config: MakeConfig, tmp_path: Path
 ) -> None:
@@ -293,6 +311,17 @@ def test_updating_chains_generations_and_otherwise_each_starts_from_raw(
         assert np.array_equal(made[number].images, expected.images)
         assert made[number].lineage == expected.lineage
     assert algorithm.costs()["generated_images"] == 3 * 2 * len(rows)
+
+
+def test_no_style_names_a_domain_that_is_held_out(
+    make_image_folder: Callable[..., Path], make_config: MakeConfig, tmp_path: Path
+) -> None:
+    data = make_image_folder("styled", domains=("flat", "ink", "photo"), count=2)
+    left = {}
+    for first, second in (("ink", None), ("ink", "flat"), ("flat", "photo")):
+        config = make_config(target=first, second_target=second, distill_weight=0.0)
+        left[first, second] = build(data, config, tmp_path / f"{first}-{second}").styles
+    assert left == {("ink", None): ("flat",), ("ink", "flat"): (), ("flat", "photo"): ("ink",)}
 
 
 def test_only_training_images_of_the_sources_are_generated(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from domainfusion.algorithms.base import Algorithm
 from domainfusion.algorithms.groupdro import GroupDRO, move_weights
 from domainfusion.config import GroupDROConfig, TrainConfig
 from domainfusion.experiments.runs import train_run
+from domainfusion.processes import Processes
 from domainfusion.tensors import load_state
 from domainfusion.training.trainer import make_batch
 
@@ -60,6 +62,33 @@ def test_with_eta_0_it_is_erm(make_algorithm: Make) -> None:
     dro, erm = make_algorithm("groupdro", groupdro=GroupDROConfig(eta=0)), make_algorithm("erm")
     batch = make_batch(erm, 0)
     assert dro.losses(batch)["groupdro_loss"].item() == pytest.approx(erm.losses(batch)["raw_loss"].item(), rel=1e-5)
+
+
+def test_processes_move_the_weights_by_the_losses_of_the_whole_batch(make_algorithm: Make) -> None:
+    """Two ranks, each told the mean over both, have one process's weights and, on average, its loss."""
+    options = {"groupdro": GroupDROConfig(eta=2.0), "batch_size": 6}
+    alone = make_algorithm("groupdro", **options).eval()
+    whole = alone.losses(make_batch(alone, 0))["groupdro_loss"].item()
+    measured: list[torch.Tensor] = []
+
+    class Ranks(Processes):
+        def mean_of(self, tensor: torch.Tensor) -> torch.Tensor:
+            measured.append(tensor)
+            return torch.stack(measured[:2]).mean(0)
+
+    def losses_of_rank(rank: int) -> tuple[float, torch.Tensor]:
+        algorithm = make_algorithm("groupdro", **options).eval()
+        algorithm.context = dataclasses.replace(algorithm.context, processes=Ranks(rank, 2))
+        return algorithm.losses(make_batch(algorithm, 0))["groupdro_loss"].item(), algorithm.domain_weights
+
+    for rank in range(2):  # what each measures
+        losses_of_rank(rank)
+    assert len(measured) == 2
+    assert not torch.allclose(measured[0], measured[1], rtol=1e-3)
+    found = [losses_of_rank(rank) for rank in range(2)]
+    for _, weights in found:
+        assert weights.tolist() == pytest.approx(alone.domain_weights.tolist(), rel=1e-5)
+    assert sum(loss for loss, _ in found) / 2 == pytest.approx(whole, rel=1e-5)
 
 
 def test_huge_losses_do_no_harm() -> None:

@@ -121,6 +121,17 @@ def test_init_goes_on_from_an_ldm_and_keeps_its_autoencoder_and_tokenizer(corpus
     assert set(stages) == {"denoiser"}
 
 
+def test_init_leaves_latents_as_they_are_where_their_scale_is_1(corpus_folder: Path, tmp_path: Path) -> None:
+    """A scaling factor of 1 is the LDM's own then, not one that is still to be measured."""
+    short = dataclasses.replace(TINY, vae_steps=1, unet_steps=1)
+    first = pretrain(corpus_folder, short, tmp_path / "first")
+    described = json.loads((first / "vae" / "config.json").read_text())
+    assert described["scaling_factor"] != 1
+    (first / "vae" / "config.json").write_text(json.dumps(described | {"scaling_factor": 1.0}))
+    second = pretrain(corpus_folder, dataclasses.replace(short, init=str(first)), tmp_path / "second")
+    assert LatentDiffusion.load(str(second), precision="float32").scaling_factor == 1
+
+
 def test_init_refuses_an_ldm_that_predicts_no_noise(corpus_folder: Path, tmp_path: Path) -> None:
     first = pretrain(corpus_folder, TINY, tmp_path / "first")
     path = first / "scheduler" / "scheduler_config.json"

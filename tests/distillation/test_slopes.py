@@ -232,6 +232,19 @@ def test_timesteps_lie_one_in_each_stratum(ldm: LatentDiffusion, samples: int) -
         assert 0.2 < spread < 0.38  # uniform within the stratum: 1/√12 = 0.289
 
 
+@pytest.mark.parametrize("samples", [2, 5, 8])
+def test_neighbouring_strata_have_mirrored_places(ldm: LatentDiffusion, samples: int) -> None:
+    """Places u and 1 - u: the two timesteps of a pair have one mean for every image, whatever u."""
+    config = DistillConfig(samples=samples, min_timestep=0.1, max_timestep=0.9)
+    total = ldm.num_train_timesteps - 1
+    timesteps = draw(ldm, 200, 16, config, torch.Generator().manual_seed(3)).timesteps.double()
+    width = 0.8 * total / samples
+    for k in range(0, samples - 1, 2):
+        pair = timesteps[k : k + 2].mean(0)
+        assert (pair - (0.1 * total + (k + 1) * width)).abs().max() <= 1  # rounding, of either
+        assert timesteps[k].std() > 0.2 * width
+
+
 def test_timesteps_cover_the_range_evenly(ldm: LatentDiffusion) -> None:
     draws = make_draws(ldm, DistillConfig(min_timestep=0.0, max_timestep=1.0), count=4000)
     counts = torch.histc(draws.timesteps.double(), 4, 0, 999)

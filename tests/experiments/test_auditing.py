@@ -10,16 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from domainfusion.cli import run
-from domainfusion.config import AuditConfig, DataConfig
+from domainfusion.config import AuditConfig, DataConfig, TrainConfig
 from domainfusion.data.domains import load_dataset
 from domainfusion.data.splits import build_split
 from domainfusion.errors import DataError, UsageError
 from domainfusion.experiments.auditing import audit_labels, audit_planted, audit_text, planted_text, score_labels
 from domainfusion.experiments.evaluation import load_run
-from domainfusion.experiments.label_losses import ModelVerdict, combine, find_runs
+from domainfusion.experiments.label_losses import ModelVerdict, combine, find_runs, losses_of_runs
 from domainfusion.experiments.planting import plant_labels
+from domainfusion.experiments.runs import train_run
 from domainfusion.files import read_json
 
 
@@ -81,6 +83,19 @@ def test_models_speak_of_images_they_were_not_trained_on() -> None:
     np.testing.assert_allclose(both.losses(labels), expected)
     assert both.trained_on.tolist() == [False, False, True]
     assert both.suggestions(labels).tolist() == [1, 0, 0]
+
+
+def test_of_two_held_out_domains_a_model_was_trained_on_neither(image_folder: Path, tmp_path: Path) -> None:
+    options = TrainConfig(
+        algorithm="erm", target="sketch", second_target="photo", steps=1, evaluations=1, batch_size=2,
+        backbone="test_resnet", precision="float32", device="cpu", data=DataConfig(size=32),
+    )  # fmt: skip
+    train_run(str(image_folder), options, tmp_path / "run", progress=False)
+    dataset = load_dataset(str(image_folder), options.data)
+    found = losses_of_runs([tmp_path / "run"], str(image_folder), dataset, torch.device("cpu"))
+    trained = {dataset.domains[number] for number in dataset.domain_of[found.trained_on]}
+    assert trained == {"cartoon"}
+    assert found.trained_on.sum() == 29  # 36 less the held-out fifth
 
 
 def test_an_audit_with_a_run_writes_its_table_and_page(

@@ -190,6 +190,13 @@ def test_runs_without_common_steps_are_refused_at_once(
     assert not (tmp_path / "b").exists()
 
 
+def test_methods_that_are_tested_once_are_refused_at_once(images: Path, tmp_path: Path) -> None:
+    search = Search(selection="leave-one-domain-out")
+    with pytest.raises(UsageError, match="dsi is tested once"):
+        run_benchmark(str(images), OPTIONS, ["erm", "dsi"], [0], None, tmp_path / "b", search=search)
+    assert not (tmp_path / "b").exists()
+
+
 def test_two_domains_are_too_few(make_image_folder: Any, tmp_path: Path) -> None:
     two = make_image_folder("two", domains=("art", "photo"))
     with pytest.raises(UsageError, match="two has 2"):

@@ -41,6 +41,15 @@ def test_images_for_a_target_are_counted(image_folder: Path, config: TrainConfig
     }  # fmt: skip
 
 
+def test_epochs_are_counted_in_the_steps_that_they_come_to(image_folder: Path, config: TrainConfig) -> None:
+    """60 epochs of 58 / 8 = 7 steps: a generation every 5, the last of them in the 50th."""
+    dataset = load_dataset(str(image_folder), config.data)
+    split = build_split(dataset, config.data, "photo", 0)
+    found = needed_images(dataset, split, dataclasses.replace(config, epochs=60))
+    assert found["domainfusion"]["generated"] == 58 * 2 * 11
+    assert found == needed_images(dataset, split, dataclasses.replace(config, steps=60 * 7))
+
+
 def test_operations_are_those_of_the_papers_images() -> None:
     passes = PassCosts(unet=1e12, encoder=2e11, decoder=3e11, text_encoder=0.0)
     dsi, cdga, ours = METHODS

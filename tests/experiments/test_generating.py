@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from domainfusion.algorithms.domainfusion import DomainFusion
 from domainfusion.config import DataConfig, GenerateConfig, TrainConfig
 from domainfusion.data.domains import load_dataset
 from domainfusion.diffusion.ldm import LatentDiffusion
@@ -20,8 +21,10 @@ from domainfusion.experiments.generating import (
     generate_candidates,
     generation_text,
 )
+from domainfusion.experiments.runs import build_algorithm, build_context
+from domainfusion.files import cache_folder
 from domainfusion.fusion import candidates as candidates_module
-from domainfusion.fusion.candidates import cache_path, candidates_of
+from domainfusion.fusion.candidates import candidates_of
 
 
 @pytest.fixture
@@ -60,12 +63,26 @@ def test_a_run_finds_all_of_them(images: Path, config: TrainConfig, monkeypatch:
     assert "72 candidates of 18 images" in generation_text(again)
 
 
-def test_without_sampling_a_sweep_makes_the_one_candidate_that_runs_read(images: Path, config: TrainConfig) -> None:
-    config = dataclasses.replace(config, generate=dataclasses.replace(config.generate, sampling=False))
-    dataset, ldm = load_dataset(str(images), config.data), LatentDiffusion.load(config.ldm, precision="float32")
-    read = cache_path(ldm, dataset, config.generate.needed(), 0, ldm.styles)
-    assert candidates_address(str(images), config, 0) == read.name
-    assert candidates_part(str(images), config, 0, np.array([0, 5])).shape == (2, 1, 32, 32, 3)
+def test_other_machines_make_what_a_run_asks_for(
+    make_image_folder: Callable[..., Path], config: TrainConfig, tmp_path: Path
+) -> None:
+    """Address and candidates, where no more candidates are needed than one, and two domains are held out."""
+    data = str(make_image_folder("styled", domains=("flat", "ink", "photo"), count=2))
+    generate = dataclasses.replace(config.generate, sampling=False)
+    options = dataclasses.replace(
+        config, target="ink", second_target="flat", steps=4, backbone="test_resnet", distill_weight=0.0,
+        generate=generate,
+    )  # fmt: skip
+    algorithm = build_algorithm(build_context(data, options, tmp_path / "run", progress=False))
+    assert isinstance(algorithm, DomainFusion)
+    algorithm.before_step(3, 3)
+    folder = cache_folder() / "candidates"
+    made = {path.name.removesuffix(".done.npy") for path in folder.glob("*.done.npy")}
+    assert {Path(candidates_address(data, options, number)).stem for number in range(3)} == made
+    kept = np.load(folder / candidates_address(data, options, 1))[algorithm.rows]
+    assert np.array_equal(candidates_part(data, options, 1, algorithm.rows), kept)
+    generate_candidates(data, options, generations=3)
+    assert len(list(folder.glob("*.done.npy"))) == 3
 
 
 def test_as_a_data_set_of_pictures(images: Path, config: TrainConfig, tmp_path: Path) -> None:

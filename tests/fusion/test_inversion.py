@@ -79,6 +79,18 @@ def test_it_takes_as_many_passes_as_the_start_step_says(
         assert passes == [3] * wanted
 
 
+def test_noise_is_a_function_of_seed_start_step_and_pixels(dataset: MultiDomainDataset) -> None:
+    first, second = dataset.images[0], dataset.images[1]
+    shape = (4, 8, 8)
+    made = [
+        noise_of(image, seed, start, shape)
+        for image, seed, start in [(first, 0, 0.2), (second, 0, 0.2), (first, 1, 0.2), (first, 0, 0.4)]
+    ]
+    assert torch.equal(noise_of(first.copy(), 0, 0.2, shape), made[0])
+    for i, noise in enumerate(made):
+        assert all((noise - other).abs().max() > 1 for other in made[:i])  # none is another's
+
+
 def test_neither_batch_nor_place_matters(ldm: LatentDiffusion, dataset: MultiDomainDataset) -> None:
     images = dataset.images[[0, 20, 40, 60, 80]]
     wanted = translate(ldm, images, 0.4, DSIConfig(steps=5)).astype(int)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -30,9 +31,11 @@ from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.errors import Interrupted
 from domainfusion.experiments import runs
 from domainfusion.experiments.benchmark import run_benchmark
+from domainfusion.experiments.runs import build_context
 from domainfusion.experiments.tabulating import curve_store
 from domainfusion.files import locked, read_json, read_json_lines
 from domainfusion.fusion.candidates import CandidateCache, cache_path, candidates_of
+from domainfusion.fusion.schedule import generations_due
 from domainfusion.interruption import check, stoppable
 from domainfusion.sweep import trials
 from domainfusion.sweep.ledger import Ledger
@@ -201,6 +204,24 @@ def test_candidates_and_curves_are_made_in_parts_by_the_cluster(
     assert len(curve_store(str(image_folder), config).missing(rows)) == 0
 
 
+def test_epochs_of_a_sweep_are_those_of_its_data(image_folder: Path, tiny_pipeline: Path, tmp_path: Path) -> None:
+    """What is shared, and where pruning ends: by the steps that 20 epochs come to, not by the 8 that `steps` says."""
+    config = TrainConfig(
+        epochs=20, steps=8, batch_size=4, backbone="test_resnet", precision="float32", device="cpu",
+        ldm=str(tiny_pipeline), data=DataConfig(size=16), generate=GenerateConfig(candidates=2, interval=4),
+        distill_weight=0.0,
+    )  # fmt: skip
+    plan = build_plan(sweep_of(image_folder, algorithms=("domainfusion",)), config, tmp_path / "s")
+    ledger = Ledger(plan)
+    chosen = [(entry.run, entry.config) for entry in ledger.entries.values() if entry.config is not None]
+    run, options = chosen[0]
+    context = build_context(str(image_folder), options, tmp_path / "run", progress=False)
+    assert plan.steps_of(run.place, options) == context.config.steps == 20 * 7
+    due = generations_due(139, 140, 7, 4)
+    assert due == 4
+    assert sorted({job.number for job in find_jobs(plan, chosen)}) == list(range(due))
+
+
 def test_ray_hears_of_source_validation_alone(tmp_path: Path) -> None:
     line = (
         '{"step": %d, "validation_accuracy": 0.5, "target_accuracy": 0.9, "validation": {"photo": 0.5}, "loss": 1.0}\n'
@@ -234,9 +255,10 @@ def test_a_run_whose_candidates_are_tasks_of_the_sweep_has_no_worker(
     assert plan.config.generate.worker == "auto"
 
 
-def test_draws_are_pruned_by_their_own_kind(image_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [{}, {"epochs": 21, "steps": 8}], ids=["steps", "epochs"])  # of 7 steps each
+def test_draws_are_pruned_by_their_own_kind(image_folder: Path, tmp_path: Path, changes: dict[str, int]) -> None:
     options = sweep_of(image_folder, draws=4, space=("lr=loguniform(1e-4,1e-2)",), prune=True, prune_factor=2.0)
-    plan = build_plan(options, CONFIG, tmp_path)
+    plan = build_plan(options, dataclasses.replace(CONFIG, **changes), tmp_path)
     ledger = Ledger(plan)
     search = SimpleNamespace(ledger=ledger, entries={}, pruned=set())
     scheduler = Pruning(search)

@@ -8,6 +8,7 @@ import pytest
 from domainfusion.training.calibration import (
     BINS,
     HIGHEST,
+    LOWEST,
     calibration_error,
     fit_temperature,
     negative_log_likelihood,
@@ -44,6 +45,13 @@ def test_the_temperature_is_the_grid_minimum_of_the_likelihood(scale: float) -> 
     assert found == pytest.approx(scale, rel=0.15)  # what the labels were drawn with
 
 
+def test_a_minimum_beyond_the_temperatures_gives_the_nearest() -> None:
+    for scale, nearest in ((0.01, LOWEST), (200.0, HIGHEST)):
+        logits, labels = draw(4, scale)
+        assert (logits.argmax(1) != labels).any()
+        assert fit_temperature(logits, labels) == nearest
+
+
 def test_likelihood_is_the_literal_one() -> None:
     logits, labels = draw(3, 2.0, count=40)
     for t in (0.2, 1.0, 7.0):
@@ -57,8 +65,10 @@ def test_without_a_minimum_nothing_is_changed() -> None:
     assert fit_temperature(logits, (np.arange(4) + 1) % 4) == HIGHEST  # every image wrong: nothing is known
 
 
-def test_calibration_error_is_the_literal_one() -> None:
-    logits, labels = draw(5, 3.0)
+# Neighbouring bins with gaps of either sign between accuracy and confidence, then of one sign.
+@pytest.mark.parametrize(("seed", "scale"), [(11, 1.0), (5, 3.0)])
+def test_calibration_error_is_the_literal_one(seed: int, scale: float) -> None:
+    logits, labels = draw(seed, scale)
     p = np.exp(logits.astype(np.float64)) / np.exp(logits.astype(np.float64)).sum(1, keepdims=True)
     confidence, hits = p.max(1), p.argmax(1) == labels
     expected = 0.0
@@ -67,5 +77,6 @@ def test_calibration_error_is_the_literal_one() -> None:
         if inside.any():
             expected += inside.mean() * abs(hits[inside].mean() - confidence[inside].mean())
     assert calibration_error(logits, labels) == pytest.approx(expected, rel=1e-9)
-    fitted = fit_temperature(logits, labels)
-    assert calibration_error(logits, labels, fitted) < 0.5 * expected
+    if scale > 1:
+        fitted = fit_temperature(logits, labels)
+        assert calibration_error(logits, labels, fitted) < 0.5 * expected

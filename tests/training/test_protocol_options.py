@@ -156,6 +156,22 @@ class TestSecondTarget:
             assert set(dataset.domain_of[np.concatenate(list(split.second.values()))]) == {dataset.index_of("ink")}
             assert "ink" not in split.sources
 
+    @pytest.mark.parametrize(("first", "second"), [("pixel", "ink"), ("ink", "pixel")])
+    def test_strict_splits_select_by_no_codepoint_that_is_tested(self, first: str, second: str, tmp_path: Path) -> None:
+        """Whichever of the two is the target that the run serves to select for."""
+        config = options(target=first, second_target=second, trial=1)
+        context = build_context("pictograms", config, tmp_path, progress=False)
+        dataset, split = context.dataset, context.split
+        for target, other in ((first, second), (second, first)):
+            tested = {dataset.keys[row] for row in build_split(dataset, config.data, target, 1).test}
+            measured = split.held_out[other]["in"]
+            assert set(dataset.domain_of[measured]) == {dataset.index_of(other)}
+            assert not tested & {dataset.keys[row] for row in measured}
+        algorithm = build_algorithm(context)
+        found, shares = trainer.measure(algorithm, 1, 0)
+        assert shares[first]["in"] == trainer.accuracy_on(algorithm, split.oracle)
+        assert found["target_accuracy"] == trainer.accuracy_on(algorithm, split.test)
+
     @pytest.mark.parametrize(
         ("changes", "message"),
         [({"target": None, "second_target": "art"}, "another domain"),

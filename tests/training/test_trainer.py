@@ -25,6 +25,7 @@ from domainfusion.config import DataConfig, TrainConfig
 from domainfusion.errors import FileError, Interrupted, TrainingError, UsageError
 from domainfusion.experiments.runs import build_algorithm, build_context, train_run
 from domainfusion.files import read_json, read_json_lines
+from domainfusion.processes import ALONE, Processes
 from domainfusion.results.collect import collect
 from domainfusion.tensors import load_state
 from domainfusion.training import trainer
@@ -56,6 +57,33 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
             raise Killed
 
     monkeypatch.setattr(ERM, "before_step", before_step)
+
+
+def test_processes_that_train_together_do_not_drop_out_alike(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The random numbers of a step: the first process's are those of one alone, the others have their own."""
+    drawn: list[list[float]] = []
+    losses = ERM.losses
+
+    def noting(self: ERM, batch: Batch) -> dict[str, torch.Tensor]:
+        drawn.append(torch.rand(3).tolist())
+        return losses(self, batch)
+
+    class Ranks(Processes):
+        def any(self, value: bool, device: torch.device) -> bool:
+            return value
+
+        def average(self, parameters: object) -> None:
+            pass
+
+    monkeypatch.setattr(ERM, "losses", noting)
+    algorithm = build_algorithm(build_context(str(image_folder), options(), tmp_path, progress=False))
+    optimizer = torch.optim.SGD(algorithm.parameters(), lr=0.0)
+    for processes in (ALONE, Ranks(0, 2), Ranks(1, 2), Ranks(1, 2)):
+        algorithm.context = dataclasses.replace(algorithm.context, processes=processes)
+        trainer.take_step(algorithm, optimizer, 3, trainer.Progress())
+    assert drawn[0] == drawn[1] != drawn[2] == drawn[3]
 
 
 def train_until(images: Path, folder: Path, step: int, /, **changes: Any) -> None:

@@ -38,7 +38,8 @@ class CDGA(ERM):
         self._ldm: LatentDiffusion | None = None
         dtype = choose_dtype(self.config.precision, context.device)
         self.translations = Translations(context.dataset, self.config, self.load_ldm, dtype)
-        refuse_target(self.translations.words, self.sources, context.split.target, self.config.cdga.template)
+        for held_out in context.split.held_out:
+            refuse_target(self.translations.words, self.sources, held_out, self.config.cdga.template)
         self.ready = False
         self.spent = {"generated_images": 0, "generation_seconds": 0.0}
 

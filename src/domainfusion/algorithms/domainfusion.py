@@ -61,7 +61,7 @@ class DomainFusion(Algorithm):
         if self._ldm is None:
             config = self.config
             self._ldm = LatentDiffusion.load(config.ldm, device=self.context.device, precision=config.precision)
-            self.styles = allowed_styles(self._ldm.styles, self.context.split.target)
+            self.styles = allowed_styles(self._ldm.styles, *self.context.split.held_out)
             self.estimator = SlopeEstimator(self._ldm, config.distill)
         return self._ldm
 
@@ -222,7 +222,8 @@ class DomainFusion(Algorithm):
         """
         if self.curves is not None:
             p = logits.softmax(-1).gather(1, batch.labels.view(-1, 1)).flatten()  # (B,)
-            return distillation_loss(self.curves.slopes_at(batch.rows, p), p)
+            floor = self.config.distill.confidence_floor
+            return distillation_loss(self.curves.slopes_at(batch.rows, p.clamp_min(floor)), p)
         started = time.monotonic()
         config = self.config.distill
         dataset = self.context.dataset

@@ -30,7 +30,8 @@ class GroupDRO(Algorithm):
         losses = torch.stack(
             [each[torch.from_numpy(rows).to(each.device)].mean() for rows in self.rows_by_domain(batch)]
         )
-        self.domain_weights.copy_(move_weights(self.domain_weights, losses.detach(), self.config.groupdro.eta))
+        whole = self.context.processes.mean_of(losses.detach())  # of the whole step: all processes have the same q
+        self.domain_weights.copy_(move_weights(self.domain_weights, whole, self.config.groupdro.eta))
         return {"groupdro_loss": (self.domain_weights.clone() * losses).sum()}
 
 

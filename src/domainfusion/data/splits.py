@@ -33,9 +33,19 @@ class Split:
 
     @property
     def held_out(self) -> dict[str, dict[str, np.ndarray]]:
-        """{held-out domain: {"in": rows, "out": rows}} as records name them: `in` is what is reported."""
-        parts = {} if self.target is None else {self.target: {"in": self.test, "out": self.oracle}}
-        return parts if self.second_target is None else parts | {self.second_target: self.second}
+        """{held-out domain: {"in": rows, "out": rows}} as records name them: `in` is what is reported.
+
+        A run with two of them serves to select for either, by its accuracy on the other. So in strict splits both are
+        measured on fold t+1: fold t's codepoints are those that are tested in the other domain.
+        """
+        if self.target is None:
+            return {}
+        first = {"in": self.test, "out": self.oracle}
+        if self.second_target is None:
+            return {self.target: first}
+        if self.protocol == "strict":
+            first["in"] = self.oracle
+        return {self.target: first, self.second_target: self.second}
 
 
 def domainbed_order(count: int, trial: int, domain: int) -> np.ndarray:
@@ -86,7 +96,8 @@ def build_split(
     """The split of a run. Without a target every domain trains, and nothing is tested.
 
     A `second_target` is held out too; how a run does on it is what leave-one-domain-out selection goes by. In strict
-    splits that is measured on fold t+1, whose codepoints were neither trained on nor are tested in the target.
+    splits that is measured on fold t+1 (see `Split.held_out`), whose codepoints were neither trained on nor are tested
+    in the target.
     """
     strict = config.protocol == "strict" or (config.protocol == "auto" and dataset.folds is not None)
     for domain in (target, second_target):

@@ -193,8 +193,9 @@ def train_denoiser(
         if step // steps_per_pool != loaded:
             loaded = step // steps_per_pool
             pool = encode_pool(vae, training, config, loaded, folder)
-            if vae.config["scaling_factor"] == 1.0:
-                # Latents of unit variance, as SD's 0.18215 gives them; measured once, on the first pool.
+            if vae.config["scaling_factor"] == 1.0 and not config.init:
+                # Latents of unit variance, as SD's 0.18215 gives them; measured once, on the first pool. A denoiser
+                # that goes on knows the latents of its LDM as they are, whatever their scale.
                 factor = 1 / float(pool["latents"].float().std())
                 vae.register_to_config(scaling_factor=factor)
                 write_json(folder / "scaling.json", factor)

@@ -1,7 +1,8 @@
 """An LDM fine-tuned on the images of one domain, without prompts, kept for all runs that ask for the same.
 
-The trainer is that of `domainfusion pretrain`: ε-prediction with the plain squared error, AdamW at a constant learning
-rate, weights averaged; autoencoder and text encoder stay. It depends on the images, the LDM and the options:
+The trainer is that of `domainfusion pretrain`: ε-prediction with the plain squared error, AdamW at a learning rate that
+is constant after 100 steps of warm-up, weights averaged; autoencoder and text encoder stay. It depends on the images,
+the LDM and the options:
 
     cache/finetuned/KEY/
         pipeline/      the LDM, a diffusers folder

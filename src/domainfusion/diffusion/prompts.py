@@ -1,4 +1,4 @@
-"""Prompts: class words, and style words from the LDM's own vocabulary, never a word that names the target."""
+"""Prompts: class words, and style words from the LDM's own vocabulary, never a word that names a held-out domain."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import numpy as np
 from domainfusion.config import GenerateConfig
 
 
-def allowed_styles(styles: tuple[str, ...], target: str | None) -> tuple[str, ...]:
-    """The style words that share no word with the target's name (nor contain one, nor are contained in one).
+def allowed_styles(styles: tuple[str, ...], *held_out: str | None) -> tuple[str, ...]:
+    """The style words that share no word with a held-out domain's name (nor contain one, nor are contained in one).
+
+    Args:
+        held_out: the target, and a second one where there is one; None is none.
 
     >>> allowed_styles(("noto mono", "streamline pixel", "pixel outline"), "pixel")
     ('noto mono',)
     """
-    if target is None:
-        return styles
-    named = _words(target)
+    named = [word for domain in held_out if domain is not None for word in _words(domain)]
 
-    def names_target(style: str) -> bool:
+    def names_one(style: str) -> bool:
         # Words of one or two letters ("3d", "bw") count when they are the same, not when another happens to hold them.
         return any(
             word == name or (min(len(word), len(name)) > 2 and (word in name or name in word))
@@ -27,7 +28,7 @@ def allowed_styles(styles: tuple[str, ...], target: str | None) -> tuple[str, ..
             for name in named
         )
 
-    return tuple(style for style in styles if not names_target(style))
+    return tuple(style for style in styles if not names_one(style))
 
 
 def _words(text: str) -> list[str]:

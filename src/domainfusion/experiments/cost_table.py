@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from domainfusion.config import TrainConfig
-from domainfusion.data.batches import steps_per_epoch
+from domainfusion.data.batches import steps_per_epoch, with_steps
 from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.data.splits import Split, build_split
 from domainfusion.data.transforms import from_uint8, resize
@@ -65,9 +65,9 @@ def needed_images(dataset: MultiDomainDataset, split: Split, config: TrainConfig
     """{method: {"fine_tuned", "generated"}}: images for one target with these options, DSI's start steps all tried."""
     sources = len(split.sources)
     train = sum(len(split.train[domain]) for domain in split.sources)
-    generate, dsi = config.generate.needed(), config.dsi
+    generate, dsi, steps = config.generate.needed(), config.dsi, with_steps(config, split).steps
     count = generations_due(
-        config.steps - 1, config.steps, steps_per_epoch(split, config.batch_size), generate.interval,
+        steps - 1, steps, steps_per_epoch(split, config.batch_size), generate.interval,
         generate.generations,
     )  # fmt: skip
     return {

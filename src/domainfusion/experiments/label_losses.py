@@ -95,7 +95,7 @@ def _verdict_of_run(folder: Path, data: str, dataset: MultiDomainDataset, device
         )
     if tuple(classes) != dataset.classes:
         raise DataError(f"the run in {folder} has other classes than {data}")
-    split = build_split(own, config.data, config.target, config.trial)
+    split = build_split(own, config.data, config.target, config.trial, config.second_target)
     trained = np.zeros(len(own), dtype=bool)
     trained[np.concatenate(list(split.train.values()))] = True
     classifier.to(device).eval()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from domainfusion.config import TrainConfig
+from domainfusion.data.benchmarks import canonical_name
 from domainfusion.data.domains import load_dataset
 from domainfusion.data.splits import build_split
 from domainfusion.errors import UsageError
@@ -106,13 +107,14 @@ class Comparison:
 
 
 def compare(summary: Mapping[str, Any], key: str, dataset: str = "") -> Comparison:
-    """An arm against the reference. The paper's difference is of `dataset`, or of the one that both its rows have."""
+    """An arm against the reference. The paper's difference is of `dataset`, by the benchmark's name or its folder's, or
+    else the mean over what both its rows have."""
     arms, reference = summary["arms"], summary["reference"]
     if key == reference:
         return Comparison(None, None)
     mine, other = arms[key]["paper"], arms[reference]["paper"]
     shared = [name for name in mine if name in other]
-    names = [dataset] if dataset in shared else shared
+    names = [known] if (known := canonical_name(dataset)) in shared else shared
     paper = sum(mine[name] - other[name] for name in names) / len(names) if names else None
     accuracy = summary["accuracy"]
     ours = paired_difference(accuracy[key], accuracy[reference]) if accuracy else None
@@ -142,13 +144,13 @@ def table_rows(summary: Mapping[str, Any]) -> list[list[str]]:
 def paper_cell(values: Mapping[str, float], dataset: str) -> str:
     """The paper's average on this data set, or, where it has none, on those that it has.
 
-    >>> paper_cell({"OfficeHome": 83.4}, "pictograms")
-    '83.4 (OfficeHome)'
+    >>> paper_cell({"OfficeHome": 83.4}, "pictograms"), paper_cell({"PACS": 90.0, "OfficeHome": 72.4}, "office_home")
+    ('83.4 (OfficeHome)', '72.4')
     """
     if not values:
         return "–"
-    if dataset in values:
-        return f"{values[dataset]:.1f}"
+    if (known := canonical_name(dataset)) in values:
+        return f"{values[known]:.1f}"
     if len(values) == 1:
         name, value = next(iter(values.items()))
         return f"{value:.1f} ({name})"

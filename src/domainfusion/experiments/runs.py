@@ -18,7 +18,7 @@ from domainfusion.algorithms.classifier import choose_classifier_dtype
 from domainfusion.algorithms.zero_shot import ZeroShot
 from domainfusion.config import TrainConfig
 from domainfusion.config_files import build_config, flat_values, load_toml, plain_values, to_toml
-from domainfusion.data.batches import steps_per_epoch
+from domainfusion.data.batches import steps_per_epoch, with_steps
 from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.data.likeness import overlap_notes
 from domainfusion.data.splits import build_split
@@ -61,13 +61,10 @@ def context_of(dataset: MultiDomainDataset, config: TrainConfig, folder: Path, p
     """Split and device of a run on a data set."""
     split = build_split(dataset, config.data, config.target, config.trial, config.second_target)
     device = choose_device(config.device)
-    per_epoch = steps_per_epoch(split, config.batch_size)
-    if config.epochs:
-        config = dataclasses.replace(config, steps=config.epochs * per_epoch)
     return Context(
-        dataset=dataset, split=split, config=config, device=device,
-        dtype=choose_classifier_dtype(config.precision, device), folder=folder, steps_per_epoch=per_epoch,
-        progress=progress,
+        dataset=dataset, split=split, config=with_steps(config, split), device=device,
+        dtype=choose_classifier_dtype(config.precision, device), folder=folder,
+        steps_per_epoch=steps_per_epoch(split, config.batch_size), progress=progress,
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from domainfusion.config import TrainConfig
 from domainfusion.data.benchmarks import canonical_name
 from domainfusion.errors import DomainFusionError, UsageError
 from domainfusion.experiments.hyperparameters import draw_options, is_zero_shot
+from domainfusion.registry import ALGORITHMS
 from domainfusion.results.domainbed import read_records
 from domainfusion.results.model_selection import select
 from domainfusion.seeding import seed_hash
@@ -112,6 +113,12 @@ class Plan:
             raise UsageError(
                 f"--selection leave-one-domain-out holds out two domains and trains on others; {self.dataset} has "
                 f"{len(self.domains)}"
+            )
+        late = [name for name in self.algorithms if not getattr(ALGORITHMS.load(name), "tests_by_classifier", True)]
+        if late:
+            raise UsageError(
+                f"--selection leave-one-domain-out compares runs at the same steps; {late[0]} is tested once, after "
+                "training, at a step that each run chooses"
             )
         if self.config.epochs or self.config.average.method == "swad":
             wrong = "--epochs: give --steps" if self.config.epochs else "--average.method swad"

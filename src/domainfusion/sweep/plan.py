@@ -14,6 +14,7 @@ from typing import Any
 from domainfusion.algorithms.zero_shot import ZeroShot
 from domainfusion.config import TrainConfig
 from domainfusion.config_files import build_config, load_toml
+from domainfusion.data.batches import with_steps
 from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.data.splits import build_split
 from domainfusion.errors import UsageError, unknown_name
@@ -89,6 +90,11 @@ class Plan:
             had = read_overrides(build_config(TrainConfig, load_toml(kept), str(kept)), self.space)
             drawn = {name: value for name, value in had.items() if name in drawn}
         return with_values(config, drawn, f"draw {number}")
+
+    def steps_of(self, place: Place, config: TrainConfig) -> int:
+        """The optimizer steps of a run with `config`, whose epochs are those of its data."""
+        split = build_split(self.datasets[place.data], config.data, place.target, place.trial)
+        return with_steps(config, split).steps
 
     def observation(self, config: TrainConfig, outcome: Outcome) -> Observation:
         """What a run tells those that need it."""

@@ -21,7 +21,7 @@ import torch
 from domainfusion.algorithms.domainfusion import DomainFusion
 from domainfusion.config import TrainConfig
 from domainfusion.config_files import plain_values
-from domainfusion.data.batches import steps_per_epoch
+from domainfusion.data.batches import steps_per_epoch, with_steps
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.data.splits import build_split
 from domainfusion.diffusion.ldm import embedded_folder, read_styles
@@ -62,6 +62,7 @@ def find_jobs(plan: Plan, runs: Iterable[tuple[Run, TrainConfig]]) -> list[Job]:
             continue
         dataset = plan.datasets[run.place.data]
         split = build_split(dataset, config.data, config.target, config.trial)
+        config = with_steps(config, split)
         rows = np.sort(np.concatenate([split.train[domain] for domain in split.sources]))
         curves = reads_curves(config, dataset, len(rows), config.batch_size * len(split.sources))
         for kind, number, key in _wanted(config, steps_per_epoch(split, config.batch_size), curves):
@@ -84,7 +85,7 @@ def _wanted(config: TrainConfig, epoch: int, curves: bool) -> Iterator[tuple[str
             config.steps - 1, config.steps, epoch, config.generate.interval, config.generate.generations
         )
         folder = embedded_folder() if config.ldm == "embedded" else Path(config.ldm)
-        styles = allowed_styles(read_styles(folder), config.target)
+        styles = allowed_styles(read_styles(folder), config.target, config.second_target)
         for number in range(min(due, 1) if config.generate.updating else due):  # later ones start from a run's own
             yield "candidates", number, [{name: generate[name] for name in SHAPING}, styles]
 

@@ -181,7 +181,8 @@ class Pruning(NotKept, FIFOScheduler):
                         ladder.on_trial_result(None, known, found)
 
     def _ladder(self, entry: Entry) -> ASHAScheduler:
-        options, steps = self.search.ledger.plan.options, self.search.ledger.plan.config.steps
+        plan = self.search.ledger.plan
+        options, steps = plan.options, plan.steps_of(entry.run.place, plan.config)
         return ASHAScheduler(
             time_attr="step", metric=METRIC, mode="max", max_t=steps,
             grace_period=max(1, int(steps * options.prune_after)), reduction_factor=options.prune_factor,
@@ -191,6 +192,10 @@ class Pruning(NotKept, FIFOScheduler):
     def _ladder_of(self, trial: Any) -> tuple[Entry, ASHAScheduler]:
         entry = self.search.entries[trial.trial_id]
         return entry, self.ladders[entry.run.place]
+
+    def _steps_of(self, entry: Entry) -> int:
+        assert entry.config is not None
+        return self.search.ledger.plan.steps_of(entry.run.place, entry.config)
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         """The metric is source validation, always."""
@@ -204,8 +209,7 @@ class Pruning(NotKept, FIFOScheduler):
         """Stop a trial that lags behind at a rung; one at its last step is left to end."""
         entry, ladder = self._ladder_of(trial)
         decision = str(ladder.on_trial_result(tune_controller, trial, result))
-        assert entry.config is not None
-        if decision != TrialScheduler.STOP or result["step"] >= entry.config.steps:
+        if decision != TrialScheduler.STOP or result["step"] >= self._steps_of(entry):
             return str(TrialScheduler.CONTINUE)
         self.search.pruned.add(trial.trial_id)
         seen = max(found[METRIC] for found in read_progress(entry.run.folder))

@@ -26,7 +26,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """The T in [0.05, 20] that minimises the mean negative log-likelihood of softmax(z/T).
 
     The likelihood is convex in 1/T, so its derivative there, mean(Σ_k softmax(z/T)_k z_k - z_y), is bisected. Where it
-    has no minimum (every image is right, or there is none) T is 1: nothing is known that would change it.
+    has no minimum (every image is right, or there is none) T is 1: nothing is known that would change it. A minimum
+    beyond these temperatures gives the nearest of them.
 
     Args:
         logits: (n, classes).
@@ -41,8 +42,10 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         return float(((values * inverse).softmax(1).mul(values).sum(1) - right).mean())
 
     low, high = 1 / HIGHEST, 1 / LOWEST
-    if derivative(high) <= 0:
+    if bool((values.amax(1) <= right).all()):
         return 1.0
+    if derivative(high) <= 0:
+        return LOWEST
     if derivative(low) >= 0:
         return HIGHEST
     for _ in range(60):

@@ -86,7 +86,8 @@ def take_step(
 ) -> dict[str, torch.Tensor]:
     """Step `step`; returns the terms of its loss. Raises `TrainingError` where that is not finite."""
     config, context = algorithm.config, algorithm.context
-    torch.manual_seed(seed_hash("step", config.seed, step))
+    own = () if context.processes.first else (context.processes.rank,)  # no two processes drop out alike
+    torch.manual_seed(seed_hash("step", config.seed, step, *own))
     terms = compute_losses(algorithm, make_batch(algorithm, step))
     loss = torch.stack(list(terms.values())).sum()
     if context.processes.any(not bool(torch.isfinite(loss)), context.device):
@@ -207,7 +208,10 @@ def measure(algorithm: Algorithm, done: int, kept: int) -> tuple[dict[str, Any],
     for domain, parts in context.split.held_out.items():
         shares[domain] = {part: accuracy_on(algorithm, rows) for part, rows in parts.items()}
     if config.target is not None:
-        measured["target_accuracy"] = shares[config.target]["in"]
+        recorded = context.split.held_out[config.target]["in"] is context.split.test
+        measured["target_accuracy"] = (
+            shares[config.target]["in"] if recorded else accuracy_on(algorithm, context.split.test)
+        )
     if config.evaluate_training:
         for domain, rows in context.split.train.items():
             shares[domain]["in"] = accuracy_on(algorithm, rows, augmented=config.data.augment_validation)
