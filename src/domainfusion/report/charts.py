@@ -14,6 +14,9 @@ from typing import Any
 from markupsafe import Markup, escape
 
 COLOURS = 6  # series colours in report.css
+WIDTH = 320.0  # of a chart, about the px that it has on a phone and in a column of three
+MOST_LETTERS = 12  # of a row's name
+TICK, LABEL = 7.2, 7.8  # px that a letter of report.css's .tick and .label takes in a wide font
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +100,6 @@ def _tick_label(value: float) -> str:
 
 def line_chart(lines: Sequence[Line], label: str, *, percent: bool, axis: str = "training step") -> Markup:
     """Curves against the training step, or what `axis` says; thin lines are single runs, a ring marks a point."""
-    width, height, left, right, top, bottom = 380.0, 230.0, 42.0, 12.0, 10.0, 36.0
     points = [p for line in lines for part in (line.mean, *line.runs) for p in part]
     values = [y for _, y in points]
     y_ticks = ticks(min(values), max(values))
@@ -106,6 +108,8 @@ def line_chart(lines: Sequence[Line], label: str, *, percent: bool, axis: str = 
     x_ticks = ticks(0, max(x for x, _ in points), 4)
     low, high = min(y_ticks[0], min(values)), max(y_ticks[-1], max(values))
     last = max(x for x, _ in points)
+    width, height, right, top, bottom = WIDTH, 204.0, 20.0, 10.0, 36.0
+    left = 12 + TICK * max(len(_tick_label(tick)) for tick in y_ticks)
 
     def place(point: tuple[float, float]) -> tuple[float, float]:
         x = left + (width - left - right) * point[0] / last
@@ -151,8 +155,8 @@ def _path(points: Sequence[tuple[float, float]], class_: str) -> Markup:
 
 def dot_chart(rows: Sequence[tuple[str, Sequence[Dot]]], chance: float) -> Markup:
     """Accuracies in per cent with whiskers, a block of lines for each row; the dashed line is guessing."""
-    width, left, right, step, gap = 380.0, 88.0, 46.0, 16.0, 14.0
-    top, bottom = 8.0, 34.0
+    width, right, step, gap, top, bottom = WIDTH, 46.0, 16.0, 14.0, 8.0, 34.0
+    left = 14 + LABEL * min(max((len(label) for label, _ in rows), default=0), MOST_LETTERS)
     ends = [dot.value + (0 if math.isnan(dot.error) else dot.error) for _, dots in rows for dot in dots]
     scale = [tick for tick in ticks(0, max([*ends, chance])) if tick <= 100]
     high = max(scale[-1], *ends) if ends else scale[-1]
@@ -172,7 +176,7 @@ def dot_chart(rows: Sequence[tuple[str, Sequence[Dot]]], chance: float) -> Marku
     y = top + gap / 2
     for label, dots in rows:
         middle = y + step * len(dots) / 2
-        parts.append(_label(label, left - 8, middle + 4, 13, "end"))
+        parts.append(_label(label, left - 10, middle + 4, "end"))
         for dot in dots:
             parts += _whisker(dot, at, y + step / 2, width)
             y += step
@@ -203,7 +207,8 @@ def _whisker(dot: Dot, at: Any, y: float, width: float) -> list[str]:
 
 def difference_chart(dots: Sequence[Dot], label: str, axis: str) -> Markup:
     """Values with whiskers on a line each, to both sides of zero, which is dashed."""
-    width, left, right, step, top, bottom = 380.0, 108.0, 20.0, 24.0, 6.0, 34.0
+    width, right, step, top, bottom = WIDTH, 24.0, 24.0, 6.0, 34.0
+    left = 18 + LABEL * min(max(len(dot.name) for dot in dots), MOST_LETTERS)
     ends = [dot.value + sign * (0 if math.isnan(dot.error) else dot.error) for dot in dots for sign in (-1, 1)]
     scale = ticks(min([0.0, *ends]), max([0.0, *ends]))
     height = top + bottom + step * len(dots)
@@ -221,7 +226,7 @@ def difference_chart(dots: Sequence[Dot], label: str, axis: str) -> Markup:
     parts.append(element("text", axis, x=middle, y=height - 4, text_anchor="middle", class_="tick"))
     for number, dot in enumerate(dots):
         y, colour = top + step * (number + 0.5), series_class(dot.number)
-        parts.append(_label(dot.name, left - 12, y + 4, 15, "end"))
+        parts.append(_label(dot.name, left - 14, y + 4, "end"))
         if dot.error > 0:
             x1, x2 = at(dot.value - dot.error), at(dot.value + dot.error)
             parts.append(element("line", x1=x1, y1=y, x2=x2, y2=y, class_=f"whisker {colour}"))
@@ -230,15 +235,15 @@ def difference_chart(dots: Sequence[Dot], label: str, axis: str) -> Markup:
     return _svg(width, height, label, *parts)
 
 
-def _label(text: str, x: float, y: float, most: int, anchor: str, **attributes: Any) -> Markup:
-    """A text cut to `most` characters; the whole of it shows on hovering."""
-    short = text if len(text) <= most else text[: most - 1] + "…"
+def _label(text: str, x: float, y: float, anchor: str, **attributes: Any) -> Markup:
+    """A text cut to `MOST_LETTERS`; the whole of it shows on hovering."""
+    short = text if len(text) <= MOST_LETTERS else text[: MOST_LETTERS - 1] + "…"
     return element("text", short, element("title", text), x=x, y=y, text_anchor=anchor, class_="label", **attributes)
 
 
 def dumbbell(dots: Sequence[Dot]) -> Markup:
-    """One class's accuracies on a line from 0 to 100 %."""
-    width, height, edge = 150.0, 18.0, 7.0
+    """One class's accuracies on a line from 0 to 100 %; of dots in one place, the earlier shows as a rim."""
+    width, height, edge = 150.0, 18.0, 9.0
 
     def at(value: float) -> float:
         return edge + (width - 2 * edge) * value / 100
@@ -246,8 +251,10 @@ def dumbbell(dots: Sequence[Dot]) -> Markup:
     values = [dot.value for dot in dots]
     parts: list[str] = [element("line", x1=at(0), y1=9, x2=at(100), y2=9, class_="rule")]
     parts.append(element("line", x1=at(min(values)), y1=9, x2=at(max(values)), y2=9, class_="bridge"))
-    for dot in dots:
+    for i, dot in enumerate(dots):
         tip = element("title", f"{dot.name}: {dot.value:.0f} %")
-        parts.append(element("circle", tip, cx=at(dot.value), cy=9, r=5, class_=f"dot {series_class(dot.number)}"))
+        covering = sum(abs(at(dot.value) - at(later.value)) < 2 for later in dots[i + 1 :])
+        radius = min(5.0 + 1.8 * covering, 8.6)
+        parts.append(element("circle", tip, cx=at(dot.value), cy=9, r=radius, class_=f"dot {series_class(dot.number)}"))
     text = ", ".join(f"{dot.name} {dot.value:.0f} %" for dot in dots)
     return _svg(width, height, text, *parts, class_="dumbbell")

@@ -8,6 +8,7 @@ from markupsafe import Markup
 from domainfusion.report.charts import element
 from domainfusion.report.pictures import png_uri
 
+SMALLEST = 8.6  # px of its names on the screen
 MOST_DRAWN = 30  # classes whose cells are drawn one by one, with names and numbers
 
 
@@ -25,8 +26,8 @@ def confusion_chart(counts: np.ndarray, classes: list[str], title: str) -> Marku
 
 def _drawn(counts: np.ndarray, classes: list[str], label: str) -> Markup:
     names = [name if len(name) <= 12 else name[:11] + "…" for name in classes]
-    font = 10.5 if len(classes) <= 20 else 8.0
-    margin = 14 + 0.56 * font * max(len(name) for name in names)
+    font = 12.0 if len(classes) <= 16 else 10.5 if len(classes) <= 20 else 9.0
+    margin = 14 + 0.64 * font * max(len(name) for name in names)
     cell = (400 - margin) / len(classes)
     side = cell * len(classes)
     shares = row_shares(counts)
@@ -52,7 +53,10 @@ def _drawn(counts: np.ndarray, classes: list[str], label: str) -> Markup:
         place = margin + i * cell
         parts.append(element("rect", x=place, y=place, width=cell, height=cell, class_="diagonal"))
     total = _number(margin + side + 2)
-    return element("svg", *parts, viewBox=f"0 0 {total} {total}", role="img", class_="confusion", aria_label=label)
+    least = f"min-width: {SMALLEST / font * (margin + side):.0f}px"  # below it, the matrix scrolls
+    return element(
+        "svg", *parts, viewBox=f"0 0 {total} {total}", role="img", class_="confusion", aria_label=label, style=least
+    )
 
 
 def _number(value: float) -> str:

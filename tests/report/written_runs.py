@@ -1,0 +1,107 @@
+"""Run folders written by hand, as a finished run leaves them: for reports of any number of runs at no cost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from domainfusion.config import DataConfig, TrainConfig
+from domainfusion.config_files import to_toml
+from domainfusion.data.domains import MultiDomainDataset, load_dataset
+from domainfusion.data.splits import build_split
+from domainfusion.fusion.generation import sheet_positions
+from domainfusion.fusion.synthetic import Generation, SyntheticDataset
+
+CLASSES = ("<b>x", "a & b", "plain")
+SIZE = 16
+
+
+def write_pictures(folder: Path) -> Path:
+    """A folder data set of three domains, three classes and 90 images."""
+    rng = np.random.default_rng(0)
+    for domain in ("ink", "photo", "pixel"):
+        for name in CLASSES:
+            place = folder / domain / name
+            place.mkdir(parents=True)
+            for k in range(10):
+                Image.fromarray(rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)).save(place / f"{k}.png")
+    return folder
+
+
+def dump(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def write_run(
+    folder: Path, root: Path, algorithm: str, accuracy: float, *, target: str | None = "pixel", trial: int = 0,
+    **options: Any,
+) -> Path:  # fmt: skip
+    """A finished run; `accuracy` is the share of the target's 24 images that are right."""
+    folder.mkdir(parents=True)
+    config = TrainConfig(
+        algorithm=algorithm, target=target, trial=trial, seed=trial, data=DataConfig(size=SIZE), **options
+    )
+    dataset = load_dataset(str(root), config.data)
+    split = build_split(dataset, config.data, target, trial)
+    (folder / "config.toml").write_text(to_toml(config), encoding="utf-8")
+    versions = {"torch": "2.14.1"}
+    dump(folder / "environment.json", {"python": "3.11", "processor": "abacus", "gpu": None, "versions": versions})
+    data = {
+        "data": str(root), "name": dataset.name, "fingerprint": dataset.fingerprint, "images": len(dataset),
+        "domains": list(dataset.domains), "classes": list(dataset.classes), "size": SIZE, "protocol": split.protocol,
+        "sources": list(split.sources), "target": target, "test": len(split.test), "steps_per_epoch": 1,
+        "train": {domain: len(rows) for domain, rows in split.train.items()},
+        "validation": {domain: len(rows) for domain, rows in split.validation.items()}, "notes": ["odd <i>thing</i>"],
+    }  # fmt: skip
+    dump(folder / "data.json", data)
+    records = [
+        {"step": step, "raw_loss": 2 / step, "extra_loss": 1.0, "validation_accuracy": 0.5, "validation_loss": 1.0}
+        | ({"target_accuracy": accuracy} if target else {})
+        for step in (10, 20)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    result = {
+        "algorithm": algorithm, "target": target, "trial": trial, "seed": trial, "protocol": split.protocol,
+        "dataset": dataset.name, "classes": list(dataset.classes), "validation_accuracy": 0.5, "validation": {},
+        "selected_step": 10, "steps": 20, "seconds": 30.0, "wall_seconds": 31.0,
+        "costs": {} if algorithm == "erm" else {"generated_images": 144, "generation_seconds": 9.0},
+    }  # fmt: skip
+    if target:
+        labels = dataset.labels[split.test]
+        right = round(accuracy * len(labels))
+        predictions = np.where(np.arange(len(labels)) < right, labels, (labels + 1) % 3)
+        confusion = np.bincount(labels * 3 + predictions, minlength=9).reshape(3, 3)
+        result |= {"target_accuracy": right / len(labels), "test_images": len(labels), "confusion": confusion.tolist()}
+    dump(folder / "result.json", result)
+    return folder
+
+
+def add_generations(folder: Path, root: Path, count: int = 2, sheet: bool = True) -> None:
+    """Generations of noise, as `fusion.generation` lays them out (3 candidates)."""
+    dataset = load_dataset(str(root), DataConfig(size=SIZE))
+    rows = np.flatnonzero(dataset.domain_of != dataset.index_of("pixel"))
+    store = SyntheticDataset(folder / "synthetic")
+    for number in range(count):
+        images = np.random.default_rng(number).integers(0, 256, (len(rows), SIZE, SIZE, 3), dtype=np.uint8)
+        lineage = [lineage_record(dataset, int(row), number) for row in rows]
+        strips = [
+            np.concatenate([dataset.images[rows[i]]] * 4 + [images[i]], axis=1) for i in sheet_positions(len(rows))
+        ]
+        columns = [np.concatenate(strips[i : i + 6], axis=0) for i in (0, 6)]
+        store.add(
+            Generation(number, rows, images, lineage, np.concatenate(columns, axis=1) if sheet else None), dataset
+        )
+
+
+def lineage_record(dataset: MultiDomainDataset, row: int, number: int) -> dict[str, Any]:
+    name = dataset.classes[dataset.labels[row]]
+    return {
+        "row": row, "source": dataset.keys[row], "domain": dataset.domains[dataset.domain_of[row]], "class": name,
+        "generation": number, "content_candidate": 0, "style_candidate": 2, "content_score": 0.5, "style_score": 0.1,
+        "content_prompt": f"{name}, noto mono", "style_prompt": f"{name}, flat color", "content_strength": 0.6125,
+        "style_strength": 0.7, "seed": 1, "sha256": "0",
+    }  # fmt: skip
