@@ -88,7 +88,7 @@ def test_the_report_shows_all_there_is(pages: dict[str, Path]) -> None:
     for words in (
         "How sure is that?", "The domains", "Images over the generations", "How one image is put together",
         "Latent distillation noise", "Learning curves", "Class by class", "What is taken for what",
-        "How far its confidence can be trusted", "by raw confidence", "by calibrated confidence",
+        "How far its confidence can be trusted", "Raw confidence", "Calibrated confidence",
         "What the diffusion model tells through the confidence", "Images with a negative slope",
         "Where the diffusion model looks", "Suspicious labels", "classifiers give the label", "What it cost",
         "Images in the splits", "Every option of",

@@ -102,7 +102,7 @@ def test_figures_of_lines_are_known(
     assert f"negative for {negative} % of the images." in found["sentences"][1]
     half = 0.5 * statistics.fmean(a + b * 0.5 for a, b in lines)  # λ2 = 0.5
     assert f"times the mean slope is {half:+.2g};" in found["sentences"][1]
-    assert f"-λ1/p, is -2 there, {2 / abs(half):,.0f} times as much" in found["sentences"][1]
+    assert f"-λ1/p, is -2 there, about {float(f'{2 / abs(half):.2g}'):,.0f} times as much" in found["sentences"][1]
     assert f"mean over {len(rows)} training images" in found["note"]
 
 

@@ -18,7 +18,7 @@ from domainfusion.errors import DomainFusionError
 from domainfusion.files import read_json_object
 from domainfusion.registry import ALGORITHMS
 from domainfusion.report.answer import binomial_error
-from domainfusion.report.charts import WIDTH, element, series_class
+from domainfusion.report.charts import TICK, WIDTH, element, series_class
 from domainfusion.report.predictions import Predictions, read_predictions
 from domainfusion.report.study import Arm, Run, Study
 from domainfusion.training.calibration import confidence_error
@@ -229,7 +229,7 @@ def reliability_chart(lines: Sequence[tuple[int, str, Sequence[Point]]], label: 
 
     Whiskers are one standard error each way, from the number of images.
     """
-    left, right, top, bottom = 12 + 7.2 * 3, 20.0, 10.0, 36.0
+    left, right, top, bottom = 12 + TICK * 3, 20.0, 26.0, 36.0
     side = WIDTH - left - right
     floor = top + side
 
@@ -243,6 +243,7 @@ def reliability_chart(lines: Sequence[tuple[int, str, Sequence[Point]]], label: 
         parts.append(element("text", str(tick), x=left - 6, y=y + 4, text_anchor="end", class_="tick"))
         parts.append(element("text", str(tick), x=x, y=floor + 15, text_anchor="middle", class_="tick"))
     parts.append(element("line", x1=left, y1=floor, x2=left + side, y2=top, class_="chance"))
+    parts.append(element("text", "right, %", x=2.0, y=11.0, class_="tick"))
     parts.append(element("text", "not sure enough", x=left + 6, y=top + 16, class_="tick"))
     parts.append(element("text", "too sure", x=left + side - 6, y=floor - 8, text_anchor="end", class_="tick"))
     parts.append(element("text", "confidence, %", x=left + side / 2, y=floor + 32, text_anchor="middle", class_="tick"))

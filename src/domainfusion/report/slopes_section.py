@@ -152,9 +152,10 @@ def _sentences(config: TrainConfig, found: Summary) -> list[str]:
     pull = config.distill_weight * found.mean_at(p)
     if config.raw_weight > 0 and pull:
         against = config.raw_weight / p
+        ratio = float(f"{against / abs(pull):.2g}")
         sentences[1] += (
             f" At p = {p:g}, λ2 = {config.distill_weight:g} times the mean slope is {pull:+.2g}; cross-entropy on the "
-            f"raw images, -λ1/p, is {-against:+.2g} there, {against / abs(pull):,.0f} times as much."
+            f"raw images, -λ1/p, is {-against:+.2g} there, about {ratio:,.{0 if ratio >= 10 else 1}f} times as much."
         )
     return sentences
 
@@ -179,7 +180,7 @@ def band_chart(number: int, found: Summary, label: str) -> Markup:
         y = at(0, tick)[1]
         parts.append(element("line", x1=left, y1=y, x2=width - right, y2=y, class_="rule" if tick else "chance"))
         parts.append(element("text", f"{tick:g}", x=left - 6, y=y + 4, text_anchor="end", class_="tick"))
-    for tick in ticks(0, 1, 5):
+    for tick in ticks(0, 1, 4):
         x = at(tick, 0)[0]
         parts.append(element("text", f"{tick:g}", x=x, y=height - bottom + 15, text_anchor="middle", class_="tick"))
     middle = (left + width - right) / 2
