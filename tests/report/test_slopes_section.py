@@ -15,7 +15,7 @@ from domainfusion.config import DataConfig, DistillConfig
 from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.data.splits import build_split
 from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
-from domainfusion.distillation.curves import GRID, CurveStore
+from domainfusion.distillation.curves import GRID, Curves, CurveStore
 from domainfusion.distillation.shards import SHARD
 from domainfusion.report.html import write_report
 from domainfusion.report.slopes_section import build_slopes, find_tables, summarize
@@ -122,6 +122,18 @@ def test_the_band_is_the_middle_half(
             (lines_of(row)[0] + lines_of(row)[1] * p for row in rows), n=4, method="inclusive"
         )
         assert [found.low[i], found.high[i]] == pytest.approx([quarters[0], quarters[2]], abs=1e-6)
+
+
+def test_the_average_over_p_is_the_area_under_lines_between_the_points() -> None:
+    slopes = torch.from_numpy(np.random.default_rng(0).normal(size=(50, len(GRID)))).float()
+    curves = Curves(torch.tensor(GRID), slopes, slopes.abs(), torch.ones(50, dtype=torch.int64))
+    areas = [
+        sum((GRID[i + 1] - GRID[i]) * (row[i + 1] + row[i]) / 2 for i in range(len(GRID) - 1))
+        for row in slopes.tolist()
+    ]
+    assert summarize(curves, np.arange(50)).negative_overall == sum(area < 0 for area in areas) / 50
+    plain = sum(sum(row) < 0 for row in slopes.tolist()) / 50
+    assert summarize(curves, np.arange(50)).negative_overall != plain  # the grid is not even
 
 
 def test_runs_on_several_targets_read_one_table(

@@ -133,6 +133,8 @@ def test_audits_at_another_size_or_without_a_fingerprint_are_known_by_place_and_
         text = section(write_report([erm], output, audits=[write_audit(tmp_path / name, root, **changes)]))
         assert text.replace(str(tmp_path / name), str(tmp_path / "audit")) == shown
     output.unlink()
+    fewer = write_audit(tmp_path / "fewer", root, fingerprint=None, of=89)
+    refused(UsageError, "is of other images", [erm], fewer, output)
     refused(
         UsageError, "is of other images", [erm],
         write_audit(tmp_path / "moved", root, fingerprint=None, data=str(tmp_path)), output,
