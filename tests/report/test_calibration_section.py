@@ -140,7 +140,7 @@ def test_the_misfit_is_said_as_it_is(tmp_path: Path, root: Path, confidence: flo
     rewrite(folder, lines)
     found = section(folder)
     assert found["sentences"][0].count(words) == 2
-    assert any("still too high" in text for text in found["sentences"]) is ("too sure" in words)
+    assert any("too high on what was never seen" in text for text in found["sentences"]) is ("too sure" in words)
 
 
 def test_older_runs_show_the_raw_confidence_alone(tmp_path: Path, root: Path) -> None:

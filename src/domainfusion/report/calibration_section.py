@@ -204,8 +204,8 @@ def _sentences(study: Study, target: dict[Arm, Trust], sources: dict[Arm, Trust 
         sentences.append(text)
     if any(_surely_above(target[arm]) for arm in leading):
         sentences.append(
-            "A confidence that fits the sources is still too high on an unseen domain: take it for an order of what to "
-            "look at first, not for the chance of being right."
+            "A confidence that fits the sources is too high on what was never seen here: take it for an order of what "
+            "to look at first, not for the chance of being right."
         )
     return sentences
 
