@@ -42,6 +42,7 @@ def test_predictions_are_those_of_the_evaluation(trained_run: Path) -> None:
     assert len(set(labels)) > 1
     assert model.temperature != 1.0
     assert not np.allclose(confidences, p.numpy(), atol=1e-3)  # calibrated
+    assert confidences == pytest.approx([float(row["calibrated"]) for row in evaluated], abs=6e-5)
 
 
 def test_the_temperature_is_the_minimum_on_source_validation(trained_run: Path) -> None:
@@ -56,6 +57,10 @@ def test_the_temperature_is_the_minimum_on_source_validation(trained_run: Path) 
     grid = np.geomspace(0.05, 20, 1001)
     found = [negative_log_likelihood(logits, context.dataset.labels[rows], t) for t in grid]
     assert model.temperature == kept["temperature"] == pytest.approx(grid[np.argmin(found)], rel=0.01)
+    assert kept["accuracy"] == pytest.approx((logits.argmax(1) == context.dataset.labels[rows]).mean())
+    assert kept["confidence"] == [
+        pytest.approx(torch.from_numpy(logits / t).softmax(1).amax(1).mean().item()) for t in (1, model.temperature)
+    ]
     assert kept["nll"] == [
         pytest.approx(negative_log_likelihood(logits, context.dataset.labels[rows], t)) for t in (1, model.temperature)
     ]

@@ -233,13 +233,20 @@ def predict_images(
     return [*bad, *predict_files(model, paths, top=min(top, len(model.classes)), batch_size=batch_size)]
 
 
-def write_report(runs: Run | Benchmark | PathLike | Sequence[Any], output: PathLike = "report.html") -> Path:
-    """Write one self-contained HTML file from finished runs, or folders above them, and return its path."""
+def write_report(
+    runs: Run | Benchmark | PathLike | Sequence[Any], output: PathLike = "report.html", *,
+    audits: Sequence[PathLike] = (),
+) -> Path:  # fmt: skip
+    """Write one self-contained HTML file from finished runs, or folders above them, and return its path.
+
+    Args:
+        audits: folders that `domainfusion audit` wrote of the runs' data sets, for a section of suspicious labels.
+    """
     from domainfusion.report.html import write_report as write
 
     several = [runs] if isinstance(runs, (Run, Benchmark, str, os.PathLike)) else list(runs)
     folders = [item.folder if isinstance(item, (Run, Benchmark)) else Path(item) for item in several]
-    return write(folders, Path(output))
+    return write(folders, Path(output), audits=[Path(audit) for audit in audits])
 
 
 def list_names(kind: str, pattern: str = "*") -> list[Entry]:

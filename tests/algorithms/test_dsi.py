@@ -162,6 +162,7 @@ def test_a_run_is_tested_by_the_ensemble_and_so_are_evaluate_and_predict(
     wanted = [literal_logits(run, config, dataset.images[row].copy()) for row in rows]
     answers = np.array([np.argmax(logits) for logits, _ in wanted])
     lines = predictions_of(run)
+    assert "calibrated" not in lines[0]  # the temperature is of the classifier alone
     assert [line["prediction"] for line in lines] == [dataset.classes[k] for k in answers]
     shares = [max(softmax(logits)) for logits, _ in wanted]
     np.testing.assert_allclose([float(line["probability"]) for line in lines], shares, atol=2e-3)

@@ -110,6 +110,7 @@ def test_an_audit_with_a_run_writes_its_table_and_page(
     assert scores == sorted(scores, reverse=True)
     assert all(entry["given"] != entry["suggested"] for entry in entries)
     assert len(found["labels"]) == 5
+    assert (found["fingerprint"], found["size"]) == (dataset.fingerprint, 32)
     # The run held `sketch` out: only images of its sources' training parts were trained on.
     run_config, _, _ = load_run(trained_run)
     split = build_split(dataset, run_config.data, run_config.target, run_config.trial)

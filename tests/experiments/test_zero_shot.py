@@ -90,6 +90,7 @@ def test_a_run_is_the_classifier_on_the_test_images(images: Path, config: TrainC
     assert result["costs"]["unet_passes"] == sum(scores.passes for scores in wanted) == 12 * (2 * 3 + 2 * 2)
     assert result["costs"]["classified_images"] == 12
     lines = read_predictions(tmp_path / "run")
+    assert "calibrated" not in lines[0]  # there is no temperature
     assert [int(line["row"]) for line in lines] == rows.tolist()
     assert [line["prediction"] for line in lines] == [dataset.classes[k] for k in predictions]
     assert [line["source"] for line in lines] == [dataset.keys[row] for row in rows]

@@ -29,7 +29,7 @@ def train_both(folder: Path, ldm: Path, write_images: Callable[..., Path]) -> di
         "target": "sketch", "steps": 4, "evaluations": 2, "batch_size": 4, "backbone": "test_resnet",
         "precision": "float32", "device": "cpu", "ldm": str(ldm), "data": DataConfig(size=32),
         "generate": GenerateConfig(candidates=2, steps=2, interval=1),
-        "distill": DistillConfig(samples=1, curve_samples=2, curve_rounds=2),
+        "distill": DistillConfig(estimator="curve", samples=1, curve_samples=2, curve_rounds=2),
     }  # fmt: skip
     runs = {}
     for name in ("erm", "domainfusion"):
@@ -38,9 +38,10 @@ def train_both(folder: Path, ldm: Path, write_images: Callable[..., Path]) -> di
     return runs
 
 
-def report_of_two(runs: dict[str, Path], output: Path) -> Path:
-    """A report that has every section, heat maps too."""
-    return write_report(list(runs.values()), output / "report.html", heat_maps=True)
+def report_of_two(runs: dict[str, Path], images: Path, ldm: Path, output: Path) -> Path:
+    """A report that has every section, heat maps and suspicious labels too."""
+    audit_page(images, runs["erm"], ldm, output / "labels", count=12)
+    return write_report(list(runs.values()), output / "report.html", heat_maps=True, audits=[output / "labels"])
 
 
 def report_of_many(output: Path) -> Path:
@@ -72,11 +73,11 @@ def report_of_many(output: Path) -> Path:
     return write_report([output / "runs"], output / "report.html")
 
 
-def audit_page(images: Path, trained: Path, ldm: Path, output: Path) -> Path:
-    """Suspicious labels, with what a classifier says of them."""
+def audit_page(images: Path, trained: Path, ldm: Path, output: Path, *, count: int = 0) -> Path:
+    """Suspicious labels, with what a classifier says of them, of `count` images (0: all)."""
     config = AuditConfig(
         ldm=str(ldm), precision="float32", device="cpu", confidences=(0.5, 1.0), pairs=1, rounds=2, keep=1,
-        data=DataConfig(size=32),
+        data=DataConfig(size=32), images=count,
     )  # fmt: skip
     audit_labels(str(images), config, output, runs=(trained,), top=12, progress=False)
     return output / "audit.html"

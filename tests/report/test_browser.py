@@ -52,7 +52,7 @@ def pages(
         patch.setenv("DOMAINFUSION_CACHE", str(root / "cache"))
         runs = small_pages.train_both(root, tiny_pipeline, write_images)
         found = {
-            "report": small_pages.report_of_two(runs, root),
+            "report": small_pages.report_of_two(runs, root / "images", tiny_pipeline, root),
             "comparison": small_pages.report_of_many(root / "many"),
             "audit": small_pages.audit_page(images, trained_run, tiny_pipeline, root / "audit"),
             "explanation": small_pages.explain_page(
@@ -88,7 +88,10 @@ def test_the_report_shows_all_there_is(pages: dict[str, Path]) -> None:
     for words in (
         "How sure is that?", "The domains", "Images over the generations", "How one image is put together",
         "Latent distillation noise", "Learning curves", "Class by class", "What is taken for what",
-        "Where the diffusion model looks", "What it cost", "Images in the splits", "Every option of",
+        "How far its confidence can be trusted", "Raw confidence", "Calibrated confidence",
+        "What the diffusion model tells through the confidence", "Images with a negative slope",
+        "Where the diffusion model looks", "Suspicious labels", "classifiers give the label", "What it cost",
+        "Images in the splits", "Every option of",
     ):  # fmt: skip
         assert words in source
 

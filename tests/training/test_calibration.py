@@ -10,7 +10,10 @@ from domainfusion.training.calibration import (
     HIGHEST,
     LOWEST,
     calibration_error,
+    confidence_error,
+    confidences_at,
     fit_temperature,
+    mean_confidence,
     negative_log_likelihood,
 )
 
@@ -80,3 +83,25 @@ def test_calibration_error_is_the_literal_one(seed: int, scale: float) -> None:
     if scale > 1:
         fitted = fit_temperature(logits, labels)
         assert calibration_error(logits, labels, fitted) < 0.5 * expected
+
+
+@pytest.mark.parametrize("temperature", [LOWEST, 0.5, 1.0, 1.7, HIGHEST])
+def test_confidences_at_a_temperature_are_those_of_the_logits(temperature: float) -> None:
+    """softmax(log p / T) of p = softmax(z) is softmax(z/T)."""
+    logits, labels = draw(6, 2.0, count=60)
+    z = logits.astype(np.float64)
+    p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+    literal = [max(np.exp(row / temperature) / sum(np.exp(row / temperature))) for row in z]
+    found = confidences_at(p.astype(np.float32), temperature)
+    np.testing.assert_allclose(found, literal, rtol=2e-5)
+    assert confidence_error(found, p.argmax(1) == labels) == pytest.approx(
+        calibration_error(logits, labels, temperature), abs=0.05
+    )
+    assert mean_confidence(logits, temperature) == pytest.approx(sum(literal) / len(literal))
+
+
+def test_a_class_without_any_probability_has_none_at_any_temperature() -> None:
+    p = np.array([[0.0, 1.0, 0.0], [0.0, 0.5, 0.5]], dtype=np.float32)
+    assert confidences_at(p, 3.0).tolist() == [1.0, 0.5]
+    assert mean_confidence(np.zeros((0, 3), np.float32)) == 0.0
+    assert confidence_error(np.zeros(0), np.zeros(0, bool)) == 0.0

@@ -126,6 +126,8 @@ class ReportCommand:
     """The file to write."""
     heat_maps: bool = False
     """Add heat maps of some test images, by the runs' LDM (a few seconds with the embedded one)."""
+    audit: tuple[Path, ...] = ()
+    """Folders that `domainfusion audit` wrote of the runs' data sets: add their most suspicious labels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,7 +258,7 @@ def report(words: list[str]) -> None:
     command = parse(ReportCommand, words, "domainfusion report")
     from domainfusion.report.html import write_report
 
-    print(write_report(list(command.runs), command.output, heat_maps=command.heat_maps))
+    print(write_report(list(command.runs), command.output, heat_maps=command.heat_maps, audits=command.audit))
 
 
 def collect(words: list[str]) -> None:

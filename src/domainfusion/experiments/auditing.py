@@ -118,7 +118,8 @@ def audit_labels(
     for note in dataset.notes:
         show_note(note)
     found: dict[str, Any] = {
-        "data": data, "ldm": config.ldm, "ranking": config.ranking, "images": len(rows), "of": len(dataset),
+        "data": data, "name": dataset.name, "fingerprint": dataset.fingerprint, "size": dataset.size,
+        "ldm": config.ldm, "ranking": config.ranking, "images": len(rows), "of": len(dataset),
         "passes": evidence.passes, "seconds": round(time.monotonic() - started, 1), "key": audit.store.key,
         "rivals": len(dataset.classes) - 1,
         "behind": sum(entry["score"] > 0 for entry in entries),

@@ -16,6 +16,7 @@ import torch
 from domainfusion.algorithms.base import Context
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.files import write_text
+from domainfusion.training.calibration import confidences_at
 from domainfusion.training.evaluation import Evaluation
 
 MOST_CONFUSED = 1000  # classes, of which `result.json` has the confusion matrix
@@ -62,9 +63,15 @@ def _processor() -> str:
 
 
 def describe_result(
-    context: Context, validation: dict[str, Evaluation], test: Evaluation | None, predictions: Path | None = None
-) -> dict[str, Any]:
-    """The result of evaluations on source validation (by domain, or none) and on the target."""
+    context: Context, validation: dict[str, Evaluation], test: Evaluation | None, predictions: Path | None = None,
+    *, temperature: float | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """The result of evaluations on source validation (by domain, or none) and on the target.
+
+    Args:
+        predictions: where to write what was said of each image of the target, `temperature` as `write_predictions`
+            takes it.
+    """
     result: dict[str, Any] = {
         "algorithm": context.config.algorithm, "target": context.config.target, "trial": context.config.trial,
         "seed": context.config.seed, "protocol": context.split.protocol, "dataset": context.dataset.name,
@@ -78,7 +85,7 @@ def describe_result(
         result["second_target"] = context.config.second_target
     if test is not None:
         if predictions is not None:
-            write_predictions(predictions, test, context.dataset)
+            write_predictions(predictions, test, context.dataset, temperature)
         classes = len(context.dataset.classes)
         counts = np.bincount(test.labels, minlength=classes)
         right = np.bincount(test.labels[test.labels == test.predictions], minlength=classes)
@@ -94,14 +101,22 @@ def describe_result(
     return result
 
 
-def write_predictions(path: Path, found: Evaluation, dataset: MultiDomainDataset) -> None:
-    """Write row, source, class, prediction and its probability of each evaluated image, as CSV."""
+def write_predictions(
+    path: Path, found: Evaluation, dataset: MultiDomainDataset, temperature: float | None = None
+) -> None:
+    """Write row, source, class, prediction and its probability of each evaluated image, as CSV.
+
+    With a temperature T a column `calibrated` has the prediction's probability at it too, softmax(log p / T). Without
+    one there is no such column: a temperature belongs to the outputs that it was fitted to, and a zero-shot classifier,
+    or a method that is tested by more than its classifier (DSI), has none for what was tested.
+    """
     lines = io.StringIO()
     writer = csv.writer(lines)
-    writer.writerow(["row", "source", "class", "prediction", "probability"])
-    for row, label, prediction, p in zip(
-        found.rows, found.labels, found.predictions, found.probabilities.max(1), strict=True
-    ):
+    columns = [found.probabilities.max(1)]
+    if temperature is not None:
+        columns.append(confidences_at(found.probabilities, temperature))
+    writer.writerow(["row", "source", "class", "prediction", *["probability", "calibrated"][: len(columns)]])
+    for row, label, prediction, *values in zip(found.rows, found.labels, found.predictions, *columns, strict=True):
         names = dataset.classes[label], dataset.classes[prediction]
-        writer.writerow([int(row), dataset.keys[row], *names, f"{p:.4f}"])
+        writer.writerow([int(row), dataset.keys[row], *names, *(f"{value:.4f}" for value in values)])
     write_text(path, lines.getvalue())

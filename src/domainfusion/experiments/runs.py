@@ -205,8 +205,11 @@ def _train(algorithm: Algorithm) -> dict[str, Any]:
     with contextlib.closing(algorithm):
         done = train(algorithm)
     model = load_model(context.folder, algorithm.classifier)
-    result = summarize(algorithm, context.folder / "predictions.csv")
-    save_calibration(context.folder, algorithm.classifier, context)
+    calibration = save_calibration(context.folder, algorithm.classifier, context)
+    kind = type(algorithm)
+    alone = kind.tester is Algorithm.tester and kind.predict is Algorithm.predict  # the temperature is the classifier's
+    temperature = calibration["temperature"] if alone else None
+    result = summarize(algorithm, context.folder / "predictions.csv", temperature)
     if not algorithm.tests_by_classifier:
         write_final_record(algorithm, result, done)
     seconds = done.seconds + algorithm.seconds_after_training()
@@ -233,16 +236,19 @@ def _classify(kind: type[ZeroShot], context: Context) -> dict[str, Any]:
     return result
 
 
-def summarize(algorithm: Algorithm, predictions: Path | None = None) -> dict[str, Any]:
+def summarize(
+    algorithm: Algorithm, predictions: Path | None = None, temperature: float | None = None
+) -> dict[str, Any]:
     """Accuracy of the present weights: source validation by domain, and the target by class, with its confusion.
 
-    What was said of every test image goes to the CSV file `predictions`, so that runs can be compared image by image.
+    What was said of every test image goes to the CSV file `predictions`, so that runs can be compared image by image;
+    with the temperature of the classifier, calibrated too.
     """
     context = algorithm.context
     found, test = validate(algorithm), None
     if len(context.split.test):
         test = evaluate_test(algorithm, context.split.test)
-    return describe_result(context, found, test, predictions)
+    return describe_result(context, found, test, predictions, temperature=temperature)
 
 
 def refuse_other_options(folder: Path, data: str, config: TrainConfig) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from domainfusion.errors import DomainFusionError, show_note
 from domainfusion.report.label_evidence import LabelHeat, label_heat, likeness
 from domainfusion.report.overlays import enlarge, overlay
 from domainfusion.report.pictures import png_uri
+from domainfusion.report.predictions import read_predictions
 from domainfusion.report.study import Run, Study
 
 TILE = 128  # pixels of a picture
@@ -47,14 +47,11 @@ def build_heat(study: Study, dataset: MultiDomainDataset | None, images: int = 6
 
 def read_cases(run: Run, dataset: MultiDomainDataset) -> list[Case]:
     """What the run said of each test image, from its `predictions.csv`; empty where it has none."""
-    try:
-        with open(run.folder / "predictions.csv", newline="", encoding="utf-8") as file:
-            found = [
-                (int(r["row"]), r["class"], r["prediction"], float(r["probability"])) for r in csv.DictReader(file)
-            ]
-    except (OSError, ValueError, KeyError):
+    said = read_predictions(run)
+    if said is None:
         return []
     names = set(dataset.classes)
+    found = zip(said.rows.tolist(), said.true, said.said, said.probability.tolist(), strict=True)
     return [case for case in found if case[0] < len(dataset) and {case[1], case[2]} <= names]
 
 

@@ -13,8 +13,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from domainfusion import __version__
+from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.files import write_text
 from domainfusion.report.answer import build_answer
+from domainfusion.report.calibration_section import build_calibration
 from domainfusion.report.charts import series_class, swatch
 from domainfusion.report.classes import build_class_parts
 from domainfusion.report.curves import build_curves
@@ -31,39 +33,56 @@ from domainfusion.report.facts import (
 )
 from domainfusion.report.heat_section import build_heat
 from domainfusion.report.pictures import domain_samples, ld_noise, load_run_dataset
+from domainfusion.report.slopes_section import build_slopes
 from domainfusion.report.study import Study, build_studies, read_runs
+from domainfusion.report.suspicious_labels import Audit, build_suspicious, read_audits, share_audits
 
 
-def write_report(paths: list[Path], output: Path, *, heat_maps: bool = False) -> Path:
+def write_report(paths: list[Path], output: Path, *, heat_maps: bool = False, audits: Sequence[Path] = ()) -> Path:
     """Write the report of the finished runs at or below `paths` to `output`, and return `output`.
 
     Runs are compared where they are comparable: same data set, protocol, target, trial and seed.
-    `heat_maps` adds heat maps of some test images, for which the runs' LDM is loaded (seconds for the embedded one).
-    Raises `UsageError` where there is no finished run, `FileError` where a run cannot be read or the file not written.
+    `heat_maps` adds heat maps of some test images, for which the runs' LDM is loaded (seconds for the embedded one);
+    `audits`, folders that `domainfusion audit` wrote, the most suspicious labels of the runs' data sets.
+    Raises `UsageError` where there is no finished run, or an audit is of other images; `FileError` where a run cannot
+    be read or the file not written.
     """
     runs = read_runs(paths)
     studies = build_studies(runs)
-    heat_flag = ["--heat-maps"] if heat_maps else []
+    loaded = [load_run_dataset(study.arms[0].runs[0]) for study in studies]
+    shares = share_audits(read_audits(audits), studies, [dataset for dataset, _ in loaded])
+    flags = ["--heat-maps"] * heat_maps + (["--audit", *map(str, audits)] if audits else [])
     page = render(
         "report.html",
-        studies=[describe_study(study, len(studies), heat_maps=heat_maps) for study in studies],
+        studies=[
+            describe_study(study, *found, studies=len(studies), heat_maps=heat_maps, audits=share)
+            for study, found, share in zip(studies, loaded, shares, strict=True)
+        ],
         environments=environments(runs), runs=len(runs), selection=SELECTION,
-        command=shlex.join(["domainfusion", "report", *map(str, paths), "--output", str(output), *heat_flag]),
+        command=shlex.join(["domainfusion", "report", *map(str, paths), "--output", str(output), *flags]),
         title=f"DomainFusion report: {', '.join(dict.fromkeys(study.name for study in studies))}",
     )  # fmt: skip
     write_text(output, page)
     return output
 
 
-def describe_study(study: Study, studies: int = 1, *, heat_maps: bool = False) -> dict[str, Any]:
-    """All that the template shows of a study; with several `studies` on a page each shows fewer pictures."""
-    dataset, trouble = load_run_dataset(study.arms[0].runs[0])
+def describe_study(
+    study: Study, dataset: MultiDomainDataset | None, trouble: str, *, studies: int = 1, heat_maps: bool = False,
+    audits: Sequence[Audit] = (),
+) -> dict[str, Any]:  # fmt: skip
+    """All that the template shows of a study; with several `studies` on a page each shows fewer pictures.
+
+    Args:
+        dataset: its images, or None, and why in `trouble`.
+    """
     return {
         "study": study, "answer": build_answer(study), "trouble": trouble,
         "samples": None if dataset is None else domain_samples(study, dataset, classes=max(2, 6 // studies)),
         "evolution": build_evolution(study, dataset, images=max(2, 8 // studies)), "noise": ld_noise(study),
         "heat": build_heat(study, dataset) if heat_maps else None,
         "curves": build_curves(study), "classes": build_class_parts(study), "costs": build_costs(study),
+        "calibration": build_calibration(study), "slopes": build_slopes(study, dataset),
+        "suspicious": build_suspicious(audits, dataset),
         "protocol": describe_protocol(study), "splits": split_rows(study), "runs": run_rows(study),
         "differences": option_difference_rows(study), "options": option_texts(study),
     }  # fmt: skip

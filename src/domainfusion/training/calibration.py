@@ -60,14 +60,38 @@ def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray, temperature:
     return float(nn.functional.cross_entropy(scaled, torch.from_numpy(np.asarray(labels))))
 
 
-def calibration_error(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> float:
-    """Expected calibration error (15 bins of equal width): mean |accuracy - confidence| over bins, by their size."""
-    scaled = torch.from_numpy(np.asarray(logits, dtype=np.float64)) / temperature
-    confidence, predicted = (part.numpy() for part in scaled.softmax(1).max(1))
-    hits = predicted == labels
+def confidences_at(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """(n,) float64 greatest probability of softmax(log p / T), of probabilities (n, classes) and a temperature T > 0.
+
+    Probabilities are softmax(z), which differ from z by a constant of each image that the softmax takes out again.
+    """
+    p = np.asarray(probabilities, dtype=np.float64)
+    return np.asarray(1 / ((p / p.max(1, keepdims=True)) ** (1 / temperature)).sum(1))
+
+
+def confidence_error(confidence: np.ndarray, hits: np.ndarray) -> float:
+    """Expected calibration error (15 bins of equal width): mean |accuracy - confidence| over bins, by their size.
+
+    Args:
+        confidence: (n,) in [0, 1].
+        hits: (n,) bool, whether the prediction is right.
+    """
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
     gaps = np.bincount(bins, hits, BINS) - np.bincount(bins, confidence, BINS)
-    return float(np.abs(gaps).sum() / max(1, len(labels)))
+    return float(np.abs(gaps).sum() / max(1, len(hits)))
+
+
+def calibration_error(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> float:
+    """`confidence_error` of softmax(z/T) over logits (n, classes) and labels (n,)."""
+    scaled = torch.from_numpy(np.asarray(logits, dtype=np.float64)) / temperature
+    confidence, predicted = (part.numpy() for part in scaled.softmax(1).max(1))
+    return confidence_error(confidence, predicted == labels)
+
+
+def mean_confidence(logits: np.ndarray, temperature: float = 1.0) -> float:
+    """Mean of the greatest softmax(z/T) over logits (n, classes); 0 of no image."""
+    scaled = torch.from_numpy(np.asarray(logits, dtype=np.float64)) / temperature
+    return float(scaled.softmax(1).amax(1).sum() / max(1, len(scaled)))
 
 
 def calibrate(
@@ -75,7 +99,8 @@ def calibrate(
 ) -> dict[str, Any]:
     """The temperature of a classifier, fitted on the source domains' validation images, and what it changes there.
 
-    {"temperature", "images", "domains", "nll": [before, after], "calibration_error": [before, after]}
+    {"temperature", "images", "domains", "accuracy", "confidence": [before, after], "nll": [before, after],
+    "calibration_error": [before, after]}; all over the images of all these domains together.
     """
     classifier.eval()
     rows = np.concatenate([split.validation[domain] for domain in split.sources])
@@ -83,6 +108,8 @@ def calibrate(
     temperature = fit_temperature(logits, labels)
     return {
         "temperature": temperature, "images": len(rows), "domains": list(split.sources),
+        "accuracy": float((logits.argmax(1) == labels).sum() / max(1, len(rows))),
+        "confidence": [mean_confidence(logits, t) for t in (1.0, temperature)],
         "nll": [negative_log_likelihood(logits, labels, t) for t in (1.0, temperature)],
         "calibration_error": [calibration_error(logits, labels, t) for t in (1.0, temperature)],
     }  # fmt: skip
