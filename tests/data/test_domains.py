@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -101,7 +102,13 @@ def test_hidden_folders_and_loose_files_are_no_part_of_the_data(image_folder: Pa
     (image_folder / "photo" / ".cache").mkdir()
     (image_folder / "README.txt").write_text("about")
     (image_folder / "photo" / "cat" / "Thumbs.db").write_text("")
-    assert len(load_folder(image_folder, CONFIG)) == 108
+    (image_folder / "photo" / "cat" / "._00.png").write_bytes(b"a Mac's notes on 00.png")
+    copies = image_folder / "photo" / "cat" / ".ipynb_checkpoints"
+    copies.mkdir()
+    shutil.copy(image_folder / "photo" / "cat" / "00.png", copies / "00-checkpoint.png")
+    dataset = load_folder(image_folder, CONFIG)
+    assert len(dataset) == 108
+    assert not any("/." in key for key in dataset.keys)
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,8 @@ def test_what_lies_elsewhere_is_noted(make_image_folder: Callable[..., Path]) ->
     shutil.copy(root / "photo" / "dog" / "00.png", root / "photo" / "loose.png")
     (root / "photo" / "dog" / "Thumbs.db").write_bytes(b"x")
     (root / ".hidden").mkdir()
-    state = check(root, quick=True)
+    (root / "photo" / "dog" / "._00.png").write_bytes(b"x")
+    state = check(root)
     assert state.ok
     assert only(state, "misplaced").where == ("photo/loose.png",)
     assert only(state, "other").where == ("photo/dog/Thumbs.db",)

@@ -29,6 +29,9 @@ def list_folders(folder: Path) -> list[Path]:
 def list_files(folder: Path) -> list[Path]:
     """The files in `folder` and below it, folder by folder as ImageFolder goes; links to folders are not followed.
 
+    Hidden ones are left out, as `list_folders` leaves them: what archives of a Mac (`._1.jpg`) and notebooks
+    (`.ipynb_checkpoints/1-checkpoint.jpg`) leave behind is named like an image.
+
     Raises `DataError` naming a folder that cannot be read: its images would be missing, and nothing would say so.
     """
 
@@ -36,9 +39,10 @@ def list_files(folder: Path) -> list[Path]:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}; {UNREADABLE}") from error
 
     found = []
-    for where, _, names in os.walk(folder, onerror=refused):
+    for where, folders, names in os.walk(folder, onerror=refused):
+        folders[:] = [name for name in folders if not name.startswith(".")]
         try:
-            found += [path for name in names if (path := Path(where, name)).is_file()]
+            found += [path for name in names if not name.startswith(".") and (path := Path(where, name)).is_file()]
         except OSError as error:  # no permission to look
             refused(error)
     return sorted(found, key=lambda path: (str(path.parent), path.name))

@@ -78,7 +78,7 @@ def _scan(root: Path) -> tuple[Listing, list[Finding], list[Finding]]:
             for path in list_files(entry):
                 if path.suffix.lower() in SUFFIXES:
                     images.append(path)
-                elif not path.name.startswith("."):
+                else:
                     other.append(path.relative_to(root).as_posix())
     if not any(paths for classes in listing.values() for paths in classes.values()):
         raise DataError(_other_form(root))
