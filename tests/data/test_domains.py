@@ -18,6 +18,7 @@ from domainfusion.config import DataConfig
 from domainfusion.data import domains
 from domainfusion.data.domains import MultiDomainDataset, load_dataset, load_folder
 from domainfusion.data.images import read_image
+from domainfusion.data.listing import NUMBERS
 from domainfusion.data.splits import build_split
 from domainfusion.errors import DataError, FileError, UsageError
 
@@ -135,11 +136,44 @@ def test_one_domain_can_be_read_but_not_trained_on(make_image_folder: Callable[.
         build_split(dataset, CONFIG, None, 0)
 
 
+def test_one_class_can_be_read_but_not_trained_on(make_image_folder: Callable[..., Path]) -> None:
+    dataset = load_folder(make_image_folder("one", classes=("cat",)), CONFIG)
+    assert dataset.classes == ("cat",)
+    with pytest.raises(DataError, match=r"holds one class \(cat\); at least two"):
+        build_split(dataset, CONFIG, None, 0)
+
+
+def test_a_folder_around_the_data_set_is_told_with_the_one_in_it(make_image_folder: Callable[..., Path]) -> None:
+    inner = make_image_folder("archive/photos")
+    dataset = load_folder(inner.parent, CONFIG)
+    with pytest.raises(DataError, match=r"holds one domain \(photos\).*archive/photos holds DOMAIN/CLASS/IMAGE too"):
+        build_split(dataset, CONFIG, None, 0)
+    # One domain whose classes have folders of their own in them is no such folder.
+    one = make_image_folder("one", domains=("photo",))
+    (one / "photo" / "cat" / "more").mkdir()
+    shutil.copy(one / "photo" / "cat" / "00.png", one / "photo" / "cat" / "more")
+    assert load_folder(one, CONFIG).notes == ()
+
+
+def test_images_without_domains_are_told_where_they_belong(image_folder: Path) -> None:
+    with pytest.raises(DataError, match=r"images lie right in .*photo/cat: where cat is a class.*photo/DOMAIN/cat"):
+        load_folder(image_folder / "photo", CONFIG)
+    with pytest.raises(DataError, match=r"images lie right in it: sort them into .*cat/DOMAIN/CLASS"):
+        load_folder(image_folder / "photo" / "cat", CONFIG)
+
+
+def test_classes_that_are_numbers_are_noted(make_image_folder: Callable[..., Path]) -> None:
+    assert load_folder(make_image_folder("numbers", classes=("0", "1")), CONFIG).notes == (NUMBERS,)
+    assert load_folder(make_image_folder("mixed", classes=("0", "one")), CONFIG).notes == ()
+
+
 def test_what_is_no_data_set_is_explained(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"there is no folder .*absent"):
         load_dataset(str(tmp_path / "absent"), CONFIG)
     with pytest.raises(UsageError, match="unknown data set 'pictogrmas'; did you mean 'pictograms'"):
         load_dataset("pictogrmas", CONFIG)
+    with pytest.raises(UsageError, match=r"there is no folder photso here, and no embedded data set of that name"):
+        load_dataset("photso", CONFIG)
 
 
 def test_unknown_domains_are_refused_with_the_nearest(image_folder: Path) -> None:

@@ -7,6 +7,7 @@ sizes, modification times) and the working size; training reads that array and n
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import shutil
 import tempfile
 from pathlib import Path
@@ -18,8 +19,8 @@ from tqdm import tqdm
 
 from domainfusion.config import DataConfig
 from domainfusion.data.imagefolder import HUB_PREFIX, find_metadata, list_metadata, materialise_hub
-from domainfusion.data.images import SUFFIXES, prepare_image, read_image
-from domainfusion.data.listing import list_files, list_folders
+from domainfusion.data.images import prepare_image, read_image
+from domainfusion.data.listing import NUMBERS, how_to_lay_out, is_image, list_files, list_folders, nearest_layout
 from domainfusion.errors import DataError, FileError, UsageError, unknown_name
 from domainfusion.files import cache_folder, hash_of, locked, read_json, reserve, write_json
 from domainfusion.registry import DATASETS
@@ -95,7 +96,11 @@ def load_dataset(data: str, config: DataConfig) -> MultiDomainDataset:
             f"there is no folder {data}; give root of domain/class/image, or one of: pictograms; a data "
             "set of the Hugging Face hub is hf://OWNER/NAME"
         )
-    raise unknown_name("data set", data, DATASETS.entries)
+    if difflib.get_close_matches(data, DATASETS.entries, n=1):
+        raise unknown_name("data set", data, DATASETS.entries)
+    raise UsageError(
+        f"there is no folder {data} here, and no embedded data set of that name ({', '.join(sorted(DATASETS.entries))})"
+    )
 
 
 # How prompts name the classes of Pictograms, in words that captions of pictures use.
@@ -226,15 +231,20 @@ def list_folder(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str]
     listing: dict[str, dict[str, list[Path]]] = {}
     visible = list_folders(root)
     if not visible:
-        raise DataError(f"{root} holds no folders; it should be laid out as {root}/DOMAIN/CLASS/IMAGE")
+        raise DataError(
+            f"{root} holds no folders; it should be laid out as {root}/DOMAIN/CLASS/IMAGE{how_to_lay_out(root)}"
+        )
     for domain in visible:
         if root.resolve().is_relative_to(domain.resolve()):
             raise DataError(f"{domain} is a link that leads back to {domain.resolve()}, which holds it: remove it")
         classes = list_folders(domain)
         if not classes:
-            raise DataError(f"domain {domain.name} of {root} holds no class folders: {domain}/CLASS/IMAGE is expected")
+            raise DataError(
+                f"domain {domain.name} of {root} holds no class folders: {domain}/CLASS/IMAGE is expected"
+                f"{how_to_lay_out(root)}"
+            )
         found = {
-            folder.name: [path for path in list_files(folder) if path.suffix.lower() in SUFFIXES] for folder in classes
+            folder.name: [path for path in list_files(folder) if is_image(path)] for folder in classes
         }
         empty = [name for name, paths in found.items() if not paths]
         if len(empty) == len(found):
@@ -242,6 +252,10 @@ def list_folder(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str]
         if empty:
             notes.append(f"domain {domain.name}: no images in {', '.join(empty[:8])}")
         listing[domain.name] = {name: paths for name, paths in found.items() if paths}
+    if len(listing) == 1 and (inner := nearest_layout(root)):
+        notes.append(f"{inner} holds DOMAIN/CLASS/IMAGE too: is that the folder meant?")
+    if all(name.isdigit() for classes in listing.values() for name in classes):
+        notes.append(NUMBERS)
     return listing, notes
 
 

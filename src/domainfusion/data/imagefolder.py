@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from domainfusion.data.listing import is_file, list_folders
+from domainfusion.data.listing import NUMBERS, is_file, list_folders
 from domainfusion.errors import DataError, UsageError
 from domainfusion.files import cache_folder, hash_of, locked, make_folder
 
@@ -97,7 +97,7 @@ def list_metadata(root: Path, metadata: list[Path]) -> tuple[dict[str, dict[str,
             images.sort(key=lambda path: (str(path.parent), path.name))
     notes = []
     if all(label.isdigit() for classes in listing.values() for label in classes):
-        notes.append("the classes are numbers, which tell a latent diffusion model nothing: write names as labels")
+        notes.append(NUMBERS)
     return listing, notes
 
 
