@@ -162,6 +162,19 @@ def test_images_without_domains_are_told_where_they_belong(image_folder: Path) -
         load_folder(image_folder / "photo" / "cat", CONFIG)
 
 
+def test_pictures_in_a_form_that_is_not_read_are_told(make_image_folder: Callable[..., Path]) -> None:
+    root = make_image_folder("phone", domains=("old", "photo"))
+    (root / "photo" / "cat" / "IMG_1.HEIC").write_bytes(b"x")
+    (root / "photo" / "dog" / "IMG_2.heic").write_bytes(b"x")
+    (root / "photo" / "dog" / "notes.txt").write_text("about")
+    (note,) = load_folder(root, CONFIG).notes
+    assert note == "domain photo: pictures in a form that is not read (2 .heic); convert to .jpg or .png"
+    for path in (root / "photo").rglob("*.png"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"is empty.*\(2 .heic\); convert them to .jpg or .png"):
+        load_folder(root, CONFIG)
+
+
 def test_classes_that_are_numbers_are_noted(make_image_folder: Callable[..., Path]) -> None:
     assert load_folder(make_image_folder("numbers", classes=("0", "1")), CONFIG).notes == (NUMBERS,)
     assert load_folder(make_image_folder("mixed", classes=("0", "one")), CONFIG).notes == ()

@@ -109,6 +109,8 @@ def predict(words: list[str]) -> int:
     command = parse(PredictCommand, words, "domainfusion predict")
     if command.top < 1 or command.batch_size < 1:
         raise UsageError("--top and --batch-size are at least 1")
+    if not command.images:  # before a model is loaded for nothing
+        raise UsageError("name the images: files, folders (with their subfolders), or patterns such as 'new/*.jpg'")
     from domainfusion.model import load
     from domainfusion.predict import choose_format, run_predictions
 

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import shutil
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from domainfusion.config import DataConfig
 from domainfusion.data.imagefolder import HUB_PREFIX, find_metadata, list_metadata, materialise_hub
-from domainfusion.data.images import prepare_image, read_image
+from domainfusion.data.images import OTHER_PICTURES, prepare_image, read_image
 from domainfusion.data.listing import NUMBERS, how_to_lay_out, is_image, list_files, list_folders, nearest_layout
 from domainfusion.errors import DataError, FileError, UsageError, unknown_name
 from domainfusion.files import cache_folder, hash_of, locked, read_json, reserve, write_json
@@ -243,12 +244,18 @@ def list_folder(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str]
                 f"domain {domain.name} of {root} holds no class folders: {domain}/CLASS/IMAGE is expected"
                 f"{how_to_lay_out(root)}"
             )
-        found = {
-            folder.name: [path for path in list_files(folder) if is_image(path)] for folder in classes
-        }
+        files = {folder.name: list_files(folder) for folder in classes}
+        found = {name: [path for path in paths if is_image(path)] for name, paths in files.items()}
+        suffixes = Counter(path.suffix.lower() for paths in files.values() for path in paths)
+        left = ", ".join(f"{suffixes[suffix]} {suffix}" for suffix in OTHER_PICTURES if suffixes[suffix])
         empty = [name for name, paths in found.items() if not paths]
         if len(empty) == len(found):
-            raise DataError(f"domain {domain.name} of {root} is empty: none of its class folders holds an image")
+            raise DataError(
+                f"domain {domain.name} of {root} is empty: none of its class folders holds an image"
+                + (f" in a form that is read ({left}); convert them to .jpg or .png" if left else "")
+            )
+        if left:
+            notes.append(f"domain {domain.name}: pictures in a form that is not read ({left}); convert to .jpg or .png")
         if empty:
             notes.append(f"domain {domain.name}: no images in {', '.join(empty[:8])}")
         listing[domain.name] = {name: paths for name, paths in found.items() if paths}
