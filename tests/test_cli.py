@@ -45,6 +45,12 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert callable(cli.find_command(name))
 
 
+@pytest.mark.parametrize("words", [["report"], ["collect"]])
+def test_nothing_named_is_wrong_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(words) == 2
+    assert "name the " in capsys.readouterr().err
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["--version"]) == 0
     assert capsys.readouterr().out == f"domainfusion {domainfusion.__version__}\n"

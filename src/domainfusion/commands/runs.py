@@ -248,12 +248,24 @@ def evaluate(words: list[str]) -> None:
     found = evaluate_run(command.run, command.data, command.device)
     rows = [["domain", "images", "accuracy"]]
     rows += [[name, str(entry["images"]), f"{100 * entry['accuracy']:.1f} %"] for name, entry in found.items()]
-    show(found, text_table(rows), command.json)
+    text = text_table(rows)
+    classes = sorted({name for entry in found.values() for name in entry["class_accuracy"]})
+    if len(classes) > 40:
+        text += f"\n\naccuracies of the {len(classes)} classes: --json"
+    else:
+        by_class = [["class", *found]]
+        for name in classes:
+            shares = [entry["class_accuracy"].get(name) for entry in found.values()]
+            by_class.append([name, *("–" if share is None else f"{100 * share:.1f} %" for share in shares)])
+        text += f"\n\n{text_table(by_class)}"
+    show(found, text, command.json)
 
 
 def report(words: list[str]) -> None:
     """`domainfusion report`."""
     command = parse(ReportCommand, words, "domainfusion report")
+    if not command.runs:
+        raise UsageError("name the runs to report on: their folders, or folders above them")
     from domainfusion.report.html import write_report
 
     print(write_report(list(command.runs), command.output, heat_maps=command.heat_maps))
@@ -262,6 +274,8 @@ def report(words: list[str]) -> None:
 def collect(words: list[str]) -> None:
     """`domainfusion collect`."""
     command = parse(CollectCommand, words, "domainfusion collect")
+    if not command.folders:
+        raise UsageError("name the folders that hold the runs")
     from domainfusion.results.collect import collect as collect_tables
     from domainfusion.results.collect import tables_json, tables_text
 

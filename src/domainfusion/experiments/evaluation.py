@@ -14,7 +14,7 @@ from domainfusion.config import TrainConfig
 from domainfusion.config_files import build_config, load_toml
 from domainfusion.data.domains import load_dataset
 from domainfusion.data.splits import build_split
-from domainfusion.errors import DataError, FileError, UsageError
+from domainfusion.errors import DataError, FileError, UsageError, show_note
 from domainfusion.experiments.runs import choose_device, class_of_run
 from domainfusion.files import read_json_object
 from domainfusion.interruption import stoppable
@@ -29,6 +29,8 @@ def load_run(folder: Path) -> tuple[TrainConfig, list[str], nn.Module]:
     """
     if not (folder / "config.toml").exists():
         raise FileError(f"{folder} is no run folder (config.toml is missing)")
+    if not (folder / "model.json").exists() and not (folder / "result.json").exists():
+        raise FileError(f"{folder} holds no trained model yet (model.json is missing); finish the run first")
     config: TrainConfig = build_config(TrainConfig, load_toml(folder / "config.toml"), str(folder / "config.toml"))
     if issubclass(class_of_run(config.algorithm), ZeroShot):
         raise UsageError(
@@ -66,6 +68,9 @@ def evaluate_run(folder: Path, data: str | None = None, device_name: str = "auto
         parts = {config.target: split.test} if config.target else dict(split.validation)
     else:
         parts = {domain: dataset.rows(i) for i, domain in enumerate(dataset.domains)}
+        if dataset.fingerprint == recorded["fingerprint"]:
+            target = f"; of {config.target} alone none was trained on" if config.target else ""
+            show_note(f"these are the images that the run was trained on, which flatters it{target}")
     numbers = {name: number for number, name in enumerate(classes)}
     position = np.array([numbers[name] for name in dataset.classes])
     dtype = choose_classifier_dtype(config.precision, device)
