@@ -19,7 +19,7 @@ class AuditCommand:
     Writes audit.csv, audit.json and audit.html (with the pictures); the same command again goes on.
     """
 
-    data: tyro.conf.Positional[str]
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
     """An embedded benchmark (pictograms) or a folder DOMAIN/CLASS/IMAGE."""
     options: Annotated[AuditConfig, Flat]
     output: Path | None = None

@@ -16,7 +16,7 @@ from domainfusion.config import GenerateConfig, PretrainConfig, TrainConfig
 class PretrainCommand:
     """Train a small latent diffusion model in Stable Diffusion's layout from captioned images."""
 
-    corpus: tyro.conf.Positional[Path]
+    corpus: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CORPUS")]
     """A folder with images and metadata.csv (file_name, text), or an .npz file."""
     options: Annotated[PretrainConfig, Flat]
     output: Path = Path("runs/ldm")
@@ -33,7 +33,7 @@ class GenerateCommand:
     that --target leaves are equal.
     """
 
-    data: tyro.conf.Positional[str]
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
     """An embedded benchmark (pictograms) or a folder DOMAIN/CLASS/IMAGE."""
     options: Annotated[TrainConfig, Flat]
     generations: int = 1
@@ -55,7 +55,7 @@ class DistillCommand:
     Training with --distill.estimator curve and the same --ldm, --distill and --generate options reads the table.
     """
 
-    data: tyro.conf.Positional[str]
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
     """An embedded benchmark (pictograms) or a folder DOMAIN/CLASS/IMAGE."""
     options: Annotated[TrainConfig, Flat]
     export: Path | None = None
@@ -70,7 +70,7 @@ class DistillCommand:
 class JudgeCommand:
     """Measure an LDM for DomainFusion: candidates still recognised, style moved, slopes that know labels."""
 
-    data: tyro.conf.Positional[str]
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
     """An embedded benchmark or a folder DOMAIN/CLASS/IMAGE."""
     ldm: str = "embedded"
     """Latent diffusion model: embedded, a diffusers folder, or a hub id."""

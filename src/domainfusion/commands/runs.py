@@ -21,7 +21,7 @@ class TrainCommand:
 
     Without --target it is trained on all domains, and then once without each, to say what to expect elsewhere."""
 
-    data: tyro.conf.Positional[str]
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
     """An embedded benchmark (pictograms) or a folder DOMAIN/CLASS/IMAGE."""
     options: Annotated[TrainConfig, Flat]
     output: Path | None = None
@@ -40,7 +40,7 @@ class TrainCommand:
 class BenchmarkCommand:
     """Train algorithms on every target domain and trial, and print the table of their accuracies."""
 
-    data: tyro.conf.Positional[str]
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
     """An embedded benchmark (pictograms) or a folder DOMAIN/CLASS/IMAGE."""
     options: Annotated[TrainConfig, Flat]
     algorithms: tuple[str, ...] = ("erm", "domainfusion")
@@ -70,7 +70,7 @@ class BenchmarkCommand:
 class ReproduceCommand:
     """Make tables of the paper, row by row, and write them beside the paper's values."""
 
-    tables: tyro.conf.Positional[tuple[str, ...]]
+    tables: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="TABLE ...")]
     """table1 (costs), table2 (sampling, updating), table3 (N), table4 (corruptions), table5 (beside ERM and zero-shot
     classifiers), parts (each part off in turn), fig2 (corruptions and the LDM's prior), fig3 and fig4 (evolution and LD
     noise, any image and busy ones), fig5 (heat maps), all."""
@@ -106,9 +106,9 @@ class DemoCommand:
 class EvaluateCommand:
     """Accuracy of a finished run's model on its target's test images, or on the domains of DATA."""
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Folder of a finished run."""
-    data: tyro.conf.Positional[str | None] = None
+    data: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[DATA]")] = None
     """Data set to evaluate on instead: every domain of it, by class name."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
@@ -120,7 +120,7 @@ class EvaluateCommand:
 class ReportCommand:
     """Write one self-contained HTML file from finished runs."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN ...")]
     """Run folders, or folders above them."""
     output: Path = Path("report.html")
     """The file to write."""
@@ -132,7 +132,7 @@ class ReportCommand:
 class CollectCommand:
     """Tables of accuracies from folders of runs: ours, DomainBed's and SWAD's (every results.jsonl below them)."""
 
-    folders: tyro.conf.Positional[tuple[Path, ...]]
+    folders: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDER ...")]
     """Folders of runs."""
     format: Literal["text", "markdown", "latex", "json"] = "text"
     """Form of the tables."""

@@ -34,7 +34,7 @@ class SweepCommand(SweepConfig):
     The same command again goes on: finished runs are read, others resumed from their own checkpoints.
     """
 
-    data: tyro.conf.Positional[tuple[str, ...]] = ()
+    data: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="DATA ...")] = ()
     """Data sets: embedded benchmarks (pictograms) or folders DOMAIN/CLASS/IMAGE."""
     options: Annotated[TrainConfig, Flat]
     output: Path = Path("runs/sweep")
