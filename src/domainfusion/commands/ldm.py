@@ -34,7 +34,7 @@ class GenerateCommand:
     """
 
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
-    """An embedded benchmark (pictograms) or a folder DOMAIN/CLASS/IMAGE."""
+    """pictograms (embedded), a folder DOMAIN/CLASS/IMAGE or with metadata.csv, or hf://OWNER/NAME."""
     options: Annotated[TrainConfig, Flat]
     generations: int = 1
     """Generations made from the stored images (more than one with --generate.no-updating only)."""
@@ -56,7 +56,7 @@ class DistillCommand:
     """
 
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
-    """An embedded benchmark (pictograms) or a folder DOMAIN/CLASS/IMAGE."""
+    """pictograms (embedded), a folder DOMAIN/CLASS/IMAGE or with metadata.csv, or hf://OWNER/NAME."""
     options: Annotated[TrainConfig, Flat]
     export: Path | None = None
     """Also write the table as one file."""
@@ -71,7 +71,7 @@ class JudgeCommand:
     """Measure an LDM for DomainFusion: candidates still recognised, style moved, slopes that know labels."""
 
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
-    """An embedded benchmark or a folder DOMAIN/CLASS/IMAGE."""
+    """pictograms (embedded), a folder DOMAIN/CLASS/IMAGE or with metadata.csv, or hf://OWNER/NAME."""
     ldm: str = "embedded"
     """Latent diffusion model: embedded, a diffusers folder, or a hub id."""
     images: int = 400
@@ -121,4 +121,5 @@ def judge(words: list[str]) -> None:
     from domainfusion.experiments.judging import judge_ldm, judgement_text
 
     found = judge_ldm(command.data, command.ldm, command.images, command.output, generate=command.generate)
-    show(found, judgement_text(found), command.json)
+    where = f"the figures, and a sheet of candidates, are in {command.output} (judge.json, candidates.png)"
+    show(found, f"{judgement_text(found)}\n\n{where}", command.json)
