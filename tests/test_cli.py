@@ -165,6 +165,36 @@ def test_codes_of_failure_and_interruption(monkeypatch: pytest.MonkeyPatch, caps
     assert "interrupted" in capsys.readouterr().err
 
 
+def test_list_takes_one_pattern(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["list", "algorithms", "erm", "mixup"]) == 2
+    assert "one pattern" in capsys.readouterr().err
+    assert cli.run(["list", "algorithms", "x*"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "no name among the algorithms matches x*" in printed.err
+
+
+def test_help_before_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.run(["help", "export"])
+    assert caught.value.code == 0
+    assert "usage: domainfusion export" in capsys.readouterr().out
+
+
+def test_help_hides_what_a_command_chooses_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, there, hidden in (
+        (["train"], ["--algorithm", "--target", "--trial"], []),
+        (["benchmark"], ["--algorithms", "--targets", "--trials", "--seed", "--data.size"],
+         ["--algorithm", "--target", "--trial", "--second-target"]),
+        (["demo"], ["--target", "--steps"], ["--algorithm", "--preset"]),
+    ):  # fmt: skip
+        with pytest.raises(SystemExit):
+            cli.run([*words, "--help"])
+        flags = re.findall(r"^│ (--[\w.-]+)", capsys.readouterr().out, re.MULTILINE)
+        assert set(there) <= set(flags)
+        assert not set(hidden) & set(flags)
+
+
 def test_list_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["list", "algorithms", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -20,7 +20,7 @@ class AuditCommand:
     """
 
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
-    """An embedded benchmark (pictograms) or a folder DOMAIN/CLASS/IMAGE."""
+    """pictograms (embedded), a folder DOMAIN/CLASS/IMAGE or with metadata.csv, or hf://OWNER/NAME."""
     options: Annotated[AuditConfig, Flat]
     output: Path | None = None
     """Folder to write (default: runs/audit-DATA)."""

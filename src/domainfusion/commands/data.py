@@ -29,7 +29,7 @@ class SplitsCommand:
     """Which images train ("in") and which are held out ("out"), as row numbers of each domain in sorted order."""
 
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
-    """An embedded benchmark or a folder DOMAIN/CLASS/IMAGE."""
+    """pictograms (embedded), a folder DOMAIN/CLASS/IMAGE or with metadata.csv, or hf://OWNER/NAME."""
     trial: int = 0
     """Number of the split."""
     protocol: str = "domainbed"

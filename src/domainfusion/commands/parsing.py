@@ -31,8 +31,13 @@ COLOUR = r"\x1b\[[0-9;]*m"  # what a terminal takes for a change of colour
 COMMAND_LINE_ONLY = {"algorithms", "config", "data", "expect", "json", "output", "targets", "track", "trials"}
 
 
-def parse(kind: type[T], words: list[str], prog: str, options: Any = None, defaults: dict[str, Any] | None = None) -> T:
+def parse(
+    kind: type[T], words: list[str], prog: str, options: Any = None, defaults: dict[str, Any] | None = None, *,
+    hidden: Collection[str] = (),
+) -> T:  # fmt: skip
     """`kind` from the command line, with `options` as the defaults of its flat config, and others of its `defaults`.
+
+    Flags of a run that the command refuses (`refuse`) are `hidden` from its help.
 
     Raises `UsageError` for an unknown or missing option (naming the nearest) and a value out of range.
     """
@@ -55,7 +60,7 @@ def parse(kind: type[T], words: list[str], prog: str, options: Any = None, defau
         while cause is not None and not isinstance(cause, ValidationError):
             group, cause = str(getattr(cause, "arg", "")), cause.__context__
         if cause is None:
-            _write(without_nothings(page.getvalue()), sys.stdout)
+            _write(without_nothings(without_options(page.getvalue(), hidden)), sys.stdout)
             if refusal := one_line(printed.getvalue()):
                 raise UsageError(f"{refusal}; see {prog} --help") from None
             sys.stderr.write(printed.getvalue())
@@ -111,6 +116,20 @@ def without_nothings(text: str) -> str:
     text = re.sub(r"\{None,([\w,]+)\}", lambda m: f"{{{m[1]}}}{' ' * 5}", text)
     text = re.sub(rf"\(default:(?:{COLOUR}|[ │\n])*(?:None|'')?\)", blank, text)  # it may go on in the next line
     return re.sub(rf"^(?:{COLOUR})*│(?:{COLOUR}| )*│(?:{COLOUR})*\n?", "", text, flags=re.MULTILINE)
+
+
+def without_options(text: str, flags: Collection[str]) -> str:
+    """A page of help without the options that begin with one of `flags`."""
+    kept, leaving = [], False
+    for line in text.splitlines(keepends=True):
+        plain = re.sub(COLOUR, "", line)
+        if flag := re.match(r"│ (-[\w.-]+)", plain):
+            leaving = flag[1] in flags
+        elif not plain.startswith("│"):
+            leaving = False
+        if not leaving:
+            kept.append(line)
+    return "".join(kept)
 
 
 def one_line(box: str) -> str:

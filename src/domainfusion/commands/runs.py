@@ -22,7 +22,7 @@ class TrainCommand:
     Without --target it is trained on all domains, and then once without each, to say what to expect elsewhere."""
 
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
-    """An embedded benchmark (pictograms) or a folder DOMAIN/CLASS/IMAGE."""
+    """pictograms (embedded), a folder DOMAIN/CLASS/IMAGE or with metadata.csv, or hf://OWNER/NAME."""
     options: Annotated[TrainConfig, Flat]
     output: Path | None = None
     """Folder of the run (default: runs/DATA-ALGORITHM-TARGET-tTRIAL-sSEED)."""
@@ -41,7 +41,7 @@ class BenchmarkCommand:
     """Train algorithms on every target domain and trial, and print the table of their accuracies."""
 
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
-    """An embedded benchmark (pictograms) or a folder DOMAIN/CLASS/IMAGE."""
+    """pictograms (embedded), a folder DOMAIN/CLASS/IMAGE or with metadata.csv, or hf://OWNER/NAME."""
     options: Annotated[TrainConfig, Flat]
     algorithms: tuple[str, ...] = ("erm", "domainfusion")
     """Algorithms to compare; differences are taken to erm."""
@@ -173,17 +173,15 @@ def train(words: list[str]) -> None:
 
 def benchmark(words: list[str]) -> None:
     """`domainfusion benchmark`."""
-    refuse(
-        words,
-        {"--target": "--targets", "--trial": "--trials", "--algorithm": "--algorithms",
-         "--second-target": "--selection leave-one-domain-out"},
-        "benchmark",
-    )  # fmt: skip
-    command = parse(BenchmarkCommand, words, "domainfusion benchmark", base_options(TrainConfig, words))
+    chosen = {"--target": "--targets", "--trial": "--trials", "--algorithm": "--algorithms",
+              "--second-target": "--selection leave-one-domain-out"}  # fmt: skip
+    refuse(words, chosen, "benchmark")
+    command = parse(BenchmarkCommand, words, "domainfusion benchmark", base_options(TrainConfig, words), hidden=chosen)
     for name in command.algorithms:
         ALGORITHMS.get(name)
     if command.hparams_seeds < 1:
         raise UsageError("--hparams-seeds is at least 1")
+    from domainfusion.data.findings import number
     from domainfusion.experiments.benchmark import run_benchmark
     from domainfusion.experiments.search import SELECTIONS, Search
     from domainfusion.results.tables import accuracy_rows, text_table
@@ -200,7 +198,7 @@ def benchmark(words: list[str]) -> None:
         search=search, track=command.track,
     )  # fmt: skip
     heading = (
-        f"{summary['dataset']}, {summary['protocol']} splits, {command.trials} trials, "
+        f"{summary['dataset']}, {summary['protocol']} splits, {number(command.trials, 'trial')}, "
         f"model chosen by {SELECTIONS[command.selection]}"
         f"{f' of {command.hparams_seeds} draws' if command.hparams_seeds > 1 else ''}: target accuracy in %"
     )
@@ -209,12 +207,9 @@ def benchmark(words: list[str]) -> None:
 
 def reproduce(words: list[str]) -> None:
     """`domainfusion reproduce`."""
-    refuse(
-        words,
-        {"--target": "--targets", "--trial": "--trials", "--algorithm": "a table's name", "--hparams-seed": ""},
-        "reproduce",
-    )
-    command = parse(ReproduceCommand, words, "domainfusion reproduce", base_options(TrainConfig, words))
+    chosen = {"--target": "--targets", "--trial": "--trials", "--algorithm": "a table's name", "--hparams-seed": ""}
+    refuse(words, chosen, "reproduce")
+    command = parse(ReproduceCommand, words, "domainfusion reproduce", base_options(TrainConfig, words), hidden=chosen)
     if not command.tables:
         raise UsageError("name what to reproduce: table1 to table5, parts, fig2 to fig5, or all")
     from domainfusion.experiments.reproducing import reproduce as make
@@ -231,8 +226,9 @@ def demo(words: list[str]) -> None:
     """`domainfusion demo`."""
     from domainfusion.experiments.demo import demo_options, run_demo
 
-    refuse(words, {"--algorithm": "", "--preset": "", "--hparams-seed": ""}, "demo")
-    command = parse(DemoCommand, words, "domainfusion demo", demo_options())
+    chosen = {"--algorithm": "", "--preset": "", "--hparams-seed": ""}
+    refuse(words, chosen, "demo")
+    command = parse(DemoCommand, words, "domainfusion demo", demo_options(), hidden=chosen)
     if command.options.target is None:
         raise UsageError("the demo tests on a style held out: give --target pixel, or another of the five styles")
     result, text = run_demo(command.options, command.output)
