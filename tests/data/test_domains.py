@@ -175,6 +175,15 @@ def test_pictures_in_a_form_that_is_not_read_are_told(make_image_folder: Callabl
         load_folder(root, CONFIG)
 
 
+@pytest.mark.parametrize("heading", ["file_name,label", "file_name;label;domain"])
+def test_metadata_that_tells_no_domains_is_told(tmp_path: Path, heading: str) -> None:
+    Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / "1.png")
+    (tmp_path / "metadata.csv").write_text(f"{heading}\n1.png,cat\n")
+    with pytest.raises(DataError, match=r"metadata\.csv is not used: it needs the columns") as caught:
+        load_folder(tmp_path, CONFIG)
+    assert f"has {heading.replace(',', ', ')}" in str(caught.value)
+
+
 def test_classes_that_are_numbers_are_noted(make_image_folder: Callable[..., Path]) -> None:
     assert load_folder(make_image_folder("numbers", classes=("0", "1")), CONFIG).notes == (NUMBERS,)
     assert load_folder(make_image_folder("mixed", classes=("0", "one")), CONFIG).notes == ()

@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from domainfusion.config import DataConfig
-from domainfusion.data.imagefolder import HUB_PREFIX, find_metadata, list_metadata, materialise_hub
+from domainfusion.data.imagefolder import HUB_PREFIX, find_metadata, list_metadata, materialise_hub, why_no_metadata
 from domainfusion.data.images import OTHER_PICTURES, prepare_image, read_image
 from domainfusion.data.listing import NUMBERS, how_to_lay_out, is_image, list_files, list_folders, nearest_layout
 from domainfusion.errors import DataError, FileError, UsageError, unknown_name
@@ -220,7 +220,12 @@ def folder_address(root: Path, files: list[tuple[str, str, Path]], config: DataC
 def list_images(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str]]:
     """The image files of `root`, by its metadata where that tells domains, else by its folders; as `list_folder`."""
     metadata = find_metadata(root)
-    return list_metadata(root, metadata) if metadata else list_folder(root)
+    if metadata:
+        return list_metadata(root, metadata)
+    try:
+        return list_folder(root)
+    except DataError as error:
+        raise DataError(f"{error}{why_no_metadata(root)}") from error
 
 
 def list_folder(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str]]:

@@ -43,6 +43,19 @@ def _tells_domains(path: Path) -> bool:
     return False
 
 
+def why_no_metadata(root: Path) -> str:
+    """What the metadata of `root` lacks to tell labels and domains, to be put after what is wrong; empty if none."""
+    for path in (root / name for name in METADATA):
+        if is_file(path):
+            columns = next((list(row) for _, row in _rows(path)), [])
+            named = ", ".join(map(str, columns)) or "none"
+            return (
+                f"; {path.name} is not used: it needs the columns file_name, label (or class) and domain, separated "
+                f"by commas, and has {named}"
+            )
+    return ""
+
+
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Number of the line, and columns, of every row. Raises `DataError` naming the line."""
     try:

@@ -15,7 +15,7 @@ from pathlib import Path
 from domainfusion.data.benchmarks import Benchmark, plain, recognise
 from domainfusion.data.duplicates import decode_all
 from domainfusion.data.findings import Finding, Verification, number, some
-from domainfusion.data.imagefolder import find_metadata, list_metadata
+from domainfusion.data.imagefolder import find_metadata, list_metadata, why_no_metadata
 from domainfusion.data.images import SUFFIXES
 from domainfusion.data.listing import NUMBERS, how_to_lay_out, list_files, list_folders, nearest_layout
 from domainfusion.errors import DataError
@@ -147,7 +147,7 @@ def _other_form(root: Path) -> str:
     archives = [path.name for path in sorted(root.iterdir()) if path.name.endswith((".zip", ".tar", ".tgz", ".tar.gz"))]
     if archives:
         return f"{root} holds archives ({some(archives)}): unpack them with `domainfusion data prepare`"
-    return f"{root} holds no images in the form DOMAIN/CLASS/IMAGE{how_to_lay_out(root)}"
+    return f"{root} holds no images in the form DOMAIN/CLASS/IMAGE{how_to_lay_out(root)}{why_no_metadata(root)}"
 
 
 def _compare_names(state: Verification, benchmark: Benchmark) -> None:
