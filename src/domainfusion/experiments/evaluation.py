@@ -9,13 +9,12 @@ import numpy as np
 from torch import nn
 
 from domainfusion.algorithms.classifier import build_classifier, choose_classifier_dtype
-from domainfusion.algorithms.zero_shot import ZeroShot
 from domainfusion.config import TrainConfig
 from domainfusion.config_files import build_config, load_toml
 from domainfusion.data.domains import load_dataset
 from domainfusion.data.splits import build_split
-from domainfusion.errors import DataError, FileError, UsageError, show_note
-from domainfusion.experiments.runs import choose_device, class_of_run
+from domainfusion.errors import DataError, FileError, show_note
+from domainfusion.experiments.runs import choose_device, class_of_run, refuse_untrained
 from domainfusion.files import read_json_object
 from domainfusion.interruption import stoppable
 from domainfusion.training.checkpoint import load_model
@@ -29,14 +28,10 @@ def load_run(folder: Path) -> tuple[TrainConfig, list[str], nn.Module]:
     """
     if not (folder / "config.toml").exists():
         raise FileError(f"{folder} is no run folder (config.toml is missing)")
+    config: TrainConfig = build_config(TrainConfig, load_toml(folder / "config.toml"), str(folder / "config.toml"))
+    refuse_untrained(folder, config.algorithm)
     if not (folder / "model.json").exists() and not (folder / "result.json").exists():
         raise FileError(f"{folder} holds no trained model yet (model.json is missing); finish the run first")
-    config: TrainConfig = build_config(TrainConfig, load_toml(folder / "config.toml"), str(folder / "config.toml"))
-    if issubclass(class_of_run(config.algorithm), ZeroShot):
-        raise UsageError(
-            f"the run in {folder} is of {config.algorithm}, which is not trained: there is no model to evaluate; its "
-            f"accuracies are in result.json, and `domainfusion train DATA --algorithm {config.algorithm}` gives others"
-        )
     classes = list(read_json_object(folder / "model.json", classes=list)["classes"])
     # The run's own weights are about to be loaded: the published ones need not be fetched.
     classifier = build_classifier(config, len(classes), initialize=False)
