@@ -104,10 +104,6 @@ def build_split(
                  *dataset.notes]
             )
         )  # fmt: skip
-    if len(dataset.classes) < 2:
-        raise DataError(
-            f"{dataset.name} holds one class ({dataset.classes[0]}); at least two are needed to tell them apart"
-        )
     # DomainBed reports the accuracy on the target's `in` part; strict splits test on fold t alone.
     test = parts[target]["test" if strict else "in"] if target is not None else np.empty(0, dtype=np.int64)
     second: dict[str, np.ndarray] = {}
@@ -122,6 +118,10 @@ def build_split(
                 f"domain {domain} has too few images ({count}): the split leaves none to {empty} on; "
                 "change --data.holdout-fraction or add images"
             )
+    if len(dataset.classes) < 2:
+        raise DataError(
+            f"{dataset.name} holds one class ({dataset.classes[0]}); at least two are needed to tell them apart"
+        )
     return Split(
         protocol="strict" if strict else "domainbed",
         trial=trial,
