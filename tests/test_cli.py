@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -45,6 +46,12 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert callable(cli.find_command(name))
 
 
+@pytest.mark.parametrize("words", [["report"], ["collect"]])
+def test_nothing_named_is_wrong_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(words) == 2
+    assert "name the " in capsys.readouterr().err
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["--version"]) == 0
     assert capsys.readouterr().out == f"domainfusion {domainfusion.__version__}\n"
@@ -81,14 +88,51 @@ def test_wrong_usage_is_one_line_and_code_2(
     assert printed.out == ""
 
 
-@pytest.mark.parametrize("words", [["train"], ["train", "pictograms", "--steps", "many"]])
-def test_what_the_parser_refuses_is_code_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        cli.run(words)
-    assert caught.value.code == 2
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "missing: DATA"),
+        (["pictograms", "--steps", "many"], "--steps: invalid literal for int() with base 10: 'many'"),
+        (["pictograms", "--target"], "argument '--target'"),
+        (["pictograms", "more"], "Unrecognized options: more"),
+        (["pictograms", "--lr-schedule", "line"], "invalid choice 'line' for argument '--lr-schedule'"),
+    ],
+)
+@pytest.mark.parametrize("columns", ["40", "200"])
+def test_what_the_parser_refuses_is_one_line_and_code_2(
+    words: list[str], message: str, columns: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert cli.run(["train", *words]) == 2
     printed = capsys.readouterr()
-    assert "domainfusion train --help" in printed.err
+    assert printed.err.startswith("domainfusion: ")
+    assert message in printed.err
+    assert printed.err.endswith("; see domainfusion train --help\n")
+    assert printed.err.count("\n") == 1
     assert printed.out == ""
+
+
+@pytest.mark.parametrize("columns", ["50", "80"])
+@pytest.mark.parametrize("coloured", [False, True])
+def test_help_says_nothing_of_none(
+    columns: str, coloured: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: coloured)
+    with pytest.raises(SystemExit) as caught:
+        cli.run(["train", "--help"])
+    assert caught.value.code == 0
+    printed = capsys.readouterr().out
+    assert ("\x1b[" in printed) == coloured
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", printed)
+    assert "[OPTIONS] DATA\n" in plain
+    assert "--output PATH" in plain
+    assert "(default: 800)" in plain
+    assert "None" not in plain
+    boxed = [line for line in plain.splitlines() if line[:1] in ("│", "╭", "╰")]
+    assert {len(line) for line in boxed} == {int(columns)}
+    assert not any(line.strip("│ ") == "" for line in boxed)
 
 
 def test_a_failure_is_one_line_and_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,6 +163,36 @@ def test_codes_of_failure_and_interruption(monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setattr(runs, "train", interrupt)
     assert cli.run(["train", "x"]) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_list_takes_one_pattern(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["list", "algorithms", "erm", "mixup"]) == 2
+    assert "one pattern" in capsys.readouterr().err
+    assert cli.run(["list", "algorithms", "x*"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "no name among the algorithms matches x*" in printed.err
+
+
+def test_help_before_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.run(["help", "export"])
+    assert caught.value.code == 0
+    assert "usage: domainfusion export" in capsys.readouterr().out
+
+
+def test_help_hides_what_a_command_chooses_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, there, hidden in (
+        (["train"], ["--algorithm", "--target", "--trial"], []),
+        (["benchmark"], ["--algorithms", "--targets", "--trials", "--seed", "--data.size"],
+         ["--algorithm", "--target", "--trial", "--second-target"]),
+        (["demo"], ["--target", "--steps"], ["--algorithm", "--preset"]),
+    ):  # fmt: skip
+        with pytest.raises(SystemExit):
+            cli.run([*words, "--help"])
+        flags = re.findall(r"^│ (--[\w.-]+)", capsys.readouterr().out, re.MULTILINE)
+        assert set(there) <= set(flags)
+        assert not set(hidden) & set(flags)
 
 
 def test_list_as_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,6 +293,13 @@ def test_a_wrong_option_in_a_file_is_refused(
     Path("options.toml").write_text("stesp = 7\n")
     assert cli.run(["train", "pictograms", *words]) == 2
     assert capsys.readouterr().err == "domainfusion: options.toml: unknown option 'stesp'; did you mean 'steps'?\n"
+
+
+def test_an_option_of_the_command_line_in_a_file_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "options.toml"
+    path.write_text('steps = 7\noutput = "runs/x"\n')
+    assert cli.run(["train", "pictograms", "--config", str(path)]) == 2
+    assert "output is no option of a run; give it on the command line: --output" in capsys.readouterr().err
 
 
 def test_a_missing_options_file_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import domainfusion
+from domainfusion import cli
 from domainfusion.data.domains import load_dataset
 from domainfusion.data.images import read_image
 from domainfusion.errors import DataError, DomainFusionError, FileError, UsageError
@@ -158,6 +159,13 @@ class TestRefused:
         path.unlink()
         with pytest.raises(FileError, match="no trained model yet"):
             domainfusion.load(run)
+
+    @pytest.mark.parametrize("command", ["predict", "export", "evaluate"])
+    def test_a_run_that_trained_nothing(self, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "config.toml").write_text('algorithm = "diffusion_classifier"\n')
+        more = {"predict": ["image.png"], "export": ["--output", str(tmp_path / "model")], "evaluate": []}[command]
+        assert cli.run([command, str(tmp_path), *more]) == 2
+        assert "of diffusion_classifier, which is not trained: there is no model" in capsys.readouterr().err
 
     @pytest.mark.parametrize("value", [0, -1, "2", None, True and float("1e999")])
     def test_a_temperature_that_is_none(self, run: Path, value: object) -> None:

@@ -145,6 +145,26 @@ def test_it_fails_only_where_nothing_can_be_read(
     assert run(["predict", str(trained_run), *bad, str(new / "plain.png")]) == 0
 
 
+def test_nothing_named_is_wrong_usage(trained_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["predict", str(trained_run)]) == 2
+    printed = capsys.readouterr()
+    assert "name the images" in printed.err
+    assert printed.out == ""
+
+
+def test_a_picture_in_another_form_is_a_row_too(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "phone"
+    folder.mkdir()
+    (folder / "IMG_1.HEIC").write_bytes(b"what a phone writes")
+    Image.fromarray(COLOURS).save(folder / "IMG_2.png")
+    assert run(["predict", str(trained_run), str(folder)]) == 0
+    rows = {Path(row["file"]).name: row for row in table(capsys.readouterr().out)}
+    assert "cannot be read" in rows["IMG_1.HEIC"]["error"]
+    assert rows["IMG_2.png"]["label"]
+
+
 def test_what_words_name(new: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(new)
     (new / "plain[1].png").write_bytes((new / "plain.png").read_bytes())

@@ -57,11 +57,13 @@ usage: domainfusion COMMAND [ARGUMENTS]      domainfusion COMMAND --help
 DATA is an embedded benchmark (pictograms), a folder DOMAIN/CLASS/IMAGE or with metadata.csv, or hf://OWNER/NAME.
 First steps:
 
-  domainfusion demo                                      about ten minutes on a laptop
-  domainfusion train DATA --target DOMAIN --output runs/x     train without DOMAIN, test on it
+  domainfusion demo                                          about ten minutes on a laptop
+  domainfusion doctor DATA                                   how long a run would take
+  domainfusion train DATA --target DOMAIN --output runs/x    train without DOMAIN, test on it
   domainfusion benchmark DATA --algorithms erm domainfusion --trials 3 --output runs/b
 
 options: --help, --version, --debug (show the traceback of an error)
+Decoded images and candidates are kept in ~/.cache/domainfusion, or in $DOMAINFUSION_CACHE.
 """
 
 
@@ -88,6 +90,8 @@ def run(arguments: Sequence[str]) -> int:
     words = list(arguments)
     debug = "--debug" in words or bool(os.environ.get("DOMAINFUSION_DEBUG"))
     words = [word for word in words if word != "--debug"]
+    if words[:1] == ["help"] and len(words) > 1:  # as --help after the command
+        words = [*words[1:], "--help"]
     if not words or words[0] in ("--help", "-h", "help"):
         print(help_text(), end="")
         return 0
@@ -160,6 +164,8 @@ def list_names(words: list[str]) -> int:
         return 0 if words else 2
     if words[0] not in kinds:
         raise unknown_name("list", words[0], kinds)
+    if len(words) > 2:
+        raise UsageError(f"list takes one pattern, in quotes where the shell would fill it in, not {words[1:]}")
     registry = kinds[words[0]]
     entries = [registry.entries[name] for name in registry.names(words[1] if len(words) > 1 else "*")]
     if as_json:
@@ -167,6 +173,10 @@ def list_names(words: list[str]) -> int:
 
         print(json.dumps([{"name": e.name, "summary": e.summary, "source": e.source} for e in entries], indent=2))
         return 0
+    if not entries:
+        from domainfusion.errors import show_note
+
+        show_note(f"no name among the {words[0]} matches {words[1]}")
     width = max((len(entry.name) for entry in entries), default=0)
     for entry in entries:
         print(f"{entry.name:<{width}}  {entry.summary} [{entry.source}]")

@@ -25,7 +25,7 @@ from domainfusion.data.images import prepare_image, read_image
 from domainfusion.data.transforms import to_float
 from domainfusion.devices import choose_device
 from domainfusion.errors import DataError, DomainFusionError, FileError, UsageError, show_note
-from domainfusion.experiments.runs import build_context, class_of_run
+from domainfusion.experiments.runs import build_context, class_of_run, refuse_untrained
 from domainfusion.files import hash_of_file, read_json, read_json_object, write_json
 from domainfusion.training.calibration import calibrate
 from domainfusion.training.checkpoint import fill_weights, load_model, looks_pickled, read_weights
@@ -144,6 +144,7 @@ def load(path: str | os.PathLike[str], *, device: str = "auto") -> Model:
 
 def _load_run(folder: Path, device: torch.device) -> Model:
     config: TrainConfig = build_config(TrainConfig, load_toml(folder / "config.toml"), str(folder / "config.toml"))
+    refuse_untrained(folder, config.algorithm)
     if not (folder / "model.safetensors").exists():
         raise FileError(f"{folder} holds no trained model yet (model.safetensors is missing); finish the run first")
     described = read_json_object(folder / "model.json", classes=list, size=int)

@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 from tqdm import tqdm
 
-from domainfusion.data.images import SUFFIXES
+from domainfusion.data.images import OTHER_PICTURES, SUFFIXES
 from domainfusion.errors import DataError, UsageError
 from domainfusion.files import atomic_path
 from domainfusion.model import Model, note
@@ -59,7 +59,9 @@ def _files_below(folder: Path, bad: list[Row]) -> Iterator[Path]:
 
     for where, folders, names in os.walk(folder, onerror=refused):  # links to folders are not followed
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(where, n) for n in names if n.lower().endswith(SUFFIXES) and not n.startswith("."))
+        # A picture in a form that Pillow may not read is tried: a row with an error, rather than none.
+        pictures = (*SUFFIXES, *OTHER_PICTURES)
+        yield from (Path(where, n) for n in names if n.lower().endswith(pictures) and not n.startswith("."))
 
 
 def printable(name: str) -> str:

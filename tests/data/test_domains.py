@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from domainfusion.config import DataConfig
 from domainfusion.data import domains
 from domainfusion.data.domains import MultiDomainDataset, load_dataset, load_folder
 from domainfusion.data.images import read_image
+from domainfusion.data.listing import NUMBERS
 from domainfusion.data.splits import build_split
 from domainfusion.errors import DataError, FileError, UsageError
 
@@ -101,7 +103,13 @@ def test_hidden_folders_and_loose_files_are_no_part_of_the_data(image_folder: Pa
     (image_folder / "photo" / ".cache").mkdir()
     (image_folder / "README.txt").write_text("about")
     (image_folder / "photo" / "cat" / "Thumbs.db").write_text("")
-    assert len(load_folder(image_folder, CONFIG)) == 108
+    (image_folder / "photo" / "cat" / "._00.png").write_bytes(b"a Mac's notes on 00.png")
+    copies = image_folder / "photo" / "cat" / ".ipynb_checkpoints"
+    copies.mkdir()
+    shutil.copy(image_folder / "photo" / "cat" / "00.png", copies / "00-checkpoint.png")
+    dataset = load_folder(image_folder, CONFIG)
+    assert len(dataset) == 108
+    assert not any("/." in key for key in dataset.keys)
 
 
 @pytest.mark.parametrize(
@@ -128,11 +136,66 @@ def test_one_domain_can_be_read_but_not_trained_on(make_image_folder: Callable[.
         build_split(dataset, CONFIG, None, 0)
 
 
+def test_one_class_can_be_read_but_not_trained_on(make_image_folder: Callable[..., Path]) -> None:
+    dataset = load_folder(make_image_folder("one", classes=("cat",)), CONFIG)
+    assert dataset.classes == ("cat",)
+    with pytest.raises(DataError, match=r"holds one class \(cat\); at least two"):
+        build_split(dataset, CONFIG, None, 0)
+
+
+def test_a_folder_around_the_data_set_is_told_with_the_one_in_it(make_image_folder: Callable[..., Path]) -> None:
+    inner = make_image_folder("archive/photos")
+    dataset = load_folder(inner.parent, CONFIG)
+    with pytest.raises(DataError, match=r"holds one domain \(photos\).*archive/photos holds DOMAIN/CLASS/IMAGE too"):
+        build_split(dataset, CONFIG, None, 0)
+    # One domain whose classes have folders of their own in them is no such folder.
+    one = make_image_folder("one", domains=("photo",))
+    (one / "photo" / "cat" / "more").mkdir()
+    shutil.copy(one / "photo" / "cat" / "00.png", one / "photo" / "cat" / "more")
+    assert load_folder(one, CONFIG).notes == ()
+
+
+def test_images_without_domains_are_told_where_they_belong(image_folder: Path) -> None:
+    with pytest.raises(DataError, match=r"images lie right in .*photo/cat: where cat is a class.*photo/DOMAIN/cat"):
+        load_folder(image_folder / "photo", CONFIG)
+    with pytest.raises(DataError, match=r"images lie right in it: sort them into .*cat/DOMAIN/CLASS"):
+        load_folder(image_folder / "photo" / "cat", CONFIG)
+
+
+def test_pictures_in_a_form_that_is_not_read_are_told(make_image_folder: Callable[..., Path]) -> None:
+    root = make_image_folder("phone", domains=("old", "photo"))
+    (root / "photo" / "cat" / "IMG_1.HEIC").write_bytes(b"x")
+    (root / "photo" / "dog" / "IMG_2.heic").write_bytes(b"x")
+    (root / "photo" / "dog" / "notes.txt").write_text("about")
+    (note,) = load_folder(root, CONFIG).notes
+    assert note == "domain photo: pictures in a form that is not read (2 .heic); convert to .jpg or .png"
+    for path in (root / "photo").rglob("*.png"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"is empty.*\(2 .heic\); convert them to .jpg or .png"):
+        load_folder(root, CONFIG)
+
+
+@pytest.mark.parametrize("heading", ["file_name,label", "file_name;label;domain"])
+def test_metadata_that_tells_no_domains_is_told(tmp_path: Path, heading: str) -> None:
+    Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / "1.png")
+    (tmp_path / "metadata.csv").write_text(f"{heading}\n1.png,cat\n")
+    with pytest.raises(DataError, match=r"metadata\.csv is not used: it needs the columns") as caught:
+        load_folder(tmp_path, CONFIG)
+    assert f"has {heading.replace(',', ', ')}" in str(caught.value)
+
+
+def test_classes_that_are_numbers_are_noted(make_image_folder: Callable[..., Path]) -> None:
+    assert load_folder(make_image_folder("numbers", classes=("0", "1")), CONFIG).notes == (NUMBERS,)
+    assert load_folder(make_image_folder("mixed", classes=("0", "one")), CONFIG).notes == ()
+
+
 def test_what_is_no_data_set_is_explained(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"there is no folder .*absent"):
         load_dataset(str(tmp_path / "absent"), CONFIG)
     with pytest.raises(UsageError, match="unknown data set 'pictogrmas'; did you mean 'pictograms'"):
         load_dataset("pictogrmas", CONFIG)
+    with pytest.raises(UsageError, match=r"there is no folder photso here, and no embedded data set of that name"):
+        load_dataset("photso", CONFIG)
 
 
 def test_unknown_domains_are_refused_with_the_nearest(image_folder: Path) -> None:

@@ -192,7 +192,8 @@ def test_what_lies_elsewhere_is_noted(make_image_folder: Callable[..., Path]) ->
     shutil.copy(root / "photo" / "dog" / "00.png", root / "photo" / "loose.png")
     (root / "photo" / "dog" / "Thumbs.db").write_bytes(b"x")
     (root / ".hidden").mkdir()
-    state = check(root, quick=True)
+    (root / "photo" / "dog" / "._00.png").write_bytes(b"x")
+    state = check(root)
     assert state.ok
     assert only(state, "misplaced").where == ("photo/loose.png",)
     assert only(state, "other").where == ("photo/dog/Thumbs.db",)
@@ -202,6 +203,22 @@ def test_what_lies_elsewhere_is_noted(make_image_folder: Callable[..., Path]) ->
 
 def test_one_domain_alone_is_not_enough(make_image_folder: Callable[..., Path]) -> None:
     assert "domains" in kinds(check(make_image_folder("mine", domains=("photo",)), quick=True))
+
+
+def test_one_class_alone_is_not_enough(make_image_folder: Callable[..., Path]) -> None:
+    assert kinds(check(make_image_folder("mine", classes=("cat",)), quick=True)) == {"classes"}
+
+
+def test_a_folder_around_the_data_set_is_told(make_image_folder: Callable[..., Path]) -> None:
+    state = check(make_image_folder("archive/photos").parent, quick=True)
+    found = next(finding for finding in state.problems if finding.kind == "domains")
+    assert "archive/photos holds DOMAIN/CLASS/IMAGE too" in found.effect
+
+
+def test_classes_that_are_numbers_are_noted(make_image_folder: Callable[..., Path]) -> None:
+    state = check(make_image_folder("mine", classes=("0", "1")), quick=True)
+    assert state.ok
+    assert "numbers" in {finding.kind for finding in state.notes}
 
 
 def test_folders_of_another_form_say_which(make_image_folder: Callable[..., Path], tmp_path: Path) -> None:

@@ -44,6 +44,31 @@ def test_another_folder_is_matched_by_class_name(finished, make_image_folder):
     assert set(fewer["photo"]["class_accuracy"]) == {"dog", "house"}
 
 
+def test_the_images_trained_on_are_told(finished, image_folder, make_image_folder, capsys):
+    folder, _ = finished
+    evaluate_run(folder, str(image_folder))
+    assert "the images that the run was trained on" in capsys.readouterr().err
+    evaluate_run(folder)
+    evaluate_run(folder, str(make_image_folder("other")))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_run_that_has_not_got_so_far_is_told(finished, capsys):
+    folder, _ = finished
+    for name in ("model.json", "model.safetensors", "result.json"):
+        (folder / name).unlink()
+    assert run(["evaluate", str(folder)]) == 1
+    assert "no trained model yet" in capsys.readouterr().err
+
+
+def test_command_prints_classes(finished, capsys):
+    folder, result = finished
+    assert run(["evaluate", str(folder)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for name, accuracy in result["class_accuracy"].items():
+        assert [name, f"{100 * accuracy:.1f}", "%"] in rows
+
+
 def test_unknown_class_is_named(finished, make_image_folder):
     folder, _ = finished
     with pytest.raises(DataError, match="'zebra'"):

@@ -87,15 +87,21 @@ def test_one_test_of_two_algorithms_opens_with_the_answer(tmp_path: Path, root: 
 
 
 @pytest.mark.parametrize(
-    ("steps_per_epoch", "said"),
-    [(1, "again and again, every 5 epochs;"), (100, "at 1, 4 and 7 tenths of the run's steps;")],
+    ("steps_per_epoch", "most", "said"),
+    [
+        (1, 0, "again and again, every 5 epochs;"),
+        (100, 0, "at 1, 4 and 7 tenths of the run's steps;"),
+        (100, 2, "at 1 and 4 tenths of the run's steps;"),
+    ],
 )
-def test_it_tells_when_generations_were_made(tmp_path: Path, root: Path, steps_per_epoch: int, said: str) -> None:
+def test_it_tells_when_generations_were_made(
+    tmp_path: Path, root: Path, steps_per_epoch: int, most: int, said: str
+) -> None:
     folder = write_run(tmp_path / "run", root, "domainfusion", 12 / 24)
     add_generations(folder, root)
     data = json.loads((folder / "data.json").read_text())
     (folder / "data.json").write_text(json.dumps(data | {"steps_per_epoch": steps_per_epoch}))
-    (folder / "config.toml").write_text("steps = 400\n\n[generate]\ninterval = 5\n")
+    (folder / "config.toml").write_text(f"steps = 400\n\n[generate]\ninterval = 5\ngenerations = {most}\n")
     assert said in read_page(folder, output=tmp_path / "report.html").text
 
 

@@ -120,6 +120,18 @@ def test_what_is_missing_is_said_behind_the_x(sweep: list[dict[str, Any]], tmp_p
     assert "ERM, target art_painting with cartoon / photo held out too: no run for trial 0, 1" in table.missing
 
 
+def test_where_no_run_holds_out_two_domains_a_line_says_so(sweep: list[dict[str, Any]], tmp_path: Path) -> None:
+    write_runs(tmp_path, [r for r in sweep if len(r["args"]["test_envs"]) == 1])
+    tables, _ = collect([tmp_path])
+    for form in ("text", "markdown", "latex"):
+        text = tables_text(tables, form)
+        assert text.count("no table: no target has all the runs") == 1
+        assert text.count("ERM") == 2
+        assert "no run for trial" not in text
+    lines = tables_text(tables, "latex").splitlines()
+    assert all(line[:1] in ("%", "\\", "") or " & " in line for line in lines)
+
+
 def test_lines_cut_short_or_broken_are_noted(sweep: list[dict[str, Any]], tmp_path: Path) -> None:
     write(tmp_path / "a", sweep[:3], tail='{"args": {"algo')
     write(tmp_path / "b", sweep[3:6], tail='{"step": 3}\n[1, 2]\n')

@@ -473,6 +473,23 @@ def test_records_hold_the_mean_of_each_term_since_the_last_record(
     assert [record["other_loss"] for record in records] == [10.0] * 4
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (torch.zeros(()), "returns a Tensor; it should return"),
+        ({}, "returns an empty dict"),
+        ({"a_loss": torch.zeros(3)}, r"'a_loss' is of shape \(3,\), not a scalar"),
+        ({"a_loss": 1.0}, "'a_loss' is float, not a scalar"),
+    ],
+)
+def test_losses_of_another_form_are_told(
+    given: Any, message: str, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ERM, "losses", lambda self, batch: given)
+    with pytest.raises(TrainingError, match=rf"ERM.losses\(\).*{message}"):
+        run(image_folder, tmp_path / "run")
+
+
 def test_a_step_is_adam_on_the_sum_of_the_terms(image_folder: Path, tmp_path: Path) -> None:
     context = build_context(str(image_folder), options(steps=1, evaluations=1), tmp_path / "run", progress=False)
     algorithm, reference = build_algorithm(context), build_algorithm(context)

@@ -63,7 +63,12 @@ def build_backbone(config: TrainConfig, *, initialize: bool = True) -> Backbone:
         else:
             module, width, heads = _timm(config, published)
     except (RuntimeError, OSError, ValueError) as error:
-        raise DomainFusionError(f"the backbone {config.backbone} cannot be built: {error}") from error
+        remedy = (
+            "; --weights FILE takes weights that are here, and without --pretrained they are random"
+            if published
+            else ""
+        )
+        raise DomainFusionError(f"the backbone {config.backbone} cannot be built: {error}{remedy}") from error
     if initialize and uses_package(config):
         fill_backbone(module, packaged_lite_weights(), heads, "the package of efficientnet_lite0")
     elif initialize and config.weights:

@@ -19,8 +19,8 @@ class AuditCommand:
     Writes audit.csv, audit.json and audit.html (with the pictures); the same command again goes on.
     """
 
-    data: tyro.conf.Positional[str]
-    """An embedded benchmark (pictograms) or a folder DOMAIN/CLASS/IMAGE."""
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
+    """pictograms (embedded), a folder DOMAIN/CLASS/IMAGE or with metadata.csv, or hf://OWNER/NAME."""
     options: Annotated[AuditConfig, Flat]
     output: Path | None = None
     """Folder to write (default: runs/audit-DATA)."""

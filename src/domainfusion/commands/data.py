@@ -7,7 +7,7 @@ import difflib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -28,8 +28,8 @@ DATASET is PACS, VLCS, OfficeHome, TerraIncognita or DomainNet; --help after a c
 class SplitsCommand:
     """Which images train ("in") and which are held out ("out"), as row numbers of each domain in sorted order."""
 
-    data: tyro.conf.Positional[str]
-    """An embedded benchmark or a folder DOMAIN/CLASS/IMAGE."""
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
+    """pictograms (embedded), a folder DOMAIN/CLASS/IMAGE or with metadata.csv, or hf://OWNER/NAME."""
     trial: int = 0
     """Number of the split."""
     protocol: str = "domainbed"
@@ -45,7 +45,7 @@ class VerifyCommand:
     Every image is decoded. The exit code is 0 where nothing is to be repaired, else 1.
     """
 
-    path: tyro.conf.Positional[Path]
+    path: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="PATH")]
     """A folder DOMAIN/CLASS/IMAGE, or with metadata.csv or metadata.jsonl (file_name, label, domain)."""
     dataset: str | None = None
     """The benchmark it should be (default: the one that its folder names say)."""
@@ -65,11 +65,11 @@ class PrepareCommand:
     merged, PACS and OfficeHome with the usual names. The source is never changed.
     """
 
-    dataset: tyro.conf.Positional[str]
+    dataset: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATASET")]
     """PACS, VLCS, OfficeHome, TerraIncognita or DomainNet."""
-    source: tyro.conf.Positional[Path]
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
     """A folder, an archive (.zip, .tar, .tar.gz), or a folder with archives."""
-    output: tyro.conf.Positional[Path]
+    output: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUTPUT")]
     """The folder to write."""
     duplicates: Path | None = None
     """List of images to leave out, one path a line (default for DomainNet: domain_net_duplicates.txt in SOURCE)."""
@@ -90,7 +90,7 @@ class DownloadCommand:
     DomainNet (18 GB) and TerraIncognita (6.5 GB) can be loaded; for the others the steps by hand are printed.
     """
 
-    dataset: tyro.conf.Positional[str]
+    dataset: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATASET")]
     """PACS, VLCS, OfficeHome, TerraIncognita or DomainNet."""
     output: Path | None = None
     """Folder for the files (default: downloads/DATASET)."""

@@ -16,7 +16,7 @@ from domainfusion.config import GenerateConfig, PretrainConfig, TrainConfig
 class PretrainCommand:
     """Train a small latent diffusion model in Stable Diffusion's layout from captioned images."""
 
-    corpus: tyro.conf.Positional[Path]
+    corpus: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CORPUS")]
     """A folder with images and metadata.csv (file_name, text), or an .npz file."""
     options: Annotated[PretrainConfig, Flat]
     output: Path = Path("runs/ldm")
@@ -33,8 +33,8 @@ class GenerateCommand:
     that --target leaves are equal.
     """
 
-    data: tyro.conf.Positional[str]
-    """An embedded benchmark (pictograms) or a folder DOMAIN/CLASS/IMAGE."""
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
+    """pictograms (embedded), a folder DOMAIN/CLASS/IMAGE or with metadata.csv, or hf://OWNER/NAME."""
     options: Annotated[TrainConfig, Flat]
     generations: int = 1
     """Generations made from the stored images (more than one with --generate.no-updating only)."""
@@ -55,8 +55,8 @@ class DistillCommand:
     Training with --distill.estimator curve and the same --ldm, --distill and --generate options reads the table.
     """
 
-    data: tyro.conf.Positional[str]
-    """An embedded benchmark (pictograms) or a folder DOMAIN/CLASS/IMAGE."""
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
+    """pictograms (embedded), a folder DOMAIN/CLASS/IMAGE or with metadata.csv, or hf://OWNER/NAME."""
     options: Annotated[TrainConfig, Flat]
     export: Path | None = None
     """Also write the table as one file."""
@@ -70,8 +70,8 @@ class DistillCommand:
 class JudgeCommand:
     """Measure an LDM for DomainFusion: candidates still recognised, style moved, slopes that know labels."""
 
-    data: tyro.conf.Positional[str]
-    """An embedded benchmark or a folder DOMAIN/CLASS/IMAGE."""
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
+    """pictograms (embedded), a folder DOMAIN/CLASS/IMAGE or with metadata.csv, or hf://OWNER/NAME."""
     ldm: str = "embedded"
     """Latent diffusion model: embedded, a diffusers folder, or a hub id."""
     images: int = 400
@@ -121,4 +121,5 @@ def judge(words: list[str]) -> None:
     from domainfusion.experiments.judging import judge_ldm, judgement_text
 
     found = judge_ldm(command.data, command.ldm, command.images, command.output, generate=command.generate)
-    show(found, judgement_text(found), command.json)
+    where = f"the figures, and a sheet of candidates, are in {command.output} (judge.json, candidates.png)"
+    show(found, f"{judgement_text(found)}\n\n{where}", command.json)

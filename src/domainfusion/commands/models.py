@@ -18,9 +18,9 @@ from domainfusion.errors import UsageError
 class PredictCommand:
     """Labels and calibrated confidences of images. A file that cannot be read is a row with an error."""
 
-    model: tyro.conf.Positional[Path]
+    model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
     """Folder of a run, or of an exported model."""
-    images: tyro.conf.Positional[tuple[str, ...]]
+    images: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGE ...")]
     """Image files, folders (with their subfolders), patterns such as 'new/*.jpg'."""
     output: Path | None = None
     """File to write, its form by its ending: .csv, .json, .parquet (default: CSV to stdout)."""
@@ -44,7 +44,7 @@ class ExplainCommand:
     and the slopes of latent distillation. The first label is the matched one, that the others are compared with.
     """
 
-    image: tyro.conf.Positional[Path]
+    image: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IMAGE")]
     """Image file."""
     label: str | None = None
     """The matched label (default: what the classifier says, or the first of --labels)."""
@@ -72,7 +72,7 @@ class ExplainCommand:
 class ExportCommand:
     """Write a model to deploy: a self-contained folder, or an ONNX file checked against PyTorch."""
 
-    model: tyro.conf.Positional[Path]
+    model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
     """Folder of a run, or of an exported model."""
     output: Path
     """Folder to write to."""
@@ -94,7 +94,7 @@ class DoctorCommand:
     """
 
     options: Annotated[TrainConfig, Flat]
-    data: tyro.conf.Positional[str | None] = None
+    data: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[DATA]")] = None
     """Data set of a planned run: its time, disk and memory are estimated."""
     online: bool = False
     """Also ask whether the model hub can be reached."""
@@ -109,6 +109,8 @@ def predict(words: list[str]) -> int:
     command = parse(PredictCommand, words, "domainfusion predict")
     if command.top < 1 or command.batch_size < 1:
         raise UsageError("--top and --batch-size are at least 1")
+    if not command.images:  # before a model is loaded for nothing
+        raise UsageError("name the images: files, folders (with their subfolders), or patterns such as 'new/*.jpg'")
     from domainfusion.model import load
     from domainfusion.predict import choose_format, run_predictions
 

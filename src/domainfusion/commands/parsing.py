@@ -6,7 +6,9 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import itertools
 import json
+import re
 import sys
 import typing
 from collections.abc import Collection
@@ -24,10 +26,18 @@ from domainfusion.presets import load_preset
 
 Flat = tyro.conf.arg(name="")
 T = TypeVar("T")
+COLOUR = r"\x1b\[[0-9;]*m"  # what a terminal takes for a change of colour
+# What commands have beside the options of a run; a file holds those of a run.
+COMMAND_LINE_ONLY = {"algorithms", "config", "data", "expect", "json", "output", "targets", "track", "trials"}
 
 
-def parse(kind: type[T], words: list[str], prog: str, options: Any = None, defaults: dict[str, Any] | None = None) -> T:
+def parse(
+    kind: type[T], words: list[str], prog: str, options: Any = None, defaults: dict[str, Any] | None = None, *,
+    hidden: Collection[str] = (),
+) -> T:  # fmt: skip
     """`kind` from the command line, with `options` as the defaults of its flat config, and others of its `defaults`.
+
+    Flags of a run that the command refuses (`refuse`) are `hidden` from its help.
 
     Raises `UsageError` for an unknown or missing option (naming the nearest) and a value out of range.
     """
@@ -37,9 +47,9 @@ def parse(kind: type[T], words: list[str], prog: str, options: Any = None, defau
         if flag.startswith("--") and flag not in ("--help",) and flag.replace("_", "-") not in known:
             near = difflib.get_close_matches(flag.replace("_", "-"), sorted(known), n=1, cutoff=0.4)
             raise UsageError(f"unknown option {flag}" + (f"; did you mean {near[0]}?" if near else ""))
-    printed = io.StringIO()
+    printed, page = io.StringIO(), _Page(sys.stdout)
     try:
-        with contextlib.redirect_stderr(printed):
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(page):
             if options is None:
                 return tyro.cli(kind, args=words, prog=prog)
             # tyro takes the fields of a flat config from the default of the whole command.
@@ -50,6 +60,9 @@ def parse(kind: type[T], words: list[str], prog: str, options: Any = None, defau
         while cause is not None and not isinstance(cause, ValidationError):
             group, cause = str(getattr(cause, "arg", "")), cause.__context__
         if cause is None:
+            _write(without_nothings(without_options(page.getvalue(), hidden)), sys.stdout)
+            if refusal := one_line(printed.getvalue()):
+                raise UsageError(f"{refusal}; see {prog} --help") from None
             sys.stderr.write(printed.getvalue())
             raise
         first = cause.errors()[0]
@@ -59,6 +72,75 @@ def parse(kind: type[T], words: list[str], prog: str, options: Any = None, defau
                 (f"--{'.'.join(where)}: " if where else "") + first["msg"].removeprefix("Value error, ")
             ) from None
         raise UsageError(f"--{'.'.join(where).replace('_', '-')} {first['input']}: {first['msg']}") from None
+
+
+class _Page(io.StringIO):
+    """What tyro would print: its boxes, which it draws for UTF-8 alone, in colours where `stream` shows them."""
+
+    encoding = "utf-8"
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__()
+        self._coloured = bool(stream.isatty())
+
+    def isatty(self) -> bool:
+        """Whether the stream that the page goes to shows colours."""
+        return self._coloured
+
+
+def _write(text: str, stream: Any) -> None:
+    """Write a page to `stream`, whatever it can encode."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = text.translate(str.maketrans("│─╭╮╰╯", "|-++++")).encode(encoding, "replace").decode(encoding)
+    stream.write(text)
+
+
+def without_nothings(text: str) -> str:
+    """A page of help without what says nothing: that an option may be None, or is None, or is empty by default.
+
+    Every box keeps its width; what is taken out becomes blank, and a line that is blank then goes.
+
+    >>> print(without_nothings("│ --output {None}|PATH │\\n│   Where. (default:   │\\n│   None)              │\\n╰──"))
+    │ --output PATH        │
+    │   Where.             │
+    ╰──
+    """
+
+    def blank(found: re.Match[str]) -> str:
+        return re.sub(rf"{COLOUR}|.", lambda part: part[0] if part[0][0] in "\x1b│" else " ", found[0])
+
+    text = re.sub(r"\{None\}\|([\w{},]+)", lambda m: f"{m[1]}{' ' * 7}", text)
+    text = re.sub(r"\{None,([\w,]+)\}", lambda m: f"{{{m[1]}}}{' ' * 5}", text)
+    text = re.sub(rf"\(default:(?:{COLOUR}|[ │\n])*(?:None|'')?\)", blank, text)  # it may go on in the next line
+    return re.sub(rf"^(?:{COLOUR})*│(?:{COLOUR}| )*│(?:{COLOUR})*\n?", "", text, flags=re.MULTILINE)
+
+
+def without_options(text: str, flags: Collection[str]) -> str:
+    """A page of help without the options that begin with one of `flags`."""
+    kept, leaving = [], False
+    for line in text.splitlines(keepends=True):
+        plain = re.sub(COLOUR, "", line)
+        if flag := re.match(r"│ (-[\w.-]+)", plain):
+            leaving = flag[1] in flags
+        elif not plain.startswith("│"):
+            leaving = False
+        if not leaving:
+            kept.append(line)
+    return "".join(kept)
+
+
+def one_line(box: str) -> str:
+    """What stands in a box of tyro's about a wrong command line, up to its first rule; empty where there is no box."""
+    plain = re.sub(COLOUR, "", box)
+    lines = [line.strip("│").rstrip() for line in plain.splitlines() if line.startswith("│")]
+    lines = list(itertools.takewhile(lambda line: set(line.strip()) - {"─"}, lines))
+    if lines and lines[0].strip().startswith("Missing from"):  # indented below: what is missing, and deeper what it is
+        names = [line.strip() for line in lines[1:] if re.match(r" {5}\S", line)]
+        return f"missing: {', '.join(names)}"
+    return " ".join(line.strip() for line in lines).rstrip(".")
 
 
 def _with_options(kind: Any, options: Any, defaults: dict[str, Any]) -> Any:
@@ -98,6 +180,8 @@ def base_options(kind: type, words: list[str], *, other_tables: Collection[str] 
     has_presets = any(field.name == "preset" for field in dataclasses.fields(kind))
     if has_presets:
         values.pop("search", None)
+    for name in sorted(set(values) & COMMAND_LINE_ONLY - {field.name for field in dataclasses.fields(kind)}):
+        raise UsageError(f"{path}: {name} is no option of a run; give it on the command line: --{name} ...")
     options = build_config(kind, values, path or "")  # by itself first: what is wrong in it is the file's fault
     preset = (flag_value(words, "--preset") or values.get("preset")) if has_presets else None
     if not preset:

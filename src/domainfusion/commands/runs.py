@@ -21,8 +21,8 @@ class TrainCommand:
 
     Without --target it is trained on all domains, and then once without each, to say what to expect elsewhere."""
 
-    data: tyro.conf.Positional[str]
-    """An embedded benchmark (pictograms) or a folder DOMAIN/CLASS/IMAGE."""
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
+    """pictograms (embedded), a folder DOMAIN/CLASS/IMAGE or with metadata.csv, or hf://OWNER/NAME."""
     options: Annotated[TrainConfig, Flat]
     output: Path | None = None
     """Folder of the run (default: runs/DATA-ALGORITHM-TARGET-tTRIAL-sSEED)."""
@@ -40,8 +40,8 @@ class TrainCommand:
 class BenchmarkCommand:
     """Train algorithms on every target domain and trial, and print the table of their accuracies."""
 
-    data: tyro.conf.Positional[str]
-    """An embedded benchmark (pictograms) or a folder DOMAIN/CLASS/IMAGE."""
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
+    """pictograms (embedded), a folder DOMAIN/CLASS/IMAGE or with metadata.csv, or hf://OWNER/NAME."""
     options: Annotated[TrainConfig, Flat]
     algorithms: tuple[str, ...] = ("erm", "domainfusion")
     """Algorithms to compare; differences are taken to erm."""
@@ -70,7 +70,7 @@ class BenchmarkCommand:
 class ReproduceCommand:
     """Make tables of the paper, row by row, and write them beside the paper's values."""
 
-    tables: tyro.conf.Positional[tuple[str, ...]]
+    tables: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="TABLE ...")]
     """table1 (costs), table2 (sampling, updating), table3 (N), table4 (corruptions), table5 (beside ERM and zero-shot
     classifiers), parts (each part off in turn), fig2 (corruptions and the LDM's prior), fig3 and fig4 (evolution and LD
     noise, any image and busy ones), fig5 (heat maps), all."""
@@ -106,9 +106,9 @@ class DemoCommand:
 class EvaluateCommand:
     """Accuracy of a finished run's model on its target's test images, or on the domains of DATA."""
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Folder of a finished run."""
-    data: tyro.conf.Positional[str | None] = None
+    data: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[DATA]")] = None
     """Data set to evaluate on instead: every domain of it, by class name."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
@@ -120,7 +120,7 @@ class EvaluateCommand:
 class ReportCommand:
     """Write one self-contained HTML file from finished runs."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN ...")]
     """Run folders, or folders above them."""
     output: Path = Path("report.html")
     """The file to write."""
@@ -134,7 +134,7 @@ class ReportCommand:
 class CollectCommand:
     """Tables of accuracies from folders of runs: ours, DomainBed's and SWAD's (every results.jsonl below them)."""
 
-    folders: tyro.conf.Positional[tuple[Path, ...]]
+    folders: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDER ...")]
     """Folders of runs."""
     format: Literal["text", "markdown", "latex", "json"] = "text"
     """Form of the tables."""
@@ -175,17 +175,15 @@ def train(words: list[str]) -> None:
 
 def benchmark(words: list[str]) -> None:
     """`domainfusion benchmark`."""
-    refuse(
-        words,
-        {"--target": "--targets", "--trial": "--trials", "--algorithm": "--algorithms",
-         "--second-target": "--selection leave-one-domain-out"},
-        "benchmark",
-    )  # fmt: skip
-    command = parse(BenchmarkCommand, words, "domainfusion benchmark", base_options(TrainConfig, words))
+    chosen = {"--target": "--targets", "--trial": "--trials", "--algorithm": "--algorithms",
+              "--second-target": "--selection leave-one-domain-out"}  # fmt: skip
+    refuse(words, chosen, "benchmark")
+    command = parse(BenchmarkCommand, words, "domainfusion benchmark", base_options(TrainConfig, words), hidden=chosen)
     for name in command.algorithms:
         ALGORITHMS.get(name)
     if command.hparams_seeds < 1:
         raise UsageError("--hparams-seeds is at least 1")
+    from domainfusion.data.findings import number
     from domainfusion.experiments.benchmark import run_benchmark
     from domainfusion.experiments.search import SELECTIONS, Search
     from domainfusion.results.tables import accuracy_rows, text_table
@@ -202,7 +200,7 @@ def benchmark(words: list[str]) -> None:
         search=search, track=command.track,
     )  # fmt: skip
     heading = (
-        f"{summary['dataset']}, {summary['protocol']} splits, {command.trials} trials, "
+        f"{summary['dataset']}, {summary['protocol']} splits, {number(command.trials, 'trial')}, "
         f"model chosen by {SELECTIONS[command.selection]}"
         f"{f' of {command.hparams_seeds} draws' if command.hparams_seeds > 1 else ''}: target accuracy in %"
     )
@@ -211,12 +209,9 @@ def benchmark(words: list[str]) -> None:
 
 def reproduce(words: list[str]) -> None:
     """`domainfusion reproduce`."""
-    refuse(
-        words,
-        {"--target": "--targets", "--trial": "--trials", "--algorithm": "a table's name", "--hparams-seed": ""},
-        "reproduce",
-    )
-    command = parse(ReproduceCommand, words, "domainfusion reproduce", base_options(TrainConfig, words))
+    chosen = {"--target": "--targets", "--trial": "--trials", "--algorithm": "a table's name", "--hparams-seed": ""}
+    refuse(words, chosen, "reproduce")
+    command = parse(ReproduceCommand, words, "domainfusion reproduce", base_options(TrainConfig, words), hidden=chosen)
     if not command.tables:
         raise UsageError("name what to reproduce: table1 to table5, parts, fig2 to fig5, or all")
     from domainfusion.experiments.reproducing import reproduce as make
@@ -233,8 +228,9 @@ def demo(words: list[str]) -> None:
     """`domainfusion demo`."""
     from domainfusion.experiments.demo import demo_options, run_demo
 
-    refuse(words, {"--algorithm": "", "--preset": "", "--hparams-seed": ""}, "demo")
-    command = parse(DemoCommand, words, "domainfusion demo", demo_options())
+    chosen = {"--algorithm": "", "--preset": "", "--hparams-seed": ""}
+    refuse(words, chosen, "demo")
+    command = parse(DemoCommand, words, "domainfusion demo", demo_options(), hidden=chosen)
     if command.options.target is None:
         raise UsageError("the demo tests on a style held out: give --target pixel, or another of the five styles")
     result, text = run_demo(command.options, command.output)
@@ -250,12 +246,24 @@ def evaluate(words: list[str]) -> None:
     found = evaluate_run(command.run, command.data, command.device)
     rows = [["domain", "images", "accuracy"]]
     rows += [[name, str(entry["images"]), f"{100 * entry['accuracy']:.1f} %"] for name, entry in found.items()]
-    show(found, text_table(rows), command.json)
+    text = text_table(rows)
+    classes = sorted({name for entry in found.values() for name in entry["class_accuracy"]})
+    if len(classes) > 40:
+        text += f"\n\naccuracies of the {len(classes)} classes: --json"
+    else:
+        by_class = [["class", *found]]
+        for name in classes:
+            shares = [entry["class_accuracy"].get(name) for entry in found.values()]
+            by_class.append([name, *("–" if share is None else f"{100 * share:.1f} %" for share in shares)])
+        text += f"\n\n{text_table(by_class)}"
+    show(found, text, command.json)
 
 
 def report(words: list[str]) -> None:
     """`domainfusion report`."""
     command = parse(ReportCommand, words, "domainfusion report")
+    if not command.runs:
+        raise UsageError("name the runs to report on: their folders, or folders above them")
     from domainfusion.report.html import write_report
 
     print(write_report(list(command.runs), command.output, heat_maps=command.heat_maps, audits=command.audit))
@@ -264,6 +272,8 @@ def report(words: list[str]) -> None:
 def collect(words: list[str]) -> None:
     """`domainfusion collect`."""
     command = parse(CollectCommand, words, "domainfusion collect")
+    if not command.folders:
+        raise UsageError("name the folders that hold the runs")
     from domainfusion.results.collect import collect as collect_tables
     from domainfusion.results.collect import tables_json, tables_text
 

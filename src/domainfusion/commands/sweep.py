@@ -34,7 +34,7 @@ class SweepCommand(SweepConfig):
     The same command again goes on: finished runs are read, others resumed from their own checkpoints.
     """
 
-    data: tyro.conf.Positional[tuple[str, ...]] = ()
+    data: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="DATA ...")] = ()
     """Data sets: embedded benchmarks (pictograms) or folders DOMAIN/CLASS/IMAGE."""
     options: Annotated[TrainConfig, Flat]
     output: Path = Path("runs/sweep")
@@ -47,10 +47,10 @@ class SweepCommand(SweepConfig):
 
 def sweep(words: list[str]) -> int:
     """`domainfusion sweep`."""
-    refuse(words, {"--target": "--targets", "--trial": "--trials", "--algorithm": "--algorithms"}, "sweep")
-    refuse(words, {"--hparams-seed": "--draws"}, "sweep")
+    taken = {"--target": "--targets", "--trial": "--trials", "--algorithm": "--algorithms", "--hparams-seed": "--draws"}
+    refuse(words, taken, "sweep")
     options, defaults = read_options(words)
-    command = parse(SweepCommand, words, "domainfusion sweep", options, defaults)
+    command = parse(SweepCommand, words, "domainfusion sweep", options, defaults, hidden=taken)
     chosen = SweepConfig(**{name: getattr(command, name) for name in SweepConfig.__dataclass_fields__})
     for name in chosen.algorithms:
         ALGORITHMS.get(name)
@@ -67,6 +67,7 @@ def sweep(words: list[str]) -> int:
         found = estimate_sweep(chosen, command.options, command.output, search)
         show(found, estimate_text(found), command.json)
         return 0
+    from domainfusion.data.findings import number
     from domainfusion.results.tables import accuracy_rows, text_table
     from domainfusion.sweep.running import run_sweep
 
@@ -76,8 +77,8 @@ def sweep(words: list[str]) -> int:
     for name, found in summary["datasets"].items():
         draws = f", best of {chosen.draws} draws of hyperparameters" if chosen.draws > 1 else ""
         texts.append(
-            f"{name}, {found['protocol']} splits, {len(found['trials'])} trials, model chosen on source validation"
-            f"{draws}: target accuracy in %\n\n{text_table(accuracy_rows(found['accuracy']))}"
+            f"{name}, {found['protocol']} splits, {number(len(found['trials']), 'trial')}, model chosen on source "
+            f"validation{draws}: target accuracy in %\n\n{text_table(accuracy_rows(found['accuracy']))}"
         )
     show(summary, "\n\n".join(texts) or "no trial is complete, so there is no table", command.json)
     for failure in summary["failed"]:

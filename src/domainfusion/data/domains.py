@@ -7,8 +7,10 @@ sizes, modification times) and the working size; training reads that array and n
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import shutil
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from domainfusion.config import DataConfig
-from domainfusion.data.imagefolder import HUB_PREFIX, find_metadata, list_metadata, materialise_hub
-from domainfusion.data.images import SUFFIXES, prepare_image, read_image
-from domainfusion.data.listing import list_files, list_folders
+from domainfusion.data.imagefolder import HUB_PREFIX, find_metadata, list_metadata, materialise_hub, why_no_metadata
+from domainfusion.data.images import OTHER_PICTURES, prepare_image, read_image
+from domainfusion.data.listing import NUMBERS, how_to_lay_out, is_image, list_files, list_folders, nearest_layout
 from domainfusion.errors import DataError, FileError, UsageError, unknown_name
 from domainfusion.files import cache_folder, hash_of, locked, read_json, reserve, write_json
 from domainfusion.registry import DATASETS
@@ -95,7 +97,11 @@ def load_dataset(data: str, config: DataConfig) -> MultiDomainDataset:
             f"there is no folder {data}; give root of domain/class/image, or one of: pictograms; a data "
             "set of the Hugging Face hub is hf://OWNER/NAME"
         )
-    raise unknown_name("data set", data, DATASETS.entries)
+    if difflib.get_close_matches(data, DATASETS.entries, n=1):
+        raise unknown_name("data set", data, DATASETS.entries)
+    raise UsageError(
+        f"there is no folder {data} here, and no embedded data set of that name ({', '.join(sorted(DATASETS.entries))})"
+    )
 
 
 # How prompts name the classes of Pictograms, in words that captions of pictures use.
@@ -214,7 +220,12 @@ def folder_address(root: Path, files: list[tuple[str, str, Path]], config: DataC
 def list_images(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str]]:
     """The image files of `root`, by its metadata where that tells domains, else by its folders; as `list_folder`."""
     metadata = find_metadata(root)
-    return list_metadata(root, metadata) if metadata else list_folder(root)
+    if metadata:
+        return list_metadata(root, metadata)
+    try:
+        return list_folder(root)
+    except DataError as error:
+        raise DataError(f"{error}{why_no_metadata(root)}") from error
 
 
 def list_folder(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str]]:
@@ -226,22 +237,37 @@ def list_folder(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str]
     listing: dict[str, dict[str, list[Path]]] = {}
     visible = list_folders(root)
     if not visible:
-        raise DataError(f"{root} holds no folders; it should be laid out as {root}/DOMAIN/CLASS/IMAGE")
+        raise DataError(
+            f"{root} holds no folders; it should be laid out as {root}/DOMAIN/CLASS/IMAGE{how_to_lay_out(root)}"
+        )
     for domain in visible:
         if root.resolve().is_relative_to(domain.resolve()):
             raise DataError(f"{domain} is a link that leads back to {domain.resolve()}, which holds it: remove it")
         classes = list_folders(domain)
         if not classes:
-            raise DataError(f"domain {domain.name} of {root} holds no class folders: {domain}/CLASS/IMAGE is expected")
-        found = {
-            folder.name: [path for path in list_files(folder) if path.suffix.lower() in SUFFIXES] for folder in classes
-        }
+            raise DataError(
+                f"domain {domain.name} of {root} holds no class folders: {domain}/CLASS/IMAGE is expected"
+                f"{how_to_lay_out(root)}"
+            )
+        files = {folder.name: list_files(folder) for folder in classes}
+        found = {name: [path for path in paths if is_image(path)] for name, paths in files.items()}
+        suffixes = Counter(path.suffix.lower() for paths in files.values() for path in paths)
+        left = ", ".join(f"{suffixes[suffix]} {suffix}" for suffix in OTHER_PICTURES if suffixes[suffix])
         empty = [name for name, paths in found.items() if not paths]
         if len(empty) == len(found):
-            raise DataError(f"domain {domain.name} of {root} is empty: none of its class folders holds an image")
+            raise DataError(
+                f"domain {domain.name} of {root} is empty: none of its class folders holds an image"
+                + (f" in a form that is read ({left}); convert them to .jpg or .png" if left else "")
+            )
+        if left:
+            notes.append(f"domain {domain.name}: pictures in a form that is not read ({left}); convert to .jpg or .png")
         if empty:
             notes.append(f"domain {domain.name}: no images in {', '.join(empty[:8])}")
         listing[domain.name] = {name: paths for name, paths in found.items() if paths}
+    if len(listing) == 1 and (inner := nearest_layout(root)):
+        notes.append(f"{inner} holds DOMAIN/CLASS/IMAGE too: is that the folder meant?")
+    if all(name.isdigit() for classes in listing.values() for name in classes):
+        notes.append(NUMBERS)
     return listing, notes
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from domainfusion.data.listing import is_file, list_folders
+from domainfusion.data.listing import NUMBERS, is_file, list_folders
 from domainfusion.errors import DataError, UsageError
 from domainfusion.files import cache_folder, hash_of, locked, make_folder
 
@@ -41,6 +41,19 @@ def _tells_domains(path: Path) -> bool:
     for _, row in _rows(path):
         return "domain" in row and any(name in row for name in LABEL_COLUMNS)
     return False
+
+
+def why_no_metadata(root: Path) -> str:
+    """What the metadata of `root` lacks to tell labels and domains, to be put after what is wrong; empty if none."""
+    for path in (root / name for name in METADATA):
+        if is_file(path):
+            columns = next((list(row) for _, row in _rows(path)), [])
+            named = ", ".join(map(str, columns)) or "none"
+            return (
+                f"; {path.name} is not used: it needs the columns file_name, label (or class) and domain, separated "
+                f"by commas, and has {named}"
+            )
+    return ""
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -97,7 +110,7 @@ def list_metadata(root: Path, metadata: list[Path]) -> tuple[dict[str, dict[str,
             images.sort(key=lambda path: (str(path.parent), path.name))
     notes = []
     if all(label.isdigit() for classes in listing.values() for label in classes):
-        notes.append("the classes are numbers, which tell a latent diffusion model nothing: write names as labels")
+        notes.append(NUMBERS)
     return listing, notes
 
 

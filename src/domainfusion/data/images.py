@@ -11,6 +11,8 @@ from PIL import Image, ImageOps
 from domainfusion.errors import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
+# Pictures that no data set counts among its images; whether Pillow reads them depends on its plugins.
+OTHER_PICTURES = (".heic", ".heif", ".avif", ".jp2", ".jxl", ".jfif", ".dng", ".cr2", ".nef", ".arw", ".psd", ".svg")
 
 
 def read_image(path: Path, size: int) -> np.ndarray:

@@ -110,8 +110,11 @@ def build_split(
         raise UsageError(f"{dataset.name} has no domain left to train on beside {target} and {second_target}")
     if len(dataset.domains) < 2:
         raise DataError(
-            f"{dataset.name} holds one domain ({dataset.domains[0]}); at least two are needed to generalize"
-        )
+            "; ".join(
+                [f"{dataset.name} holds one domain ({dataset.domains[0]}); at least two are needed to generalize",
+                 *dataset.notes]
+            )
+        )  # fmt: skip
     # DomainBed reports the accuracy on the target's `in` part; strict splits test on fold t alone.
     test = parts[target]["test" if strict else "in"] if target is not None else np.empty(0, dtype=np.int64)
     second: dict[str, np.ndarray] = {}
@@ -126,6 +129,10 @@ def build_split(
                 f"domain {domain} has too few images ({count}): the split leaves none to {empty} on; "
                 "change --data.holdout-fraction or add images"
             )
+    if len(dataset.classes) < 2:
+        raise DataError(
+            f"{dataset.name} holds one class ({dataset.classes[0]}); at least two are needed to tell them apart"
+        )
     return Split(
         protocol="strict" if strict else "domainbed",
         trial=trial,

@@ -15,9 +15,9 @@ from pathlib import Path
 from domainfusion.data.benchmarks import Benchmark, plain, recognise
 from domainfusion.data.duplicates import decode_all
 from domainfusion.data.findings import Finding, Verification, number, some
-from domainfusion.data.imagefolder import find_metadata, list_metadata
+from domainfusion.data.imagefolder import find_metadata, list_metadata, why_no_metadata
 from domainfusion.data.images import SUFFIXES
-from domainfusion.data.listing import list_files, list_folders
+from domainfusion.data.listing import NUMBERS, how_to_lay_out, list_files, list_folders, nearest_layout
 from domainfusion.errors import DataError
 
 Listing = dict[str, dict[str, list[Path]]]
@@ -47,8 +47,17 @@ def verify_folder(
     state = Verification(root, "metadata" if metadata else "folders", benchmark, counts, decoded=not quick)
     state.problems += problems
     state.notes += notes
+    classes = sorted({name for found in counts.values() for name in found})
     if len(counts) < 2:
-        state.problems.append(Finding("domains", f"there is one domain, {next(iter(counts))}; two at least are needed"))
+        inner = nearest_layout(root)
+        state.problems.append(
+            Finding("domains", f"there is one domain, {next(iter(counts))}; two at least are needed",
+                    effect=f"{inner} holds DOMAIN/CLASS/IMAGE too: is that the folder meant?" if inner else "")
+        )  # fmt: skip
+    if len(classes) < 2:
+        state.problems.append(Finding("classes", f"there is one class, {classes[0]}; two at least are needed"))
+    if not metadata and benchmark is None and all(name.isdigit() for name in classes):
+        state.notes.append(Finding("numbers", NUMBERS))
     if benchmark:
         _compare_names(state, benchmark)
         _compare_counts(state, benchmark)
@@ -78,7 +87,7 @@ def _scan(root: Path) -> tuple[Listing, list[Finding], list[Finding]]:
             for path in list_files(entry):
                 if path.suffix.lower() in SUFFIXES:
                     images.append(path)
-                elif not path.name.startswith("."):
+                else:
                     other.append(path.relative_to(root).as_posix())
     if not any(paths for classes in listing.values() for paths in classes.values()):
         raise DataError(_other_form(root))
@@ -138,7 +147,7 @@ def _other_form(root: Path) -> str:
     archives = [path.name for path in sorted(root.iterdir()) if path.name.endswith((".zip", ".tar", ".tgz", ".tar.gz"))]
     if archives:
         return f"{root} holds archives ({some(archives)}): unpack them with `domainfusion data prepare`"
-    return f"{root} holds no images in the form DOMAIN/CLASS/IMAGE"
+    return f"{root} holds no images in the form DOMAIN/CLASS/IMAGE{how_to_lay_out(root)}{why_no_metadata(root)}"
 
 
 def _compare_names(state: Verification, benchmark: Benchmark) -> None:

@@ -148,6 +148,8 @@ class LatentDiffusion:
             scheduler = DDIMScheduler.from_pretrained(where, subfolder="scheduler")
         except Exception as error:  # whatever configs, weights and vocabularies that are none make the libraries raise
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            if not Path(where).exists():  # the libraries' words are those of a file that the hub does not have
+                first += "; is the name right, and the hub within reach? A folder that was fetched does as well"
             raise LDMError(f"the LDM {source} cannot be loaded: {first}") from error
         finally:  # where the libraries fail while they load, they leave the type of new tensors as they had set it
             torch.set_default_dtype(default)

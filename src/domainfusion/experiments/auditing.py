@@ -185,8 +185,8 @@ def audit_text(found: dict[str, Any]) -> str:
             ]
         rows.append(cells)
     lines = [
-        f"{found['images']:,} of {found['of']:,} labels ranked by {found['ranking']}; {found['behind']:,} are behind "
-        f"a rival, {found['clearly_behind']:,} by more than two standard errors",
+        f"{found['images']:,} of {found['of']:,} labels ranked by {found['ranking']}; behind a rival: "
+        f"{found['behind']:,}, by more than two standard errors: {found['clearly_behind']:,}",
     ]
     if classified:
         lines.append(

@@ -9,14 +9,13 @@ import numpy as np
 from torch import nn
 
 from domainfusion.algorithms.classifier import build_classifier, choose_classifier_dtype
-from domainfusion.algorithms.zero_shot import ZeroShot
 from domainfusion.config import TrainConfig
 from domainfusion.config_files import build_config, load_toml
 from domainfusion.data.domains import load_dataset
 from domainfusion.data.splits import build_split
 from domainfusion.devices import choose_device
-from domainfusion.errors import DataError, FileError, UsageError
-from domainfusion.experiments.runs import class_of_run
+from domainfusion.errors import DataError, FileError, show_note
+from domainfusion.experiments.runs import class_of_run, refuse_untrained
 from domainfusion.files import read_json_object
 from domainfusion.interruption import stoppable
 from domainfusion.training.checkpoint import load_model
@@ -31,11 +30,9 @@ def load_run(folder: Path) -> tuple[TrainConfig, list[str], nn.Module]:
     if not (folder / "config.toml").exists():
         raise FileError(f"{folder} is no run folder (config.toml is missing)")
     config: TrainConfig = build_config(TrainConfig, load_toml(folder / "config.toml"), str(folder / "config.toml"))
-    if issubclass(class_of_run(config.algorithm), ZeroShot):
-        raise UsageError(
-            f"the run in {folder} is of {config.algorithm}, which is not trained: there is no model to evaluate; its "
-            f"accuracies are in result.json, and `domainfusion train DATA --algorithm {config.algorithm}` gives others"
-        )
+    refuse_untrained(folder, config.algorithm)
+    if not (folder / "model.json").exists() and not (folder / "result.json").exists():
+        raise FileError(f"{folder} holds no trained model yet (model.json is missing); finish the run first")
     classes = list(read_json_object(folder / "model.json", classes=list)["classes"])
     # The run's own weights are about to be loaded: the published ones need not be fetched.
     classifier = build_classifier(config, len(classes), initialize=False)
@@ -67,6 +64,9 @@ def evaluate_run(folder: Path, data: str | None = None, device_name: str = "auto
         parts = {config.target: split.test} if config.target else dict(split.validation)
     else:
         parts = {domain: dataset.rows(i) for i, domain in enumerate(dataset.domains)}
+        if dataset.fingerprint == recorded["fingerprint"]:
+            target = f"; of {config.target} alone none was trained on" if config.target else ""
+            show_note(f"these are the images that the run was trained on, which flatters it{target}")
     numbers = {name: number for number, name in enumerate(classes)}
     position = np.array([numbers[name] for name in dataset.classes])
     dtype = choose_classifier_dtype(config.precision, device)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from domainfusion.config import Precision, TrainConfig
 from domainfusion.data.domains import load_dataset
+from domainfusion.data.findings import number
 from domainfusion.devices import choose_device
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.prompts import allowed_styles
@@ -108,7 +109,8 @@ def generation_text(found: dict[str, Any]) -> str:
     """The summary as text."""
     rate = found["candidates"] / max(found["seconds"], 1e-9)
     where = f"; written to {found['output']}" if found["output"] else ""
+    made = number(found["generations"], "generation")
     return (
-        f"{found['candidates']:,} candidates of {found['images']:,} images are there, {found['generations']} "
-        f"generation(s), after {found['seconds']:.0f} s ({rate:.1f} a second, those made before included){where}"
+        f"{found['candidates']:,} candidates of {found['images']:,} images are there, {made}, after "
+        f"{found['seconds']:.0f} s ({rate:.1f} a second, those made before included){where}"
     )

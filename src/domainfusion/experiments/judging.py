@@ -20,6 +20,7 @@ from domainfusion.diffusion.image_to_image import image_to_image
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.prompts import compose_prompts
 from domainfusion.distillation.slopes import SlopeEstimator, draw
+from domainfusion.errors import show_note
 from domainfusion.experiments.runs import build_algorithm, build_context, train_run
 from domainfusion.files import make_folder, write_json
 from domainfusion.fusion.style import split_style, style_divergence
@@ -42,6 +43,10 @@ def judge_ldm(
     generate = generate or GenerateConfig()
     oracle_config = TrainConfig(algorithm="erm", steps=steps)
     oracle_folder = folder / ("oracle-" + hashlib.sha256(data.encode()).hexdigest()[:8])
+    if not (oracle_folder / "result.json").exists():
+        show_note(
+            f"candidates are judged by a classifier trained on the images first, once for {data}: {steps} steps of ERM"
+        )
     train_run(data, oracle_config, oracle_folder)
     context = build_context(data, oracle_config, oracle_folder)
     oracle = build_algorithm(context)

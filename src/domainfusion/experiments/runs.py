@@ -85,6 +85,15 @@ def class_of_run(name: str) -> Any:
     return algorithm_class(name) if ":" not in name and name in ALGORITHMS.names() else Algorithm
 
 
+def refuse_untrained(folder: Path, algorithm: str) -> None:
+    """Raise `UsageError` where the run in `folder` is of a zero-shot classifier: it has no model."""
+    if issubclass(class_of_run(algorithm), ZeroShot):
+        raise UsageError(
+            f"the run in {folder} is of {algorithm}, which is not trained: there is no model in it; its accuracies are "
+            f"in result.json, and `domainfusion train DATA --algorithm {algorithm}` gives others"
+        )
+
+
 def build_algorithm(context: Context) -> Algorithm:
     """The algorithm of a context, its initial weights a function of the seed."""
     torch.manual_seed(context.config.seed)

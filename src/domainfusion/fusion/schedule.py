@@ -34,12 +34,17 @@ def generations_due(step: int, steps: int, steps_per_epoch: int, interval: int, 
     return min(due, most) if most else due
 
 
-def describe(steps: int, steps_per_epoch: int, interval: int) -> str:
-    """The schedule in words.
+def describe(steps: int, steps_per_epoch: int, interval: int, most: int = 0) -> str:
+    """The schedule in words, with at most `most` generations (0: no limit).
 
     >>> describe(400, 21, 5), describe(5000, 21, 5), describe(5000, 21, 1)
     ("at 1, 4 and 7 tenths of the run's steps", 'every 5 epochs', 'every epoch')
+    >>> describe(400, 21, 5, 2), describe(400, 21, 5, 1), describe(5000, 21, 5, 4)
+    ("at 1 and 4 tenths of the run's steps", "at one tenth of the run's steps", 'every 5 epochs, 4 times at most')
     """
     if is_short(steps, steps_per_epoch, interval):
-        return f"at {TENTHS[0]}, {TENTHS[1]} and {TENTHS[2]} tenths of the run's steps"
-    return "every epoch" if interval == 1 else f"every {interval} epochs"
+        *first, last = map(str, TENTHS[:most] if most else TENTHS)
+        when = f"{', '.join(first)} and {last} tenths" if first else "one tenth"
+        return f"at {when} of the run's steps"
+    often = "every epoch" if interval == 1 else f"every {interval} epochs"
+    return f"{often}, {most} times at most" if most else often

@@ -18,6 +18,11 @@ TITLES = {
     "oracle": "test-domain validation set (oracle)",
 }
 
+NO_PAIRS = (
+    "no table: no target has all the runs that hold out a second domain beside it, "
+    "which `domainfusion benchmark --selection leave-one-domain-out` makes"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Table:
@@ -129,7 +134,10 @@ def tables_text(tables: list[Table], form: str) -> str:
     parts = []
     for table in tables:
         title = f"{table.dataset}, model selection: {TITLES[table.method]}"
-        if form == "latex":
+        if table.method == "leave-one-domain-out" and not any(any(cells.values()) for cells in table.accuracy.values()):
+            mark = {"latex": "% ", "markdown": "### "}.get(form, "")
+            parts.append(f"{mark}{title}\n{'% ' if form == 'latex' else chr(10)}{NO_PAIRS}")
+        elif form == "latex":
             body, missing = latex_table(table.rows()), "".join(f"\n% {line}" for line in table.missing)
             parts.append(f"% {title}\n{body}{missing}")
         else:
@@ -137,6 +145,8 @@ def tables_text(tables: list[Table], form: str) -> str:
             rows = table.rows("±" if form == "markdown" else "+/-")
             missing = "".join(f"\n{line}" for line in (["", *table.missing] if table.missing else []))
             parts.append(f"{'### ' if form == 'markdown' else ''}{title}\n\n{draw(rows)}{missing}")
+    remark = "± is DomainBed's: the deviation over trials (of the population) / √trials, so 0 for one trial"
+    parts.append(f"{'% ' if form == 'latex' else ''}{remark if form == 'markdown' else remark.replace('±', '+/-')}")
     return "\n\n".join(parts)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from domainfusion.config import TrainConfig
+from domainfusion.data.findings import number
 from domainfusion.doctor import duration
 from domainfusion.experiments.benchmark import config_of
 from domainfusion.experiments.planning import plan_run
@@ -76,7 +77,7 @@ def estimate_text(found: dict[str, Any]) -> str:
     together = f", {slots} at a time about {duration(found['seconds'] / slots)}" if slots and slots > 1 else ""
     notes = "".join(f"\nnote: {note}" for note in found["notes"])
     return (
-        f"{found['runs']} runs in {found['output']}, {found['ended']} ended, {found['left']} to make\n\n"
+        f"{number(found['runs'], 'run')} in {found['output']}, {found['ended']} ended, {found['left']} to make\n\n"
         f"{text_table(rows)}\n\none after the other about {duration(found['seconds'])}{together}\n"
         f"Times are a few steps timed on this machine, by all its threads, and multiplied.{notes}"
     )

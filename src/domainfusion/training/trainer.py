@@ -70,7 +70,20 @@ def compute_losses(algorithm: Algorithm, batch: Batch) -> dict[str, torch.Tensor
     """The named, weighted terms of a batch's loss, in the context's autocast type."""
     context = algorithm.context
     with torch.autocast(context.device.type, context.dtype, enabled=context.dtype != torch.float32):
-        return algorithm.losses(batch)
+        terms = algorithm.losses(batch)
+    check_terms(terms, type(algorithm).__name__)
+    return terms
+
+
+def check_terms(terms: Any, name: str) -> None:
+    """Raise `TrainingError` where what the class `name` gives as its losses are no named scalars."""
+    if not isinstance(terms, dict) or not terms:
+        got = f"a {type(terms).__name__}" if terms or not isinstance(terms, dict) else "an empty dict"
+        raise TrainingError(f'{name}.losses() returns {got}; it should return {{"NAME_loss": a scalar tensor, ...}}')
+    for term, value in terms.items():
+        if not isinstance(value, torch.Tensor) or value.ndim:
+            got = f"of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+            raise TrainingError(f"{name}.losses(): {term!r} is {got}, not a scalar tensor; take its mean, say")
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, processes: Processes = ALONE) -> None:
