@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ArgsKwargs
 
-from domainfusion.errors import FileError, UsageError
+from domainfusion.errors import FileError, UsageError, shortened
 
 
 def _names(kind: Any, prefix: str = "") -> list[str]:
@@ -37,7 +37,7 @@ def build_config(kind: type, values: dict[str, Any], origin: str) -> Any:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = shortened(".".join(str(part) for part in first["loc"]))
         if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             near = difflib.get_close_matches(where, _names(kind), n=1, cutoff=0.4)
             hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -45,7 +45,7 @@ def build_config(kind: type, values: dict[str, Any], origin: str) -> Any:
         if isinstance(first["input"], ArgsKwargs):  # a rule about several options, which names them itself
             rule = first["msg"].removeprefix("Value error, ")
             raise UsageError(f"{origin}: {where}: {rule}" if where else f"{origin}: {rule}") from None
-        raise UsageError(f"{origin}: {where} = {first['input']!r}: {first['msg']}") from None
+        raise UsageError(f"{origin}: {where} = {shortened(repr(first['input']))}: {first['msg']}") from None
 
 
 def plain_values(config: Any) -> dict[str, Any]:
@@ -101,4 +101,4 @@ def load_toml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise FileError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # of which TOML's and Unicode's errors are
-        raise UsageError(f"{path} is not valid TOML: {error}") from error
+        raise UsageError(f"{path} is not valid TOML: {shortened(error)}") from error

@@ -54,6 +54,16 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def shortened(text: object, length: int = 200) -> str:
+    """`text`, of which a file of any size may be the author, cut to what a line of a message has room for.
+
+    >>> shortened("abcdef", 4)
+    'abcd…'
+    """
+    found = str(text)
+    return found if len(found) <= length else f"{found[:length]}…"
+
+
 def show_note(text: str) -> None:
     """Print a remark to stderr in one line."""
     print(f"note: {printable(text)}", file=sys.stderr)

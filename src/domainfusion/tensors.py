@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from domainfusion.errors import FileError, show_note
+from domainfusion.errors import FileError, shortened, show_note
 from domainfusion.files import atomic_path, keep_also
 
 
@@ -81,7 +81,7 @@ def load_state(path: Path) -> Any:
     try:
         return _join(json.loads(metadata["tree"]), tensors)
     except (ValueError, KeyError, TypeError, AttributeError, StopIteration, RecursionError) as error:
-        raise FileError(f"{path} is no state of ours ({type(error).__name__}: {error})") from error
+        raise FileError(f"{path} is no state of ours ({type(error).__name__}: {shortened(error)})") from error
 
 
 def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
@@ -94,7 +94,7 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
     except Exception as error:  # a header that is none makes the reader raise whatever it makes of it
-        raise FileError(f"{path} is truncated or not a safetensors file: {error}") from error
+        raise FileError(f"{path} is truncated or not a safetensors file: {shortened(error)}") from error
     tree = metadata.get("tree", "")
     found = {
         "checksum": lambda: checksum(tensors, tree), "sha256": lambda: checksum(tensors, tree, described=False)

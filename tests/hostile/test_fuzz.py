@@ -6,8 +6,8 @@ import contextlib
 import io
 import json
 import struct
+import sys
 import tomllib
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
-from domainfusion.config import PretrainConfig, TrainConfig
-from domainfusion.config_files import build_config, load_toml, plain_values, to_toml
-from domainfusion.data.duplicates import print_of_image
-from domainfusion.data.images import read_image
-from domainfusion.errors import DomainFusionError, FileError, UsageError
-from domainfusion.files import altered_files, read_json, read_json_lines
+from domainfusion.config import TrainConfig
+from domainfusion.config_files import build_config, plain_values, to_toml
+from domainfusion.errors import FileError, UsageError
+from domainfusion.files import altered_files
 from domainfusion.fusion.synthetic import load_generation
-from domainfusion.results.collect import collect, tables_text
-from domainfusion.results.domainbed import read_records
 from domainfusion.tensors import load_state, save_state
-from domainfusion.training.checkpoint import Progress, load_checkpoint, read_weights, save_checkpoint
+from domainfusion.training.checkpoint import load_checkpoint
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from fuzz import properties, seeds  # noqa: E402
+from fuzz.properties import Small, sealed, small_checkpoint  # noqa: E402
 
 NUMBERS = st.integers() | st.floats() | st.sampled_from([2**63, -(2**63), 10**400, 1e308])
 VALUES = st.recursive(
@@ -67,9 +68,7 @@ def mutated(draw: st.DrawFn, content: bytes) -> bytes:
 @given(values=st.dictionaries(FIELDS | st.text(max_size=8), VALUES, max_size=4))
 @settings(max_examples=150)
 def test_options_of_any_values(values: dict[str, Any]) -> None:
-    for kind in (TrainConfig, PretrainConfig):
-        with contextlib.suppress(UsageError):
-            build_config(kind, values, "x.toml")
+    properties.options_of_values(values)
 
 
 @given(section=st.sampled_from(["data", "distill", "generate", "zero_shot", "average", "rsc"]), data=st.data())
@@ -91,26 +90,18 @@ def test_options_of_a_section(section: str, data: st.DataObject) -> None:
 @given(content=st.binary(max_size=60) | st.text(max_size=60).map(str.encode) | mutated(to_toml(TrainConfig()).encode()))
 @settings(max_examples=300)
 def test_option_files_of_any_content(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "x.toml").write_bytes(content)
-    with contextlib.suppress(DomainFusionError):
-        build_config(TrainConfig, load_toml(tmp_path / "x.toml"), "x.toml")
+    properties.options(content, tmp_path)
 
 
 # Records
 
-RECORD = {
-    "args": {"algorithm": "ERM", "dataset": "PACS", "test_envs": [0], "trial_seed": 0, "hparams_seed": 0, "seed": 1,
-             "holdout_fraction": 0.2, "steps": 5001, "env_names": ["a", "b"]},
-    "env0_in_acc": 0.5, "env0_out_acc": 0.4, "env1_in_acc": 0.6, "env1_out_acc": 0.7, "step": 300, "loss": 0.1,
-    "hparams": {"lr": 1e-3}, "epoch": 1.0, "step_time": 0.1,
-}  # fmt: skip
-LINES = "".join(json.dumps({**RECORD, "step": step}) + "\n" for step in (300, 600, 900)).encode()
+LINES = seeds.lines_of(*({**seeds.RECORD, "step": step} for step in (300, 600, 900)))
 
 
 @st.composite
 def record_with(draw: st.DrawFn) -> bytes:
     """A record one of whose values is something else."""
-    record = json.loads(json.dumps(RECORD))
+    record = json.loads(json.dumps(seeds.RECORD))
     place = draw(st.sampled_from([record, record["args"]]))
     place[draw(st.sampled_from(sorted(place)))] = draw(VALUES)
     return (json.dumps(record) + "\n").encode() + LINES
@@ -119,16 +110,7 @@ def record_with(draw: st.DrawFn) -> bytes:
 @given(content=st.binary(max_size=80) | mutated(LINES) | record_with() | VALUES.map(lambda v: json.dumps(v).encode()))
 @settings(max_examples=300)
 def test_records_of_any_content(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "results.jsonl"
-    path.write_bytes(content)
-    with contextlib.suppress(FileError):
-        assert all(isinstance(record, dict) for record in read_json_lines(path))
-    with contextlib.suppress(FileError):
-        read_json(path)
-    read_records([tmp_path])
-    with contextlib.suppress(DomainFusionError):
-        tables, _ = collect([tmp_path])
-        tables_text(tables, "markdown")
+    properties.records(content, tmp_path)
 
 
 @given(content=st.binary(max_size=80) | mutated(b"ab" * 32 + b"  result.json\n"))
@@ -140,58 +122,19 @@ def test_lists_of_checksums_of_any_content(tmp_path: Path, content: bytes) -> No
 # Images
 
 
-@cache
-def encoded(form: str) -> bytes:
-    rng = np.random.default_rng(0)
-    image = Image.fromarray(rng.integers(0, 256, (12, 10, 3), dtype=np.uint8))
-    exif = Image.Exif()
-    exif[0x0112] = 5
-    exif[0x010F] = "maker"
-    file = io.BytesIO()
-    options: dict[str, Any] = {"exif": exif} if form in ("JPEG", "PNG", "WEBP", "TIFF") else {}
-    if form == "GIF":
-        options = {"save_all": True, "append_images": [image.rotate(90)]}
-    image.save(file, form, **options)
-    return file.getvalue()
-
-
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM"])
+@pytest.mark.parametrize("form", seeds.FORMATS)
 @given(data=st.data())
 @settings(max_examples=50)
 def test_images_of_any_content(tmp_path: Path, form: str, data: st.DataObject) -> None:
-    path = tmp_path / f"x.{form.lower()}"
-    path.write_bytes(data.draw(mutated(encoded(form))))
-    with contextlib.suppress(DomainFusionError):
-        found = read_image(path, 8)
-        assert (found.shape, found.dtype) == ((8, 8, 3), np.uint8)
-    with contextlib.suppress(DomainFusionError):
-        print_of_image(path)
+    properties.image(data.draw(mutated(seeds.image_of(form))), tmp_path)
 
 
 @given(content=st.binary(max_size=200))
 def test_what_is_no_image_at_all(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "x.png").write_bytes(content)
-    with contextlib.suppress(DomainFusionError):
-        read_image(tmp_path / "x.png", 8)
+    properties.image(content, tmp_path)
 
 
 # Checkpoints
-
-
-class Small(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = torch.nn.Linear(3, 2)
-
-
-def checkpoint(folder: Path, step: int) -> tuple[Small, torch.optim.Adam]:
-    torch.manual_seed(step)
-    module = Small()
-    optimizer = torch.optim.Adam(module.parameters())
-    module.layer(torch.ones(1, 3)).sum().backward()
-    optimizer.step()
-    save_checkpoint(folder, module, optimizer, Progress(step=step), {"meter": {"steps": 0}})
-    return module, optimizer
 
 
 @given(data=st.data())
@@ -199,8 +142,8 @@ def checkpoint(folder: Path, step: int) -> tuple[Small, torch.optim.Adam]:
 def test_of_checkpoints_the_last_good_one_is_used(tmp_path: Path, data: st.DataObject) -> None:
     """Damage anywhere is detected: never are other values read than were written."""
     folder = tmp_path / "run"
-    first, _ = checkpoint(folder, 1)
-    second, _ = checkpoint(folder, 2)
+    first, _ = small_checkpoint(folder, 1)
+    second, _ = small_checkpoint(folder, 2)
     last = folder / "checkpoints" / "last.safetensors"
     whole = last.read_bytes()
     damaged = data.draw(mutated(whole))
@@ -225,32 +168,14 @@ def same_values(content: bytes, other: bytes, folder: Path) -> bool:
 def test_weights_and_states_of_any_content(tmp_path: Path, data: st.DataObject) -> None:
     path = tmp_path / "x.safetensors"
     save_state(path, {"a": torch.ones(3), "b": [1, "x", {2: torch.zeros(2, dtype=torch.bfloat16)}]})
-    path.write_bytes(data.draw(mutated(path.read_bytes()) | st.binary(max_size=200)))
-    for read in (load_state, read_weights):
-        with contextlib.suppress(FileError):
-            read(path)
+    properties.state(data.draw(mutated(path.read_bytes()) | st.binary(max_size=200)), tmp_path)
 
 
-@given(tree=VALUES, checksum=st.booleans())
+@given(tree=VALUES)
 @settings(max_examples=150)
-def test_states_that_somebody_else_made(tmp_path: Path, tree: Any, checksum: bool) -> None:
+def test_states_that_somebody_else_made(tmp_path: Path, tree: Any) -> None:
     """A checksum that fits, over nonsense."""
-    from safetensors.torch import save_file
-
-    from domainfusion.tensors import checksum as compute
-
-    text = json.dumps(tree)
-    tensors = {"w": torch.ones(2)}
-    metadata = {"tree": text, "checksum": compute(tensors, text) if checksum else "0"}
-    save_file(tensors, tmp_path / "x.safetensors", metadata=metadata)
-    with contextlib.suppress(FileError):
-        load_state(tmp_path / "x.safetensors")
-    folder = tmp_path / "run" / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "last.safetensors", metadata=metadata)
-    module = Small()
-    with contextlib.suppress(FileError):
-        load_checkpoint(tmp_path / "run", module, torch.optim.Adam(module.parameters()))
+    properties.state(sealed(json.dumps(tree), {"w": torch.ones(2)}), tmp_path)
 
 
 @given(state=st.fixed_dictionaries({}, optional={
@@ -261,9 +186,8 @@ def test_checkpoints_that_hold_something_else(tmp_path: Path, state: dict[str, A
     module = Small()
     optimizer = torch.optim.Adam(module.parameters())
     whole = {"model": module.state_dict(), "optimizer": optimizer.state_dict(), "progress": {"step": 1}, "extra": {}}
-    save_state(tmp_path / "run" / "checkpoints" / "last.safetensors", whole | state)
-    with contextlib.suppress(FileError):
-        load_checkpoint(tmp_path / "run", module, optimizer)
+    save_state(tmp_path / "x", whole | state)
+    properties.state((tmp_path / "x").read_bytes(), tmp_path)
 
 
 @given(data=st.data())

@@ -6,24 +6,21 @@ choose a path. Archives that try (`../`, absolute paths, links) are refused as a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import gzip
-import lzma
+import errno
 import os
 import stat
 import tarfile
 import zipfile
-import zlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from domainfusion.errors import DataError
+from domainfusion.errors import DataError, DomainFusionError, shortened
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
-# What a damaged archive makes the readers raise (other errors of reading are the disk's, and say so themselves).
-DAMAGE = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError)
 # How the members of a .zip may be packed.
 PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 
@@ -71,10 +68,8 @@ def list_members(source: Path) -> list[Member]:
     if not source.is_dir() and not archives:
         raise DataError(f"{source} is neither a folder nor an archive ({', '.join(ARCHIVES)})")
     for path in archives:
-        try:
+        with _naming(path):
             members += _list_zip(path) if path.name.lower().endswith(".zip") else _list_tar(path)
-        except DAMAGE as error:
-            raise _damaged(path, error) from error
     return members
 
 
@@ -98,9 +93,13 @@ def _list_zip(path: Path) -> list[Member]:
             name = _safe(path, info.orig_filename)
             if info.flag_bits & 1 or info.compress_type not in PACKED:
                 how = "encrypted" if info.flag_bits & 1 else f"packed by method {info.compress_type}"
-                raise DataError(f"{path}: {info.filename} is {how}, which is not read here: unpack it by hand")
+                raise DataError(
+                    f"{path}: {shortened(info.filename)} is {how}, which is not read here: unpack it by hand"
+                )
             if stat.S_ISLNK(info.external_attr >> 16):
-                raise DataError(f"{path} holds a link ({info.filename}), which is not followed: unpack it by hand")
+                raise DataError(
+                    f"{path} holds a link ({shortened(info.filename)}), which is not followed: unpack it by hand"
+                )
             if not info.is_dir() and not any(map(_hidden, name.split("/"))):
                 found.append(Member(path, info.filename, info.file_size))
     return found
@@ -112,7 +111,9 @@ def _list_tar(path: Path) -> list[Member]:
         for info in archive:
             name = _safe(path, info.name)
             if not (info.isfile() or info.isdir()):
-                raise DataError(f"{path} holds a link or device ({info.name}), not only files: unpack it by hand")
+                raise DataError(
+                    f"{path} holds a link or device ({shortened(info.name)}), not only files: unpack it by hand"
+                )
             if info.isfile() and not any(map(_hidden, name.split("/"))):
                 found.append(Member(path, info.name, info.size))
     return found
@@ -122,14 +123,28 @@ def _safe(path: Path, name: str) -> str:
     """The name with plain slashes. Raises `DataError` where it leads out of the folder it would be unpacked to."""
     plain = name.replace("\\", "/")
     if plain.startswith("/") or ".." in plain.split("/") or ":" in plain.split("/")[0] or "\0" in plain:
-        raise DataError(f"{path} is refused: its member {name!r} leads out of the folder it is unpacked to")
+        raise DataError(f"{path} is refused: its member {shortened(name)!r} leads out of the folder it is unpacked to")
     return "/".join(part for part in plain.split("/") if part not in ("", "."))
 
 
-def _damaged(path: Path, error: Exception) -> DataError:
-    return DataError(
-        f"{path} cannot be read ({type(error).__name__}: {error}); it is damaged or cut short: get it again"
-    )
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of reading the archive as a `DataError` that names it; those of the disk stay, and say so themselves.
+
+    The readers raise whatever a damaged archive makes them: their own errors, and those of numbers that lead nowhere
+    (IndexError, an OSError for a seek to before the beginning) and names that are no text.
+    """
+    try:
+        yield
+    except DomainFusionError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
+        raise DataError(
+            f"{path} cannot be read ({type(error).__name__}: {shortened(error)}); it is damaged or cut short: get it "
+            "again"
+        ) from error
 
 
 def open_members(members: Collection[Member]) -> Iterator[tuple[Member, Readable]]:
@@ -144,13 +159,11 @@ def open_members(members: Collection[Member]) -> Iterator[tuple[Member, Readable
         reader = _open_zip if path.name.lower().endswith(".zip") else _open_tar
         opened = reader(path, wanted)
         while True:
-            try:
-                member, file = next(opened)
-            except StopIteration:
+            with _naming(path):
+                found = next(opened, None)
+            if found is None:
                 break
-            except DAMAGE as error:
-                raise _damaged(path, error) from error
-            yield member, file
+            yield found
 
 
 def _open_files(folder: Path, members: Iterable[Member]) -> Iterator[tuple[Member, Readable]]:
@@ -187,7 +200,5 @@ class _Guarded:
         self._file, self._path = file, path
 
     def read(self, size: int = -1, /) -> bytes:
-        try:
+        with _naming(self._path):
             return self._file.read(size)
-        except DAMAGE as error:
-            raise _damaged(self._path, error) from error

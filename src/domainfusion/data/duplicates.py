@@ -68,6 +68,7 @@ def decode_all(
     prints: dict[bytes, Print] = {}
     unreadable = []
     with warnings.catch_warnings():  # the filters are the process's own, which threads share
+        warnings.simplefilter("ignore")  # Pillow's remarks about odd tags, which name no file
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         bar = tqdm(total=len(files), desc="decoding images", unit="image", disable=not progress or len(files) < 500)
         for (domain, name, path), found in zip(files, _hashes((path for *_, path in files), workers), strict=True):

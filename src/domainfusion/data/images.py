@@ -22,6 +22,7 @@ def read_image(path: Path, size: int) -> np.ndarray:
     """
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's remarks about odd tags, which name no file
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 if image.format == "JPEG":  # decode at a fraction of the size: much faster for photographs

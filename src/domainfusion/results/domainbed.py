@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -67,11 +66,11 @@ def normalize_record(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_accuracies(record: dict[str, Any]) -> None:
-    """Raise ValueError where accuracies are no numbers, or lack what its targets need."""
+    """Raise ValueError where accuracies are no shares, from 0 to 1, or lack what its targets need."""
     args = record["args"]
     for name, value in record.items():
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if re.fullmatch(r"env\d+_(in|out)_acc", name) and not (number and math.isfinite(value)):
+        if re.fullmatch(r"env\d+_(in|out)_acc", name) and not (number and 0 <= value <= 1):
             raise ValueError(f"{name} is {value!r:.20}")
     count = domain_count(record)
     for target in args["test_envs"]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from domainfusion.errors import FileError, show_note
+from domainfusion.errors import FileError, shortened, show_note
 from domainfusion.files import atomic_path, keep_json_lines, read_json, write_json, write_text
 from domainfusion.tensors import (
     checksum,
@@ -73,7 +73,7 @@ def load_checkpoint(
             for name in LOGS:
                 keep_json_lines(folder / name, lambda record: record["step"] <= evaluated)
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        first = (str(error).strip().splitlines() or [""])[0]
+        first = shortened((str(error).strip().splitlines() or [""])[0])
         raise FileError(
             f"the checkpoints in {last.parent} are not of this run ({type(error).__name__}: {first}); choose another "
             "--output, or delete them to begin anew"
