@@ -415,9 +415,6 @@ class TrainConfig:
     """Lambda_3: cross-entropy on synthetic images; 0 removes their cost too."""
     synthetic_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Synthetic images used in a step, as a share of the raw ones (the paper uses one in three)."""
-    separate_bn: bool = False
-    """BatchNorm normalises raw and synthetic images apart, and its running statistics are those of raw images alone
-    (after AdvProp, arXiv 1911.09665, with one set of scales); off: a step's images together."""
     ldm: str = "embedded"
     """Latent diffusion model: embedded, a diffusers folder, or a hub id."""
     device: str = "auto"

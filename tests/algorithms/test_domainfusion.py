@@ -167,38 +167,6 @@ def test_terms_are_algorithm_1_written_out(
     assert (found - expected).abs().max() < 5e-3 * scale
 
 
-def test_separate_batchnorm_sees_raw_and_synthetic_images_apart(
-    few_images: Path, make_config: MakeConfig, tmp_path: Path
-) -> None:
-    """Two passes of a twin: the running statistics are those that raw images alone leave."""
-    config = make_config(distill_weight=0.0, separate_bn=True)
-    algorithm = build(few_images, config, tmp_path / "run")
-    algorithm.before_step(0, 0)
-    algorithm.train()
-    batch = make_batch(algorithm, 0)
-    twin = build(few_images, config, tmp_path / "twin").train()
-    terms = algorithm.losses(batch)
-
-    raw = torch.nn.functional.cross_entropy(twin.classifier(batch.images), batch.labels)
-    assert terms["raw_loss"].item() == pytest.approx(config.raw_weight * raw.item(), rel=1e-6)
-    layers = [pair for pair in zip(algorithm.classifier.modules(), twin.classifier.modules(), strict=True)
-              if isinstance(pair[0], torch.nn.BatchNorm2d)]  # fmt: skip
-    assert layers
-    for mine, other in layers:
-        assert torch.equal(mine.running_mean, other.running_mean)
-        assert torch.equal(mine.running_var, other.running_var)
-        assert mine.momentum == other.momentum == 0.1
-    synthetic = {int(row): image for row, image in zip(*load(tmp_path / "run", 0), strict=True)}
-    rows = derive_numpy_rng("synthetic", 0, 0).choice(batch.rows, len(batch.rows), replace=False)
-    views = augment(
-        torch.from_numpy(np.stack([synthetic[int(row)] for row in rows])).permute(0, 3, 1, 2) / 255, config.data,
-        torch.Generator().manual_seed(seed_hash("synthetic views", 0, 0)),
-    )  # fmt: skip
-    labels = torch.from_numpy(algorithm.context.dataset.labels[rows])
-    generated = torch.nn.functional.cross_entropy(twin.classifier(views), labels)
-    assert terms["synthetic_loss"].item() == pytest.approx(config.synthetic_weight * generated.item(), rel=1e-6)
-
-
 def load(run: Path, number: int) -> tuple[np.ndarray, np.ndarray]:
     generation = load_generation(run / "synthetic" / f"generation-{number:02d}")
     return generation.rows, generation.images

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import torch
 from torch import nn
 
@@ -48,19 +45,6 @@ class Classifier(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(B, classes) logits of images (B, 3, H, W) in [0, 1]."""
         return self.logits_of(self.features(images))
-
-    @contextlib.contextmanager
-    def statistics_kept(self) -> Iterator[None]:
-        """Within the block BatchNorm normalises by the images at hand, and its running statistics stay as they are."""
-        layers = [module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        kept = [(layer, layer.momentum) for layer in layers]
-        for layer in layers:
-            layer.momentum = 0.0
-        try:
-            yield
-        finally:
-            for layer, momentum in kept:
-                layer.momentum = momentum
 
     def train(self, mode: bool = True) -> Classifier:
         """Training mode; with `freeze_bn` BatchNorm keeps its statistics (its scale and shift still train)."""

@@ -182,7 +182,7 @@ class DomainFusion(Algorithm):
         return torch.cat(features), torch.cat(confidence)
 
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """The terms whose weight is not 0; one forward pass for raw and synthetic images, or with `separate_bn` two."""
+        """The terms whose weight is not 0; one forward pass for raw and synthetic images together."""
         config = self.config
         images, labels = batch.images, batch.labels
         count, processes = len(labels), self.context.processes
@@ -195,15 +195,9 @@ class DomainFusion(Algorithm):
             if processes.count > 1:  # all draw the same, and each takes its share
                 mine = processes.share(used)
                 rows, views = rows[mine], views[mine]
+            images = torch.cat([images, views])
             synthetic_labels = torch.from_numpy(self.context.dataset.labels[rows]).to(labels.device)
-            if config.separate_bn:
-                raw = self.predict(images)
-                with self.classifier.statistics_kept():
-                    logits = torch.cat([raw, self.predict(views)])
-            else:
-                logits = self.predict(torch.cat([images, views]))
-        else:
-            logits = self.predict(images)
+        logits = self.predict(images)
         terms = {}
         if config.raw_weight > 0:
             terms["raw_loss"] = config.raw_weight * F.cross_entropy(logits[:count], labels)
