@@ -34,7 +34,7 @@ def test_demo_shows_both_algorithms_and_writes_the_report(tiny_pipeline, tmp_pat
 
 
 def test_demo_holds_out_one_style_by_default():
-    assert demo_options().target == "pixel"
+    assert demo_options().target == "ink"
 
 
 def test_judgement_measures_candidates_and_slopes(tiny_pipeline, image_folder, tmp_path, monkeypatch):

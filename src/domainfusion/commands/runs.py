@@ -232,7 +232,7 @@ def demo(words: list[str]) -> None:
     refuse(words, chosen, "demo")
     command = parse(DemoCommand, words, "domainfusion demo", demo_options(), hidden=chosen)
     if command.options.target is None:
-        raise UsageError("the demo tests on a style held out: give --target pixel, or another of the five styles")
+        raise UsageError("the demo tests on a style held out: give --target ink, or another of the five styles")
     result, text = run_demo(command.options, command.output)
     show(result, text, command.json)
 
