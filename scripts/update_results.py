@@ -13,18 +13,39 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from domainfusion.results.tables import accuracy_rows, markdown_table
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/results/README.md")
+PAGES = ("README.md", "docs/results/README.md", "docs/speed.md")
 BLOCK = re.compile(r"(<!-- results: (\S+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
 
 
 def table(name: str) -> str:
     """The table of one results file."""
     summary = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    if "rows" in summary:
+        return speed_table(summary)
     return markdown_table(accuracy_rows(summary["accuracy"], summary.get("baseline", "erm")))
+
+
+def speed_table(summary: dict[str, Any]) -> str:
+    """What `python -m benchmarks --json` measured, and on what."""
+    about = summary["machine"]
+    lines = ["| row | ratio | to reach | | ours | against |", "|---|---|---|---|---|---|"]
+    for row in summary["rows"]:
+        mark = "reached" if row["reached"] else "**short**"
+        ours, theirs = (f"{row[side]:.4g} {row['unit']}" for side in ("ours", "theirs"))
+        lines.append(
+            f"| `{row['row']}` | {row['ratio']:.3g} | {row['target'].replace('<=', '≤').replace('>=', '≥')} | {mark} "
+            f"| {ours} ({row['what']}) | {theirs} ({row['against']}) |"
+        )
+    lines.append(
+        f"\n{about['processor']}, {about['threads']} thread(s), {about['type']}: a matrix product reaches "
+        f"{about['matmul_gflops']} GFLOP/s; torch {about['versions']['torch']}. `{summary['command']}`"
+    )
+    return "\n".join(lines)
 
 
 def main() -> None:

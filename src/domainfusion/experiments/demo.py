@@ -13,7 +13,7 @@ from domainfusion.results.tables import text_table
 
 
 def demo_options() -> TrainConfig:
-    """The defaults of the demo: the style `ink` held out, three generations (a run of `train` makes seven of it).
+    """The defaults of the demo: the style `ink` held out, three generations (a run of `train` makes five or six).
 
     Black line drawings are the style least like the others, and one that classifiers learn to read. On `pixel` single
     runs differ by ten points, whatever the algorithm. Everything else is as `domainfusion train` has it.
