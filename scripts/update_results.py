@@ -1,4 +1,4 @@
-"""Writes the tables of `docs/results/*.json` into the documentation, between their markers.
+"""Writes the tables of `docs/results/*.json` and `docs/speed.json` into the documentation, between their markers.
 
     python scripts/update_results.py          # rewrite the tables
     python scripts/update_results.py --check  # fail where a table does not fit its JSON
@@ -24,7 +24,9 @@ BLOCK = re.compile(r"(<!-- results: (\S+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
 
 def table(name: str) -> str:
     """The table of one results file."""
-    summary = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    places = (ROOT / "docs" / "results" / f"{name}.json", ROOT / "docs" / f"{name}.json")
+    place = next((path for path in places if path.exists()), places[0])
+    summary = json.loads(place.read_text(encoding="utf-8"))
     if "rows" in summary:
         return speed_table(summary)
     return markdown_table(accuracy_rows(summary["accuracy"], summary.get("baseline", "erm")))
@@ -62,7 +64,7 @@ def main() -> None:
             if not check:
                 path.write_text(new, encoding="utf-8")
     if check and stale:
-        sys.exit(f"tables do not fit docs/results/*.json: {', '.join(stale)}; run scripts/update_results.py")
+        sys.exit(f"tables do not fit their JSON files: {', '.join(stale)}; run scripts/update_results.py")
 
 
 if __name__ == "__main__":
