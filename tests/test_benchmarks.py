@@ -9,17 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.alternatives import ReusingUNet, at_time
+from benchmarks.growth import AXES, exponent, plot
+from benchmarks.zero_shot import loop
+
+from domainfusion.algorithms.diffusion_classifier import DiffusionClassifier
+from domainfusion.config import ZeroShotConfig
+from domainfusion.diffusion.ldm import LatentDiffusion
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.alternatives import ReusingUNet, at_time  # noqa: E402
-from benchmarks.growth import AXES, exponent, plot  # noqa: E402
-from benchmarks.zero_shot import loop  # noqa: E402
-
-from domainfusion.algorithms.diffusion_classifier import DiffusionClassifier  # noqa: E402
-from domainfusion.config import ZeroShotConfig  # noqa: E402
-from domainfusion.diffusion.ldm import LatentDiffusion  # noqa: E402
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:

@@ -154,8 +154,11 @@ def test_an_exploding_loss_stops_and_keeps_what_was_there(
 ESCAPES = ("../evil.png", "/tmp/evil.png", "a/../../evil.png", "C:\\evil.png", "..\\evil.png", "a/\x00b.png")
 
 
-@pytest.mark.parametrize("name", ESCAPES)
-@pytest.mark.parametrize("form", ["zip", "tar"])
+# A tar archive ends a name at a zero byte.
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [(form, name) for form in ("zip", "tar") for name in ESCAPES if form == "zip" or "\x00" not in name],
+)
 def test_archives_whose_members_leave_their_folder(
     image_folder: Path, tmp_path: Path, command: Any, untouched: Any, name: str, form: str
 ) -> None:
@@ -169,8 +172,6 @@ def test_archives_whose_members_leave_their_folder(
             info.filename = info.orig_filename = name
             archive.writestr(info, content)
     else:
-        if "\x00" in name:
-            pytest.skip("tar ends a name there")
         with tarfile.open(path, "w") as archive:
             info = tarfile.TarInfo(name)
             info.size = len(content)

@@ -80,11 +80,11 @@ def test_an_error_of_the_disk_stays_one(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("value", [1e308, -1e308, 1e200, 1.5, -0.1, 10**400])
 def test_an_accuracy_that_is_no_share_is_no_record(tmp_path: Path, value: float) -> None:
     """Two trials of such accuracies were too large to take their deviation."""
-    record = {
+    record: dict[str, Any] = {
         "args": {"algorithm": "ERM", "dataset": "PACS", "test_envs": [0], "trial_seed": 0}, "step": 1,
         "env0_in_acc": 0.5, "env0_out_acc": 1, "env1_in_acc": 0.0, "env1_out_acc": 0,
     }  # fmt: skip
-    odd = {**record, "env0_in_acc": value, "args": {**record["args"], "trial_seed": 1}}  # type: ignore[dict-item]
+    odd = {**record, "env0_in_acc": value, "args": {**record["args"], "trial_seed": 1}}
     (tmp_path / "results.jsonl").write_text(f"{json.dumps(odd)}\n{json.dumps(record)}\n")
     found = read_records([tmp_path])
     assert len(found.records) == 1

@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import struct
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fuzz import properties, seeds
+from fuzz.properties import Small, sealed, small_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,12 +25,6 @@ from domainfusion.files import altered_files
 from domainfusion.fusion.synthetic import load_generation
 from domainfusion.tensors import load_state, save_state
 from domainfusion.training.checkpoint import load_checkpoint
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-
-from fuzz import properties, seeds  # noqa: E402
-from fuzz.properties import Small, sealed, small_checkpoint  # noqa: E402
 
 NUMBERS = st.integers() | st.floats() | st.sampled_from([2**63, -(2**63), 10**400, 1e308])
 VALUES = st.recursive(

@@ -7,19 +7,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from fuzz import properties
+from fuzz.__main__ import text
+from fuzz.minimising import main as minimise_file
+from fuzz.minimising import minimise
+from fuzz.running import _figures, _quoted, fuzz
+from fuzz.targets import TARGETS, Target
+from fuzz.worker import attempt, keep, resolve
+
+from domainfusion.errors import DomainFusionError, FileError
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-
-from fuzz import properties  # noqa: E402
-from fuzz.__main__ import text  # noqa: E402
-from fuzz.minimising import main as minimise_file  # noqa: E402
-from fuzz.minimising import minimise  # noqa: E402
-from fuzz.running import _figures, _quoted, fuzz  # noqa: E402
-from fuzz.targets import TARGETS, Target  # noqa: E402
-from fuzz.worker import attempt, keep, resolve  # noqa: E402
-
-from domainfusion.errors import DomainFusionError, FileError  # noqa: E402
 
 # A reader with a bug that a plain file does not show, and its property.
 PLANTED = """

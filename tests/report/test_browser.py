@@ -12,20 +12,9 @@ from typing import Any
 
 import pytest
 
-from report import small_pages
+from report import browsing, small_pages
 from report.broken_pages import BROKEN, CHECKS, SOUND, Check, write_page
-from report.browsing import (
-    WIDTHS,
-    Window,
-    check_contrast,
-    check_keyboard,
-    check_layout,
-    check_loading,
-    check_print,
-    check_structure,
-    check_without_script,
-    start_browser,
-)
+from report.browsing import WIDTHS, Window, start_browser
 
 PAGES = ("report", "comparison", "audit", "explanation", "tables")
 
@@ -97,33 +86,33 @@ def test_the_report_shows_all_there_is(pages: dict[str, Path]) -> None:
 
 
 def test_it_asks_for_nothing_and_the_browser_finds_no_fault(opened: Window) -> None:
-    assert_passes(check_loading(opened))
+    assert_passes(browsing.check_loading(opened))
 
 
 def test_its_structure_can_be_read_aloud(opened: Window) -> None:
-    assert_passes(check_structure(opened))
+    assert_passes(browsing.check_structure(opened))
 
 
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=list(WIDTHS))
 def test_everything_is_within_the_window(opened: Window, width: int) -> None:
-    assert_passes(check_layout(opened, width))
+    assert_passes(browsing.check_layout(opened, width))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_and_shapes_stand_out(opened: Window, scheme: str) -> None:
-    assert_passes(check_contrast(opened, scheme))
+    assert_passes(browsing.check_contrast(opened, scheme))
 
 
 def test_keys_reach_everything_in_order(opened: Window) -> None:
-    assert_passes(check_keyboard(opened))
+    assert_passes(browsing.check_keyboard(opened))
 
 
 def test_paper_shows_all_of_it(opened: Window) -> None:
-    assert_passes(check_print(opened))
+    assert_passes(browsing.check_print(opened))
 
 
 def test_no_script_is_needed(opened: Window, silent: Window) -> None:
-    assert_passes(check_without_script(opened, silent))
+    assert_passes(browsing.check_without_script(opened, silent))
 
 
 @pytest.mark.parametrize(("check", "body", "words"), BROKEN, ids=[words for _, _, words in BROKEN])
@@ -134,13 +123,13 @@ def test_a_fault_is_found(window: Window, tmp_path: Path, check: Check, body: st
 
 def test_a_page_without_language_is_found(window: Window, tmp_path: Path) -> None:
     window.open(write_page(tmp_path / "page.html", "<h1>One</h1>", lang=""))
-    assert check_structure(window) == ["the page names no language"]
+    assert browsing.check_structure(window) == ["the page names no language"]
 
 
 def test_a_page_that_scripts_write_is_found(window: Window, silent: Window, tmp_path: Path) -> None:
     body = "<h1>One</h1><script>document.body.append('more')</script>"
     window.open(write_page(tmp_path / "page.html", body))
-    assert check_without_script(window, silent) == ["without scripts the text is another"]
+    assert browsing.check_without_script(window, silent) == ["without scripts the text is another"]
 
 
 def test_a_sound_page_passes_every_check(window: Window, tmp_path: Path) -> None:
