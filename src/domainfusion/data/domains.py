@@ -10,7 +10,6 @@ import dataclasses
 import difflib
 import shutil
 import tempfile
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ from tqdm import tqdm
 
 from domainfusion.config import DataConfig
 from domainfusion.data.imagefolder import HUB_PREFIX, find_metadata, list_metadata, materialise_hub, why_no_metadata
-from domainfusion.data.images import OTHER_PICTURES, prepare_image, read_image
-from domainfusion.data.listing import NUMBERS, how_to_lay_out, is_image, list_files, list_folders, nearest_layout
+from domainfusion.data.images import prepare_image, read_image
+from domainfusion.data.listing import list_folder
 from domainfusion.errors import DataError, FileError, UsageError, unknown_name
 from domainfusion.files import cache_folder, hash_of, locked, read_json, reserve, write_json
 from domainfusion.registry import DATASETS
@@ -226,49 +225,6 @@ def list_images(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str]
         return list_folder(root)
     except DataError as error:
         raise DataError(f"{error}{why_no_metadata(root)}") from error
-
-
-def list_folder(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str]]:
-    """The image files of `root`, as {domain: {class: [paths]}}, each list sorted as ImageFolder sorts, and notes.
-
-    Raises `DataError` for a folder without domains, a domain without classes, and a domain without images.
-    """
-    notes: list[str] = []
-    listing: dict[str, dict[str, list[Path]]] = {}
-    visible = list_folders(root)
-    if not visible:
-        raise DataError(
-            f"{root} holds no folders; it should be laid out as {root}/DOMAIN/CLASS/IMAGE{how_to_lay_out(root)}"
-        )
-    for domain in visible:
-        if root.resolve().is_relative_to(domain.resolve()):
-            raise DataError(f"{domain} is a link that leads back to {domain.resolve()}, which holds it: remove it")
-        classes = list_folders(domain)
-        if not classes:
-            raise DataError(
-                f"domain {domain.name} of {root} holds no class folders: {domain}/CLASS/IMAGE is expected"
-                f"{how_to_lay_out(root)}"
-            )
-        files = {folder.name: list_files(folder) for folder in classes}
-        found = {name: [path for path in paths if is_image(path)] for name, paths in files.items()}
-        suffixes = Counter(path.suffix.lower() for paths in files.values() for path in paths)
-        left = ", ".join(f"{suffixes[suffix]} {suffix}" for suffix in OTHER_PICTURES if suffixes[suffix])
-        empty = [name for name, paths in found.items() if not paths]
-        if len(empty) == len(found):
-            raise DataError(
-                f"domain {domain.name} of {root} is empty: none of its class folders holds an image"
-                + (f" in a form that is read ({left}); convert them to .jpg or .png" if left else "")
-            )
-        if left:
-            notes.append(f"domain {domain.name}: pictures in a form that is not read ({left}); convert to .jpg or .png")
-        if empty:
-            notes.append(f"domain {domain.name}: no images in {', '.join(empty[:8])}")
-        listing[domain.name] = {name: paths for name, paths in found.items() if paths}
-    if len(listing) == 1 and (inner := nearest_layout(root)):
-        notes.append(f"{inner} holds DOMAIN/CLASS/IMAGE too: is that the folder meant?")
-    if all(name.isdigit() for classes in listing.values() for name in classes):
-        notes.append(NUMBERS)
-    return listing, notes
 
 
 def _dataset(
