@@ -1,4 +1,4 @@
-"""The baselines on a small real case: two source domains of 29 training images, and a small residual network."""
+"""The algorithms on a small real case: two source domains of 29 training images, and a small residual network."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from domainfusion.algorithms.base import Algorithm
-from domainfusion.config import DataConfig, TrainConfig
+from domainfusion.config import DataConfig, GenerateConfig, TrainConfig
 from domainfusion.experiments.runs import build_algorithm, build_context
+from domainfusion_runs import MakeConfig
 
 MakeAlgorithm = Callable[..., Algorithm]
 
@@ -47,3 +48,24 @@ def make_algorithm(
         return build_algorithm(build_context(str(shared_images), config, tmp_path / "run", progress=False))
 
     return make
+
+
+@pytest.fixture
+def make_config(tiny_pipeline: Path) -> MakeConfig:
+    """A very small run; one epoch is one step, so that generations come in every step."""
+
+    def make(**options: object) -> TrainConfig:
+        values: dict[str, Any] = {
+            "target": "sketch", "steps": 4, "batch_size": 4, "backbone": "resnet10t", "ldm": str(tiny_pipeline),
+            "precision": "float32", "device": "cpu", "evaluations": 2, "data": DataConfig(size=32),
+            "generate": GenerateConfig(candidates=2, steps=2, interval=1),
+        }  # fmt: skip
+        return TrainConfig(**(values | options))
+
+    return make
+
+
+@pytest.fixture
+def few_images(make_image_folder: Callable[..., Path]) -> Path:
+    """3 domains x 3 classes x 2 images: 5 of each source's 6 train."""
+    return make_image_folder("few", count=2)

@@ -1,12 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,12 +11,10 @@ import pytest
 from PIL import Image
 
 from domainfusion.config import DataConfig
-from domainfusion.data import domains
-from domainfusion.data.domains import MultiDomainDataset, load_dataset, load_folder
-from domainfusion.data.images import read_image
+from domainfusion.data.domains import load_dataset, load_folder
 from domainfusion.data.listing import NUMBERS
 from domainfusion.data.splits import build_split
-from domainfusion.errors import DataError, FileError, UsageError
+from domainfusion.errors import DataError, UsageError
 
 CONFIG = DataConfig(size=20)
 
@@ -278,132 +272,3 @@ class TestNames:
         for _ in range(2):
             dataset = load_folder(image_folder, CONFIG)
             assert os.fsencode(dataset.keys[36 + 11]) == b"photo/cat/caf\xe9.png"
-
-
-class TestCache:
-    @pytest.fixture
-    def decoded(self, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-        """The paths of the images decoded so far."""
-        paths: list[Path] = []
-
-        def recording(path: Path, size: int) -> np.ndarray:
-            paths.append(path)
-            return read_image(path, size)
-
-        monkeypatch.setattr(domains, "read_image", recording)
-        return paths
-
-    def same(self, first: MultiDomainDataset, second: MultiDomainDataset) -> bool:
-        arrays = all(
-            np.array_equal(getattr(first, name), getattr(second, name)) for name in ("images", "labels", "domain_of")
-        )
-        names = all(
-            getattr(first, name) == getattr(second, name) for name in ("domains", "classes", "keys", "fingerprint")
-        )
-        return arrays and names
-
-    def test_nothing_is_decoded_twice(self, image_folder: Path, decoded: list[Path], cache: Path) -> None:
-        first = load_folder(image_folder, CONFIG)
-        assert len(decoded) == 108
-        second = load_folder(image_folder, CONFIG)
-        assert len(decoded) == 108
-        assert self.same(first, second)
-        assert isinstance(second.images, np.memmap)
-        assert not second.images.flags.writeable
-        assert (cache / "images" / first.fingerprint / "images.npy").exists()
-
-    def test_a_changed_image_is_decoded_again(self, image_folder: Path, decoded: list[Path]) -> None:
-        first = load_folder(image_folder, CONFIG)
-        path = image_folder / "photo" / "cat" / "00.png"
-        Image.new("RGB", (20, 20), (1, 2, 3)).save(path)
-        second = load_folder(image_folder, CONFIG)
-        assert len(decoded) == 216
-        assert second.fingerprint != first.fingerprint
-        assert second.images[36].tolist() == [[[1, 2, 3]] * 20] * 20
-
-    def test_a_changed_image_of_the_same_length_is_decoded_again(self, image_folder: Path) -> None:
-        path = image_folder / "photo" / "cat" / "00.bmp"
-        Image.new("RGB", (20, 20), (1, 2, 3)).save(path)
-        load_folder(image_folder, CONFIG)
-        before = path.stat()
-        Image.new("RGB", (20, 20), (3, 2, 1)).save(path)
-        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
-        assert path.stat().st_size == before.st_size
-        assert load_folder(image_folder, CONFIG).images[36][0, 0].tolist() == [3, 2, 1]
-
-    def test_each_size_has_its_own(self, image_folder: Path, decoded: list[Path]) -> None:
-        assert load_folder(image_folder, CONFIG).size == 20
-        assert load_folder(image_folder, DataConfig(size=8)).size == 8
-        assert len(decoded) == 216
-
-    def test_what_augmentation_needs_does_not_matter(self, image_folder: Path, decoded: list[Path]) -> None:
-        load_folder(image_folder, CONFIG)
-        load_folder(image_folder, DataConfig(size=20, jitter=0.1, holdout_fraction=0.3))
-        assert len(decoded) == 108
-
-    def test_a_half_built_cache_is_built_anew(self, image_folder: Path, decoded: list[Path], cache: Path) -> None:
-        first = load_folder(image_folder, CONFIG)
-        folder = cache / "images" / first.fingerprint
-        (folder / "index.json").unlink()
-        (folder / "images.npy").unlink()  # not overwritten: `first` still reads it
-        (folder / "images.npy").write_bytes(b"half")
-        assert self.same(load_folder(image_folder, CONFIG), first)
-        assert len(decoded) == 216
-
-    def test_a_damaged_cache_is_named_with_a_remedy(self, image_folder: Path, cache: Path) -> None:
-        first = load_folder(image_folder, CONFIG)
-        path = cache / "images" / first.fingerprint / "images.npy"
-        content = path.read_bytes()
-        path.unlink()
-        path.write_bytes(content[:-1])
-        with pytest.raises(FileError, match=rf"{first.fingerprint}.* delete"):
-            load_folder(image_folder, CONFIG)
-
-    def test_two_processes_build_it_once(self, image_folder: Path, tmp_path: Path, cache: Path) -> None:
-        program = """
-import hashlib, sys, time
-from pathlib import Path
-from domainfusion.config import DataConfig
-from domainfusion.data import domains
-
-root, log = Path(sys.argv[1]), sys.argv[2]
-original = domains.read_image
-
-def recording(path, size):
-    time.sleep(0.002)
-    with open(log, "a") as file:
-        file.write(path.name + "\\n")
-    return original(path, size)
-
-domains.read_image = recording
-print("ready", flush=True)
-sys.stdin.readline()
-dataset = domains.load_folder(root, DataConfig(size=20))
-print(hashlib.sha256(dataset.images.tobytes()).hexdigest(), len(dataset), flush=True)
-"""
-        log = tmp_path / "decoded.log"
-        command = [sys.executable, "-c", program, str(image_folder), str(log)]
-        both = [
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ.copy())
-            for _ in range(2)
-        ]
-        for process in both:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-        for process in both:  # both wait here, and start together
-            assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        printed = [process.communicate(timeout=60)[0] for process in both]
-        assert [process.returncode for process in both] == [0, 0]
-        expected = np.stack([pixels(path) for path in sorted(image_folder.rglob("*.png"))])
-        assert printed == [f"{hashlib.sha256(expected.tobytes()).hexdigest()} 108\n"] * 2
-        assert len(log.read_text().splitlines()) == 108
-        # One finished folder, and nothing half done beside it.
-        assert len([path for path in (cache / "images").iterdir() if path.is_dir()]) == 1
-
-    def test_the_index_can_be_read_by_people(self, image_folder: Path, cache: Path) -> None:
-        dataset = load_folder(image_folder, CONFIG)
-        index = json.loads((cache / "images" / dataset.fingerprint / "index.json").read_text(encoding="utf-8"))
-        assert index["keys"] == list(dataset.keys)
-        assert index["bad"] == []
