@@ -44,10 +44,10 @@ class Killer:
 
         sys.addaudithook(self.audit)
         self.open = builtins.open
-        builtins.open = io.open = self.open_torn  # type: ignore[assignment]
+        builtins.open = io.open = self.open_torn
         self.save = safetensors.torch.save_file
         for module in (tensors, checkpoint, safetensors.torch):
-            module.save_file = self.save_torn  # type: ignore[attr-defined]
+            module.save_file = self.save_torn
 
     def due(self) -> bool:
         """Whether this moment, which is counted, is the one."""
