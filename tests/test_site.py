@@ -66,14 +66,14 @@ def test_every_page_is_in_the_sites_table_of_contents() -> None:
     ],
 )  # fmt: skip
 def test_links_are_made_to_fit(extension: object, page: str, place: str, text: str, expected: str) -> None:
-    assert extension("repository").fit_links(text, page, place) == expected  # type: ignore[operator]
+    assert extension("repository").fit_links(text, page, place) == expected
 
 
 def render(extension: object, docstring: str) -> str:
     """A docstring through the converter and docutils, as HTML; a warning is an error."""
     pytest.importorskip("sphinx")
     core = pytest.importorskip("docutils.core")
-    lines = extension("docstrings").to_rst(docstring.splitlines())  # type: ignore[operator]
+    lines = extension("docstrings").to_rst(docstring.splitlines())
     parts = core.publish_parts("\n".join(lines), writer="html5", settings_overrides={"halt_level": 2})
     return re.sub(r"\s+", " ", parts["body"])
 
@@ -100,21 +100,21 @@ def test_docstrings_become_restructured_text(extension: object, docstring: str, 
 
 def test_the_converters_own_examples(extension: object) -> None:
     pytest.importorskip("sphinx")
-    found = doctest.testmod(extension("docstrings"))  # type: ignore[operator]
+    found = doctest.testmod(extension("docstrings"))
     assert (found.failed, found.attempted > 0) == (0, True)
 
 
 def test_what_stands_before_a_colon_is_no_type(extension: object) -> None:
     """Napoleon takes `plain: the paper's` below a field for its type and its text."""
     pytest.importorskip("sphinx")
-    converted = extension("docstrings").sections  # type: ignore[operator]
+    converted = extension("docstrings").sections
     assert converted("attribute", ["plain: the paper's."]) == ["plain: the paper's."]
     assert ":param x: one." in converted("function", ["What.", "", "Args:", "    x: one."])
 
 
 def test_named_arguments_are_left_to_napoleon(extension: object) -> None:
     pytest.importorskip("sphinx")
-    to_rst = extension("docstrings").to_rst  # type: ignore[operator]
+    to_rst = extension("docstrings").to_rst
     lines = ["What.", "", "Args:", "    x: of `y`.", "", "    z: more.", "", "Text.", "", "    code"]
     assert to_rst(lines) == [
         "What.", "", "Args:", "    x: of ``y``.", "", "    z: more.", "", "Text.", "", "::", "", "    code"
@@ -123,7 +123,7 @@ def test_named_arguments_are_left_to_napoleon(extension: object) -> None:
 
 def test_the_reference_has_the_help_of_every_command(extension: object) -> None:
     pytest.importorskip("sphinx")
-    module: ModuleType = extension("command_reference")  # type: ignore[operator]
+    module: ModuleType = extension("command_reference")
     for name in COMMANDS:
         text = module.help_of([name])
         assert "usage: domainfusion" in text

@@ -67,7 +67,7 @@ def wandb_calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         return Run()
 
     module = types.ModuleType("wandb")
-    module.init, module.Image = init, Picture  # type: ignore[attr-defined]
+    module.init, module.Image = init, Picture
     monkeypatch.setitem(sys.modules, "wandb", module)
     monkeypatch.delenv("WANDB_PROJECT", raising=False)
     return calls
@@ -150,8 +150,8 @@ def mlflow_calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
             calls.append(("set_terminated", run_id, status))
 
     module, entities = types.ModuleType("mlflow"), types.ModuleType("mlflow.entities")
-    module.MlflowClient, module.entities = MlflowClient, entities  # type: ignore[attr-defined]
-    entities.Param, entities.Metric = Param, Metric  # type: ignore[attr-defined]
+    module.MlflowClient, module.entities = MlflowClient, entities
+    entities.Param, entities.Metric = Param, Metric
     monkeypatch.setitem(sys.modules, "mlflow", module)
     monkeypatch.setitem(sys.modules, "mlflow.entities", entities)
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
