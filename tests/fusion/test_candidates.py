@@ -128,6 +128,55 @@ def test_runs_share_candidates_of_stored_images(
     assert calls == []
 
 
+def test_fewer_candidates_are_the_first_of_more(
+    ldm: LatentDiffusion, dataset: MultiDomainDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = count_denoised(monkeypatch)
+    alone = run(ldm, dataset, [5, 9, 70], dataclasses.replace(CONFIG, candidates=1), number=1)
+    run(ldm, dataset, [5, 9, 70], dataclasses.replace(CONFIG, candidates=4))
+    calls.clear()
+    fewer = run(ldm, dataset, [5, 70, 9], dataclasses.replace(CONFIG, candidates=1))
+    assert calls == []  # taken from the cache of four
+    made = run(ldm, dataset, [5, 70, 9], dataclasses.replace(CONFIG, candidates=1), stored=False)
+    assert np.abs(fewer.astype(int) - made.astype(int)).max() <= 1
+    # Another generation, and rows that nobody has made, are made; nothing that is there is taken again.
+    calls.clear()
+    assert np.array_equal(run(ldm, dataset, [5, 9, 70], dataclasses.replace(CONFIG, candidates=1), number=1), alone)
+    run(ldm, dataset, [5, 11], dataclasses.replace(CONFIG, candidates=1))
+    assert sum(calls) == 1
+
+
+def test_damaged_candidates_are_not_lent(
+    ldm: LatentDiffusion, dataset: MultiDomainDataset, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    run(ldm, dataset, [5, 9])
+    cache = CandidateCache(cache_path(ldm, dataset, CONFIG, 0, STYLES), dataset, CONFIG)
+    cache.images[9, 0, 3, 3] ^= 64
+    calls = count_denoised(monkeypatch)
+    one = dataclasses.replace(CONFIG, candidates=1)
+    fewer = run(ldm, dataset, [5, 9], one)
+    assert sum(calls) == 1
+    assert "candidates of image 9 are damaged" in capsys.readouterr().err
+    assert np.abs(fewer.astype(int) - run(ldm, dataset, [5, 9], one, stored=False).astype(int)).max() <= 1
+
+
+def test_candidates_that_begin_with_others_are_not_lent(
+    ldm: LatentDiffusion, dataset: MultiDomainDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch draws short tensors in another order than long ones: the first of two is not the one drawn alone."""
+    run(ldm, dataset, [5])
+    drawn = module.noise_of
+
+    def otherwise(ldm: LatentDiffusion, item: module.Recipe, config: GenerateConfig) -> torch.Tensor:
+        return drawn(ldm, item, config).flip(0)
+
+    monkeypatch.setattr(module, "noise_of", otherwise)
+    calls = count_denoised(monkeypatch)
+    run(ldm, dataset, [5], dataclasses.replace(CONFIG, candidates=1))
+    assert sum(calls) == 1
+
+
 def test_the_cache_tells_apart_what_makes_candidates_differ(
     ldm: LatentDiffusion, dataset: MultiDomainDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

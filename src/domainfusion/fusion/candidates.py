@@ -3,7 +3,8 @@
 The candidates of a *stored* image depend on the image, its label, the LDM and the options, and on nothing that a
 classifier learns: every run of a benchmark (targets, trials, algorithms) can use the same ones. They are kept in one
 memory-mapped array per (data set, LDM, options, generation, style words), a row per image, filled as rows are asked
-for; processes that ask for the same rows at the same time share the making of them. Candidates of a synthetic image
+for; processes that ask for the same rows at the same time share the making of them, and runs with fewer candidates take
+theirs from those of runs with more, which begin with the same ones. Candidates of a synthetic image
 (`updating`, from the second generation on) belong to their run and are not kept.
 """
 
@@ -38,6 +39,7 @@ CACHE_FORMAT = 4
 # Options that decide what candidates look like; the others decide what is done with them.
 SHAPING = ("seed", "candidates", "strength", "steps", "guidance", "guidance_interval", "solver", "spacing",
            "style_words", "template", "plain_template", "image_size")  # fmt: skip
+LENDERS = 8  # most candidates that a run may have for another with fewer to look for its own among them
 PAUSE = 0.2  # seconds between two looks at what another process is at
 
 
@@ -66,15 +68,19 @@ def recipe(
     return Recipe(prompts, strengths, seed_hash("candidates", config.seed, number, int(row)))
 
 
+def noise_of(ldm: LatentDiffusion, item: Recipe, config: GenerateConfig) -> torch.Tensor:
+    """(N, C, h, w) the noise that candidates of a recipe start from."""
+    side = (config.image_size or ldm.image_size) // ldm.latent_factor
+    generator = torch.Generator().manual_seed(item.seed)
+    return torch.randn(config.candidates, ldm.unet.config.in_channels, side, side, generator=generator)
+
+
 def make_candidates(
     ldm: LatentDiffusion, pixels: torch.Tensor, recipes: list[Recipe], config: GenerateConfig
 ) -> torch.Tensor:
     """Candidates (B, N, 3, S, S) in [-1, 1] of images (B, 3, S, S) in [-1, 1], one recipe each."""
     size, wanted = config.image_size or ldm.image_size, config.candidates
-    shape = (ldm.unet.config.in_channels, size // ldm.latent_factor, size // ldm.latent_factor)
-    noise = torch.cat(
-        [torch.randn(wanted, *shape, generator=torch.Generator().manual_seed(item.seed)) for item in recipes]
-    )
+    noise = torch.cat([noise_of(ldm, item, config) for item in recipes])
     made = image_to_image(
         ldm, resize(pixels, size), [prompt for item in recipes for prompt in item.prompts],
         torch.stack([item.strengths for item in recipes]), noise=noise.to(ldm.device), candidates=wanted,
@@ -132,6 +138,7 @@ class Making:
         waiting = [np.arange(part.start, part.stop) for part in self.parts()]
         looked_through = False  # whether what was there at first has been compared with its checksums
         with open_lock(cache.path.with_suffix(".claims")) as descriptor, bar:
+            self.borrow(cache, descriptor)
             while waiting:
                 busy = []
                 for positions in waiting:
@@ -153,6 +160,35 @@ class Making:
                     bar.set_postfix_str("waiting for another process")
                     time.sleep(PAUSE)
                 waiting, looked_through = busy, True
+
+    def borrow(self, cache: CandidateCache, descriptor: int) -> None:
+        """Copy into `cache` what it lacks and a cache of more candidates has: an image's candidates are drawn in turn,
+        so that those of a run with fewer are the first of them (up to rounding, as with any other batch)."""
+        missing = self.rows[~cache.done[self.rows]]
+        if not len(missing) or self.config.candidates >= LENDERS:
+            return
+        fingerprint = self.ldm.fingerprint()
+        for count in range(self.config.candidates + 1, LENDERS + 1):
+            larger = dataclasses.replace(self.config, candidates=count)
+            path = _cache_file(self.dataset, larger, self.number, self.styles, fingerprint)
+            there = missing[cached_rows(path, len(self.dataset))[missing]]
+            if not len(there) or not self._begins_alike(int(there[0]), larger):
+                continue
+            lender = CandidateCache(path, self.dataset, larger)
+            for start in range(0, len(there), 256):
+                part = there[start : start + 256]
+                part = part[lender.intact(part)]
+                with claimed(descriptor, part) as ours:
+                    part = part[ours]
+                    cache.store(part, np.array(lender.images[part, : self.config.candidates]))
+            missing = missing[~cache.done[missing]]
+
+    def _begins_alike(self, row: int, larger: GenerateConfig) -> bool:
+        """Whether the first candidates of `larger` have the prompts and the noise of this making's."""
+        ours, theirs = (recipe(self.dataset, row, config, self.number, self.styles) for config in (self.config, larger))
+        count = self.config.candidates
+        noise, more = noise_of(self.ldm, ours, self.config), noise_of(self.ldm, theirs, larger)
+        return ours.prompts == theirs.prompts[:count] and torch.equal(noise, more[:count])
 
 
 def candidates_of(
@@ -194,14 +230,17 @@ def cache_paths(
     styles: tuple[str, ...],
 ) -> list[Path]:  # fmt: skip
     """`cache_path` of several generations; the LDM's weights are read once for all of them."""
-    values = plain_values(config)
     fingerprint = ldm.fingerprint() if numbers else ""
+    return [_cache_file(dataset, config, number, styles, fingerprint) for number in numbers]
+
+
+def _cache_file(
+    dataset: MultiDomainDataset, config: GenerateConfig, number: int, styles: tuple[str, ...], fingerprint: str
+) -> Path:
+    values = plain_values(config)
     shaping = {k: values[k] for k in SHAPING}
-    keys = [
-        hash_of([CACHE_FORMAT, dataset.fingerprint, dataset.words(), fingerprint, shaping, number, styles])
-        for number in numbers
-    ]
-    return [cache_folder() / "candidates" / f"{key}.npy" for key in keys]
+    key = hash_of([CACHE_FORMAT, dataset.fingerprint, dataset.words(), fingerprint, shaping, number, styles])
+    return cache_folder() / "candidates" / f"{key}.npy"
 
 
 def cached_rows(path: Path, count: int) -> np.ndarray:
