@@ -13,6 +13,7 @@ from PIL import Image
 
 from domainfusion.errors import UsageError
 from domainfusion.report.html import write_report
+from domainfusion.report.study import read_runs
 from report.written_runs import SIZE, add_generations, dump, write_pictures, write_run
 
 
@@ -152,6 +153,28 @@ def test_variants_of_an_algorithm_are_told_apart(tmp_path: Path, root: Path) -> 
     assert "DomainFusion (distill_weight = 0.5) is right on 50.0 %" in page.text  # the defaults lead
     assert "DomainFusion (distill_weight = 0)" in page.text
     assert "Options in which the algorithms differ" in page.text
+
+
+def test_of_a_sweep_the_draws_that_it_chose_are_shown(tmp_path: Path, root: Path) -> None:
+    """In the form in which `sweep` writes its choice; draw 1 is better on the target and was not chosen for `ink`."""
+    chosen = {"erm": {"ink": 0, "pixel": 1}, "domainfusion": {"ink": 1, "pixel": 0}}
+    for algorithm, targets in chosen.items():
+        for target in targets:
+            for draw in range(2):
+                place = tmp_path / "sweep" / algorithm / target / ("trial-0-draw-1" if draw else "trial-0")
+                share = (6 + 6 * draw) / 24
+                write_run(place, root, algorithm, share, target=target, lr=1e-3 * (1 + draw), hparams_seed=draw)
+    found = {name: {target: [{"hparams_seed": h, "lr": 1e-3 * (1 + h)}] for target, h in row.items()}
+             for name, row in chosen.items()}  # fmt: skip
+    dump(tmp_path / "sweep" / "sweep.json", {"trials": [0], "chosen": found})
+    runs = read_runs([tmp_path / "sweep"])
+    assert {(run.algorithm, run.target): run.options["hparams_seed"] for run in runs} == {
+        (name, target): draw for name, row in chosen.items() for target, draw in row.items()
+    }
+    page = read_page(tmp_path / "sweep", output=tmp_path / "report.html")
+    assert "DomainFusion is right on 37.5 % of the images on average, ERM on 37.5 %" in page.text
+    assert "cannot be compared" not in page.text
+    assert "hparams_seed = " not in page.text.split("How the numbers were made")[0]  # no variants
 
 
 def test_runs_that_share_no_test_are_not_compared(tmp_path: Path, root: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from domainfusion.config import TrainConfig
 from domainfusion.config_files import load_toml, plain_values
 from domainfusion.errors import UsageError
-from domainfusion.files import read_json, read_json_object
+from domainfusion.files import read_json_object
 from domainfusion.results.records import find_runs, load_run
 
 Unit = tuple[int, int]  # (trial, seed): what an algorithm is repeated over
@@ -40,7 +40,7 @@ class Run:
     records: list[dict[str, Any]]
     text: str
     options: dict[str, Any]
-    search: str = ""  # the benchmark whose selection chose its hyperparameters; its runs differ in them and are one arm
+    search: str = ""  # the benchmark or sweep that chose its hyperparameters; its runs differ in them and are one arm
 
     @property
     def algorithm(self) -> str:
@@ -179,16 +179,30 @@ def _read_run(folder: Path) -> Run:
 
 
 def _search_of(folder: Path) -> str:
-    """The folder of the benchmark that tried several draws of hyperparameters, this run's among them; or empty."""
-    path = folder.resolve() / "../../.." / "benchmark.json"  # of ROOT/ALGORITHM/TARGET/trial-T
-    return str(path.parent.resolve()) if path.exists() and "draws" in read_json(path) else ""
+    """The folder of the benchmark or sweep that chose among draws of hyperparameters, this run's too; or empty."""
+    root = (folder.resolve() / "../../..").resolve()  # of ROOT/ALGORITHM/TARGET/trial-T
+    return "" if _draws_that_count(root) is None else str(root)
+
+
+def _draws_that_count(root: Path) -> dict[str, Any] | None:
+    """{algorithm: {target: {trial: draw}}} of a benchmark or sweep with several draws; None of any other folder."""
+    for path, name in ((root / "sweep.json", "chosen"), (root / "benchmark.json", "draws")):
+        found = read_json_object(path) if path.exists() else {}
+        if name not in found:
+            continue
+        draws: dict[str, Any] = {}
+        for algorithm, targets in found[name].items():
+            for target, row in targets.items():
+                # A sweep adds the options of the draw to its number.
+                numbers = [cell["hparams_seed"] if name == "chosen" else cell for cell in row]
+                draws.setdefault(algorithm, {})[target] = dict(zip(found["trials"], numbers, strict=False))
+        return draws
+    return None
 
 
 def _was_chosen(run: Run) -> bool:
-    """Whether the run's draw is the one that counts in its cell; True where the benchmark has not come to it yet."""
-    found = read_json(Path(run.search) / "benchmark.json")
-    row = found["draws"].get(run.algorithm, {}).get(run.target, [])
-    by_trial = dict(zip(found["trials"], row, strict=False))
+    """Whether the run's draw is the one that counts in its cell; True where the search has not come to it yet."""
+    by_trial = (_draws_that_count(Path(run.search)) or {}).get(run.algorithm, {}).get(run.target, {})
     return by_trial.get(run.unit[0], -1) in (-1, run.options.get("hparams_seed", 0))
 
 
