@@ -191,6 +191,17 @@ class TestResume:
         run(image_folder, tmp_path / "stopped")
         assert_same_run(tmp_path / "stopped", whole)
 
+    def test_time_that_has_passed_saves_between_evaluations(
+        self, image_folder: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(trainer, "SAVE_EVERY", 0.0)
+        train_until(image_folder, tmp_path / "killed", 3)
+        saved = load_state(tmp_path / "killed" / "checkpoints" / "last.safetensors")["progress"]
+        assert (saved["step"], saved["best_step"]) == (3, 2)
+        monkeypatch.undo()
+        run(image_folder, tmp_path / "killed")
+        assert_same_run(tmp_path / "killed", whole)
+
     def test_options_that_are_refused_leave_no_folder_that_insists_on_them(
         self, image_folder: Path, tmp_path: Path, whole: Path
     ) -> None:

@@ -113,8 +113,13 @@ def take_step(
     return {name: value.detach() for name, value in terms.items()}
 
 
+SAVE_EVERY = 300.0  # seconds between checkpoints: what an end without a signal (SIGKILL, power) may cost
+
+
 def train(algorithm: Algorithm) -> Progress:
     """Train to the last step, from the run folder's checkpoint where there is one.
+
+    A checkpoint is written at every evaluation, and between them whenever `SAVE_EVERY` seconds have passed.
 
     Raises `TrainingError` naming the step where the loss is not finite (the last checkpoint is kept), and `Interrupted`
     where a signal asks to stop, when a checkpoint of the present step is written.
@@ -137,6 +142,7 @@ def train(algorithm: Algorithm) -> Progress:
         algorithm.restore(extra)
     due = evaluation_steps(config.steps, config.evaluations, config.evaluate_every)
     clock, before = time.monotonic(), progress.seconds
+    saved = clock
     bar = tqdm(
         total=config.steps, initial=progress.step, desc=f"{config.algorithm}, target {config.target or 'none'}",
         unit="step", disable=not context.progress,
@@ -146,6 +152,10 @@ def train(algorithm: Algorithm) -> Progress:
             break
         try:
             check(elsewhere=processes.any(requested(), context.device))
+            if step > progress.step and time.monotonic() - saved > SAVE_EVERY:
+                progress = dataclasses.replace(progress, step=step, seconds=before + time.monotonic() - clock)
+                save(algorithm, optimizer, average, progress, meter, portions)
+                saved = time.monotonic()
             torch.manual_seed(seed_hash("step", config.seed, step))
             algorithm.before_step(step, step // context.steps_per_epoch)
         except Interrupted:
@@ -163,7 +173,7 @@ def train(algorithm: Algorithm) -> Progress:
         if done in due:
             progress = dataclasses.replace(progress, seconds=before + time.monotonic() - clock)
             progress = _evaluate_and_save(algorithm, optimizer, average, progress, done, meter, portions)
-            meter = Meter(seconds=progress.seconds)
+            meter, saved = Meter(seconds=progress.seconds), time.monotonic()
             if progress.best_step:
                 bar.set_postfix(validation=f"{progress.best_validation:.1%}")
     bar.close()
