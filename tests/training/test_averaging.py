@@ -220,8 +220,8 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Source validation says LOSSES; everything else is real."""
     original = trainer.measure
 
-    def measure(algorithm: Any, done: int, kept: int) -> Any:
-        measured, shares = original(algorithm, done, kept)
+    def measure(algorithm: Any, done: int, *rest: Any) -> Any:
+        measured, shares = original(algorithm, done, *rest)
         return {**measured, "validation_loss": LOSSES[done]}, shares
 
     monkeypatch.setattr(trainer, "measure", measure)
@@ -334,7 +334,7 @@ def test_the_target_has_no_say(images: Path, tmp_path: Path, monkeypatch: pytest
     config = options(average=dataclasses.replace(SHORT_VALLEY, tolerance_rate=1.0))
     train_run(str(images), config, tmp_path / "first", progress=False)
     answers = iter(range(100))
-    monkeypatch.setattr(trainer, "accuracy_on", lambda algorithm, rows: next(answers) % 7 / 7)
+    monkeypatch.setattr(trainer, "accuracy_on", lambda algorithm, rows, **how: next(answers) % 7 / 7)
     train_run(str(images), config, tmp_path / "second", progress=False)
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -347,8 +347,8 @@ def test_without_a_valley_it_says_so(images: Path, tmp_path: Path, capsys: pytes
     with pytest.MonkeyPatch.context() as patch:
         original = trainer.measure
 
-        def measure(algorithm: Any, done: int, kept: int) -> Any:
-            measured, shares = original(algorithm, done, kept)
+        def measure(algorithm: Any, done: int, *rest: Any) -> Any:
+            measured, shares = original(algorithm, done, *rest)
             return {**measured, "validation_loss": 10.0 - done + 2 * (done == 4)}, shares
 
         patch.setattr(trainer, "measure", measure)

@@ -191,6 +191,31 @@ class TestResume:
         run(image_folder, tmp_path / "stopped")
         assert_same_run(tmp_path / "stopped", whole)
 
+    @pytest.mark.parametrize("step", [4, 8])
+    def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(
+        self, image_folder: Path, tmp_path: Path, whole: Path, step: int
+    ) -> None:
+        seen = []
+
+        def validate(algorithm: ERM, **how: Any) -> Any:
+            seen.append(len(seen))
+            if len(seen) == step // 2:  # the evaluation after `step`
+                os.kill(os.getpid(), signal.SIGTERM)
+            return original(algorithm, **how)
+
+        original = trainer.validate
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(trainer, "validate", validate)
+            with pytest.raises(Interrupted):
+                run(image_folder, tmp_path / "stopped")
+        assert [record["step"] for record in read_json_lines(tmp_path / "stopped" / "metrics.jsonl")] == list(
+            range(2, step, 2)
+        )
+        saved = load_state(tmp_path / "stopped" / "checkpoints" / "last.safetensors")
+        assert saved["progress"]["step"] == step  # of which nothing is lost
+        run(image_folder, tmp_path / "stopped")
+        assert_same_run(tmp_path / "stopped", whole)
+
     def test_time_that_has_passed_saves_between_evaluations(
         self, image_folder: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

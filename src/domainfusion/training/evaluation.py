@@ -47,14 +47,18 @@ class Evaluation:
 def collect_logits(
     predict: Callable[[torch.Tensor], torch.Tensor], dataset: MultiDomainDataset, rows: np.ndarray, *,
     device: torch.device, dtype: torch.dtype, batch_size: int = 256,
-    view: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    view: Callable[[torch.Tensor], torch.Tensor] | None = None, between: Callable[[], None] | None = None,
 ) -> np.ndarray:  # fmt: skip
     """(n, classes) float32 logits of rows (n,) of a data set, by `predict` (images (B, 3, S, S) in [0, 1]).
 
-    `view`: what is made of a batch of images before it is predicted (None: nothing).
+    Args:
+        view: what is made of a batch of images before it is predicted (None: nothing).
+        between: called before each batch; it may raise to end the evaluation.
     """
     found: list[np.ndarray] = []
     for start in range(0, len(rows), batch_size):
+        if between is not None:
+            between()
         images = to_float(torch.from_numpy(dataset.images[rows[start : start + batch_size]]).to(device))
         images = images if view is None else view(images)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -66,10 +70,15 @@ def collect_logits(
 def evaluate(
     predict: Callable[[torch.Tensor], torch.Tensor], dataset: MultiDomainDataset, rows: np.ndarray, *,
     device: torch.device, dtype: torch.dtype, batch_size: int = 256,
-    view: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    view: Callable[[torch.Tensor], torch.Tensor] | None = None, between: Callable[[], None] | None = None,
 ) -> Evaluation:  # fmt: skip
-    """The evaluation of `predict` (images (B, 3, S, S) in [0, 1] to logits) on rows of a data set, seen by `view`."""
-    logits = collect_logits(predict, dataset, rows, device=device, dtype=dtype, batch_size=batch_size, view=view)
+    """The evaluation of `predict` (images (B, 3, S, S) in [0, 1] to logits) on rows of a data set, seen by `view`.
+
+    `between` is called before each batch; it may raise to end the evaluation.
+    """
+    logits = collect_logits(
+        predict, dataset, rows, device=device, dtype=dtype, batch_size=batch_size, view=view, between=between
+    )
     return evaluation_of_logits(logits, dataset, rows)
 
 

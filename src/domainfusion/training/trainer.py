@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -147,11 +148,17 @@ def train(algorithm: Algorithm) -> Progress:
         total=config.steps, initial=progress.step, desc=f"{config.algorithm}, target {config.target or 'none'}",
         unit="step", disable=not context.progress,
     )  # fmt: skip
-    for step in range(progress.step, config.steps):
-        if average.ended:
-            break
+    for step in range(progress.step, config.steps + 1):
         try:
-            check(elsewhere=processes.any(requested(), context.device))
+            if step in due and meter.steps:  # steps since the last evaluation: this one has not been made
+                progress = dataclasses.replace(progress, seconds=before + time.monotonic() - clock)
+                progress = _evaluate_and_save(algorithm, optimizer, average, progress, step, meter, portions)
+                meter, saved = Meter(seconds=progress.seconds), time.monotonic()
+                if progress.best_step:
+                    bar.set_postfix(validation=f"{progress.best_validation:.1%}")
+            if average.ended or step == config.steps:
+                break
+            _check(context)
             if step > progress.step and time.monotonic() - saved > SAVE_EVERY:
                 progress = dataclasses.replace(progress, step=step, seconds=before + time.monotonic() - clock)
                 save(algorithm, optimizer, average, progress, meter, portions)
@@ -169,30 +176,33 @@ def train(algorithm: Algorithm) -> Progress:
         average.update(step + 1)
         meter.add(terms)
         bar.update()
-        done = step + 1
-        if done in due:
-            progress = dataclasses.replace(progress, seconds=before + time.monotonic() - clock)
-            progress = _evaluate_and_save(algorithm, optimizer, average, progress, done, meter, portions)
-            meter, saved = Meter(seconds=progress.seconds), time.monotonic()
-            if progress.best_step:
-                bar.set_postfix(validation=f"{progress.best_validation:.1%}")
     bar.close()
     return progress
 
 
-def validate(algorithm: Algorithm) -> dict[str, Evaluation]:
+def _check(context: Context) -> None:
+    """Raise `Interrupted`, in all processes, where a signal has come to one."""
+    check(elsewhere=context.processes.any(requested(), context.device))
+
+
+def validate(algorithm: Algorithm, *, between: Callable[[], None] | None = None) -> dict[str, Evaluation]:
     """The evaluation of each source domain's validation part, augmented where the options say so."""
     algorithm.eval()
+    augmented = algorithm.config.data.augment_validation
     return {
-        domain: evaluate_rows(algorithm, rows, augmented=algorithm.config.data.augment_validation)
+        domain: evaluate_rows(algorithm, rows, augmented=augmented, between=between)
         for domain, rows in algorithm.context.split.validation.items()
     }
 
 
-def evaluate_rows(algorithm: Algorithm, rows: np.ndarray, *, augmented: bool = False) -> Evaluation:
+def evaluate_rows(
+    algorithm: Algorithm, rows: np.ndarray, *, augmented: bool = False, between: Callable[[], None] | None = None
+) -> Evaluation:
     """The evaluation of the present weights on rows (n,) of the data set.
 
-    `augmented`: on augmented views, the same ones whenever the same rows are evaluated, so that steps compare.
+    Args:
+        augmented: on augmented views, the same ones whenever the same rows are evaluated, so that steps compare.
+        between: called before each batch; it may raise to end the evaluation.
     """
     context, config = algorithm.context, algorithm.config
     view = None
@@ -200,22 +210,27 @@ def evaluate_rows(algorithm: Algorithm, rows: np.ndarray, *, augmented: bool = F
         generator = torch.Generator().manual_seed(seed_hash("validation views", config.seed, len(rows), int(rows[0])))
         view = functools.partial(augment, config=config.data, generator=generator)
     return evaluate(
-        algorithm.predict, context.dataset, rows, device=context.device, dtype=context.dtype, view=view
-    )  # fmt: skip
+        algorithm.predict, context.dataset, rows, device=context.device, dtype=context.dtype, view=view, between=between
+    )
 
 
-def accuracy_on(algorithm: Algorithm, rows: np.ndarray, *, augmented: bool = False) -> float:
+def accuracy_on(
+    algorithm: Algorithm, rows: np.ndarray, *, augmented: bool = False, between: Callable[[], None] | None = None
+) -> float:
     """The share of rows (n,) that the present weights get right."""
-    return evaluate_rows(algorithm, rows, augmented=augmented).accuracy
+    return evaluate_rows(algorithm, rows, augmented=augmented, between=between).accuracy
 
 
-def measure(algorithm: Algorithm, done: int, kept: int) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
+def measure(
+    algorithm: Algorithm, done: int, kept: int, between: Callable[[], None] | None = None
+) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
     """What the present weights are worth: fields of a record, and {domain: {"in", "out"}: accuracy}.
 
-    Raises `TrainingError` naming the steps `done` and the checkpoint `kept` where the outputs are not finite.
+    Raises `TrainingError` naming the steps `done` and the checkpoint `kept` where the outputs are not finite, and what
+    `between`, called before each batch, raises.
     """
     context, config = algorithm.context, algorithm.config
-    found = validate(algorithm)
+    found = validate(algorithm, between=between)
     if not all(math.isfinite(value.loss) for value in found.values()):
         raise TrainingError(
             f"the model's outputs are not finite after step {done - 1}; the checkpoint of step {kept} is "
@@ -229,15 +244,16 @@ def measure(algorithm: Algorithm, done: int, kept: int) -> tuple[dict[str, Any],
     shares = {domain: {"out": value.accuracy} for domain, value in found.items()}
     # Held-out domains are written down for curves and records; within a run they never choose anything.
     for domain, parts in context.split.held_out.items():
-        shares[domain] = {part: accuracy_on(algorithm, rows) for part, rows in parts.items()}
+        shares[domain] = {part: accuracy_on(algorithm, rows, between=between) for part, rows in parts.items()}
     if config.target is not None:
         recorded = context.split.held_out[config.target]["in"] is context.split.test
         measured["target_accuracy"] = (
-            shares[config.target]["in"] if recorded else accuracy_on(algorithm, context.split.test)
+            shares[config.target]["in"] if recorded else accuracy_on(algorithm, context.split.test, between=between)
         )
     if config.evaluate_training:
+        augmented = config.data.augment_validation
         for domain, rows in context.split.train.items():
-            shares[domain]["in"] = accuracy_on(algorithm, rows, augmented=config.data.augment_validation)
+            shares[domain]["in"] = accuracy_on(algorithm, rows, augmented=augmented, between=between)
     return measured, shares
 
 
@@ -255,7 +271,9 @@ def _evaluate_and_save(
     context.processes.average_buffers(algorithm)
     writes = context.processes.first
     with average.applied():
-        measured, shares = portions.attempt(lambda: measure(algorithm, done, progress.step), done - 1)
+        # A signal may end this; nothing of the evaluation is written before, and a resumed run begins with it.
+        stop = functools.partial(_check, context)
+        measured, shares = portions.attempt(lambda: measure(algorithm, done, progress.step, stop), done - 1)
     record = {
         "step": done, "epoch": round(done / context.steps_per_epoch, 3), "seconds": round(progress.seconds, 3),
         "lr": learning_rate(done - 1, config.steps, config.lr, config.lr_schedule), **means, **measured,
