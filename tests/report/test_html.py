@@ -155,6 +155,16 @@ def test_variants_of_an_algorithm_are_told_apart(tmp_path: Path, root: Path) -> 
     assert "Options in which the algorithms differ" in page.text
 
 
+def test_variants_of_the_baseline_do_not_take_the_headline(tmp_path: Path, root: Path) -> None:
+    write_run(tmp_path / "runs" / "a", root, "erm", 0.25)
+    write_run(tmp_path / "runs" / "b", root, "erm", 0.75, lr=0.5)
+    alone = read_page(tmp_path / "runs", output=tmp_path / "alone.html")
+    assert "ERM (lr = 0.5) is right on 75.0 % of the images, ERM (lr = 0.001) on 25.0 %" in alone.text
+    write_run(tmp_path / "runs" / "c", root, "domainfusion", 0.5)
+    page = read_page(tmp_path / "runs", output=tmp_path / "report.html")
+    assert "DomainFusion is right on 50.0 % of the images, ERM (lr = 0.001) on 25.0 %" in page.text
+
+
 def test_of_a_sweep_the_draws_that_it_chose_are_shown(tmp_path: Path, root: Path) -> None:
     """In the form in which `sweep` writes its choice; draw 1 is better on the target and was not chosen for `ink`."""
     chosen = {"erm": {"ink": 0, "pixel": 1}, "domainfusion": {"ink": 1, "pixel": 0}}

@@ -115,9 +115,9 @@ class Study:
 
     @property
     def challenger(self) -> Arm:
-        """The arm that the report is about: DomainFusion, or the first that is not the baseline."""
+        """The arm that the report is about: DomainFusion, the first other algorithm, or a variant of the baseline."""
         others = [arm for arm in self.arms if arm is not self.baseline]
-        return others[0] if others else self.arms[0]
+        return min(others, key=lambda arm: arm.algorithm == BASELINE, default=self.arms[0])
 
     @property
     def tested(self) -> bool:
