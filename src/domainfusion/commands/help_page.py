@@ -54,27 +54,11 @@ def help_page(
         bold: whether headings and flags are bold, by the codes of a terminal.
     """
     start = COLUMN if width >= 3 * COLUMN else 6
-    arguments: list[Entry] = []
-    groups: dict[str, list[Entry]] = {"options": []}
-    required = []
-    # A command's own options go before those of its flat config, which are many.
-    for field in sorted(fields_of(kind, default), key=lambda field: not issubclass(kind, field.owner)):
-        typed = metavar(field.hint)
-        if field.positional:
-            arguments.append(Entry(typed, _flowing(field.text)))
-            continue
-        if field.flag in hidden or f"--{field.group}" in hidden:
-            continue
-        typed = f"{field.flag} {typed}" if typed else f"{field.flag}, {field.negative}"
-        if field.required:
-            required.append(typed)
-        text = f"{_flowing(field.text)} {default_text(field)}".strip()
-        groups.setdefault(_heading(field), []).append(Entry(typed, text))
-    groups["options"].append(Entry("-h, --help", "Show this page."))
-    words = [prog, *(entry.typed for entry in arguments), *required, "[OPTIONS]"]
+    sections, required = _sections(kind, default, hidden)
+    words = [prog, *(entry.typed for entry in sections["arguments"]), *required, "[OPTIONS]"]
     parts = [textwrap.fill(f"usage: {' '.join(words)}", width, subsequent_indent=" " * 7, break_on_hyphens=False)]
     parts += [_wrapped(_flowing(part), width) for part in inspect.cleandoc(kind.__doc__ or "").split("\n\n")]
-    for heading, entries in [("arguments", arguments), *groups.items()]:
+    for heading, entries in sections.items():
         if entries:
             name, _, what = heading.partition(": ")
             title = _wrapped(f"{name}: {what}".strip(), width)
@@ -82,6 +66,27 @@ def help_page(
             lines += [_laid_out(entry, start, width, bold=bold) for entry in entries]
             parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def _sections(kind: type, default: Any, hidden: Collection[str]) -> tuple[dict[str, list[Entry]], list[str]]:
+    """The entries of a page by heading, and what has to be typed of the options."""
+    sections: dict[str, list[Entry]] = {"arguments": [], "options": []}
+    required = []
+    # A command's own options go before those of its flat config, which are many.
+    for field in sorted(fields_of(kind, default), key=lambda field: not issubclass(kind, field.owner)):
+        typed = metavar(field.hint)
+        if field.positional:
+            sections["arguments"].append(Entry(typed, _flowing(field.text)))
+            continue
+        if field.flag in hidden or f"--{field.group}" in hidden:
+            continue
+        typed = f"{field.flag} {typed}" if typed else f"{field.flag}, {field.negative}"
+        if field.required:
+            required.append(typed)
+        text = f"{_flowing(field.text)} {default_text(field)}".strip()
+        sections.setdefault(_heading(field), []).append(Entry(typed, text))
+    sections["options"].append(Entry("-h, --help", "Show this page."))
+    return sections, required
 
 
 def metavar(hint: Any) -> str:
@@ -130,9 +135,12 @@ def _flowing(text: str) -> str:
 
 
 def _wrapped(text: str, width: int, indent: str = "") -> str:
-    """A text in lines; flags and paths stay whole, and so does the word of a default with what follows it."""
-    glued = text.replace("(default: ", "(default:\0")
-    lines = textwrap.wrap(glued, width - len(indent), break_long_words=False, break_on_hyphens=False)
+    """A text in lines. Flags and paths stay whole, and `(default:` on the line of what follows it, if there is room."""
+    room = width - len(indent)
+    for part in (text.replace("(default: ", "(default:\0"), text):
+        lines = textwrap.wrap(part, room, break_long_words=False, break_on_hyphens=False)
+        if all(len(line) <= room for line in lines):
+            break
     return "\n".join(indent + line for line in lines).replace("\0", " ")
 
 
