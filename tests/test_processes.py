@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -30,16 +31,29 @@ FUSION = [
 ]  # fmt: skip
 
 
-def command(images: Path, output: Path, *words: str, count: int = 1) -> list[str]:
-    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-                "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]  # fmt: skip
-    start = launcher if count == 2 else []
-    return [sys.executable, *start, "-m", "domainfusion", "train", str(images), *WORDS, *words, "--output", str(output)]
+# `domainfusion`, which says first what it takes itself for: a launcher that starts one process would pass every test.
+PROGRAM = """
+import sys
+from domainfusion.processes import join_processes
+{change}
+processes = join_processes()
+print("process", processes.rank, "of", processes.count, file=sys.stderr)
+from domainfusion.__main__ import main
+main()
+"""
+
+
+def command(images: Path, output: Path, *words: str, count: int = 1, change: str = "") -> list[str]:
+    """What starts `count` processes of one run, the code `change` run in each before."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python", sys.executable]
+    start = [*(launcher if count == 2 else []), "-c", PROGRAM.format(change=change)]
+    return [sys.executable, *start, "train", str(images), *WORDS, *words, "--output", str(output)]
 
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    return {**os.environ, "DOMAINFUSION_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    given = {"DOMAINFUSION_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return {**os.environ, **given}
 
 
 def run(words: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -73,6 +87,7 @@ def test_two_processes_come_to_what_one_comes_to(
     environment["DOMAINFUSION_CACHE"] = str(tmp_path / "another-cache")
     together = run(command(image_folder, tmp_path / "two", *words, count=2), environment)
     assert together.returncode == 0, together.stderr
+    assert sorted(re.findall(r"process \d of \d", together.stderr)) == ["process 0 of 2", "process 1 of 2"]
     assert_close(tmp_path / "one", tmp_path / "two")
     assert together.stdout.count("target photo") == alone.stdout.count("target photo") == 1  # one of them speaks
     images = [np.load(tmp_path / name / "synthetic" / "generation-00" / "images.npy") for name in ("one", "two")]
@@ -98,11 +113,12 @@ def test_a_signal_to_one_process_saves_the_run_of_both(
         assert time.monotonic() < deadline
         time.sleep(0.1)
     children = subprocess.run(
-        ["pgrep", "-f", f"domainfusion train {image_folder}"], capture_output=True, text=True, check=True
+        ["pgrep", "-f", f"train {image_folder}"], capture_output=True, text=True, check=True
     ).stdout.split()
     ranks = [int(pid) for pid in children if int(pid) != process.pid]
     os.kill(ranks[-1], signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
+    assert "process 1 of 2" in errors
     assert process.returncode != 0
     state = load_state(output / "checkpoints" / "last.safetensors")
     step = state["progress"]["step"]
