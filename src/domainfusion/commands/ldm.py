@@ -59,7 +59,8 @@ class GenerateCommand:
     shard: tuple[int, int] = (0, 1)
     """I N: only every N-th image from the I-th, so that N processes share the work."""
     output: Path | None = None
-    """Folder for the candidates as DOMAIN/CLASS/NAME.png."""
+    """Folder for the candidates as DOMAIN/CLASS/NAME-gG-cC.png (NAME of the source image, generation, candidate), with
+    metadata.csv: source, prompt, strength and seed of each. It can be given as DATA."""
     config: Path | None = None
     """TOML file with options; the command line has the last word."""
     json: bool = False
