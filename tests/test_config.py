@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from domainfusion.commands.parsing import base_options, parse
 from domainfusion.config import DataConfig, DistillConfig, GenerateConfig, PretrainConfig, TrainConfig
-from domainfusion.config_files import build_config, load_toml, plain_values, to_toml
+from domainfusion.config_files import build_config, flat_values, load_toml, plain_values, to_toml
 from domainfusion.errors import FileError, UsageError
 
 shares = st.floats(0, 1)
@@ -146,6 +148,61 @@ def test_a_value_out_of_range_is_refused_naming_field_and_value(values: dict[str
         build_config(TrainConfig, values, "x.toml")
     assert str(caught.value).startswith(f"x.toml: {field} = {value}: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('steps = "400"', "steps = '400': give a whole number, not a string"),
+        ('steps = "many"', "steps = 'many': give a whole number, not a string"),
+        ("steps = true", "steps = true: give a whole number, not true or false"),
+        ('lr = "5e-5"', "lr = '5e-5': give a number, not a string"),
+        ("lr = true", "lr = true: give a number, not true or false"),
+        ('pretrained = "yes"', "pretrained = 'yes': give true or false, not a string"),
+        ("pretrained = 1", "pretrained = 1: give true or false, not a number"),
+        ('[data]\nsize = "64"', "data.size = '64': give a whole number, not a string"),
+        ('[generate]\nstrength = [0.5, "0.9"]', "generate.strength.1 = '0.9': give a number, not a string"),
+        ('[generate]\nupdating = "false"', "generate.updating = 'false': give true or false, not a string"),
+        ("target = 3", "target = 3: Input should be a valid string"),
+        ('[generate]\nstrength = "0.5"', "generate.strength = '0.5': Input should be a valid tuple"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_naming_the_wanted_one(text: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        build_config(TrainConfig, tomllib.loads(text), "x.toml")
+    assert str(caught.value) == f"x.toml: {message}"
+
+
+def test_whole_numbers_may_be_written_as_others() -> None:
+    """TOML has 1 and 1.0, and no other way to write 1e4."""
+    config = build_config(TrainConfig, tomllib.loads("steps = 1e4\nlr = 1\n[generate]\nstrength = [1, 1]"), "x.toml")
+    assert (config.steps, config.lr, config.generate.strength) == (10000, 1.0, (1.0, 1.0))
+
+
+def test_every_number_and_truth_refuses_a_string() -> None:
+    """Whatever option it is: what TOML text of the defaults holds as no string, no string is taken for."""
+    for kind in (TrainConfig, PretrainConfig):
+        for name, value in flat_values(plain_values(kind())).items():
+            sample = value[0] if isinstance(value, list) and value else value
+            if isinstance(sample, (str, list)):
+                continue
+            *groups, leaf = name.split(".")
+            text = str(sample).lower()
+            values: dict[str, Any] = {leaf: [text] * len(value) if isinstance(value, list) else text}
+            for group in reversed(groups):
+                values = {group: values}
+            with pytest.raises(
+                UsageError, match=rf"^x.toml: {re.escape(name)}[^ ]* = '{re.escape(text)}': give .* not a"
+            ):
+                build_config(kind, values, "x.toml")
+
+
+def test_the_file_is_named_and_the_command_line_gives_words(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('steps = "400"\n')
+    with pytest.raises(UsageError, match=rf"^{re.escape(str(path))}: steps = '400': give a whole number"):
+        base_options(TrainConfig, ["--config", str(path)])
+    assert parse(TrainConfig, ["--steps", "400", "--lr", "1"], "train").steps == 400
 
 
 @pytest.mark.parametrize("field", ["vae_channels", "unet_channels"])

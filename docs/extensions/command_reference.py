@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import textwrap
 from typing import Any
 
 from docutils import nodes
@@ -30,9 +29,7 @@ def help_of(words: list[str]) -> str:
             del os.environ["COLUMNS"]
         else:
             os.environ["COLUMNS"] = before
-    lines = printed.getvalue().strip().splitlines()
-    # tyro wraps its boxes, and leaves what a command is in one long line
-    return "\n".join(part for line in lines for part in (textwrap.wrap(line, WIDTH) if len(line) > WIDTH else [line]))
+    return printed.getvalue().strip()
 
 
 class CommandReference(SphinxDirective):

@@ -160,7 +160,7 @@ def list_names(words: list[str]) -> int:
     as_json = "--json" in words
     words = [word for word in words if word != "--json"]
     if words in (["--help"], ["-h"]) or not words:
-        print(f"usage: domainfusion list {{{','.join(kinds)}}} [PATTERN] [--json]")
+        print(f"usage: domainfusion list KIND [PATTERN] [--json]\n\nKIND is one of {', '.join(kinds)}.")
         return 0 if words else 2
     if words[0] not in kinds:
         raise unknown_name("list", words[0], kinds)

@@ -1,11 +1,18 @@
-"""Options from and to TOML and plain values; what is unknown or out of range is refused, naming the field."""
+"""Options from and to TOML and plain values; what is unknown or out of range is refused, naming the field.
+
+A value has the type that its option has: a number in quotes is a string, and no number. (The command line has nothing
+but words; they are turned into values of the options' types before they come here.) A whole number is taken where a
+number may have decimals, and 400.0 or 4e2 where it has to be whole.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import tomllib
+import types
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +36,14 @@ def build_config(kind: type, values: dict[str, Any], origin: str) -> Any:
     """`kind` from nested plain values. Raises `UsageError` naming the field, the rule, and the nearest valid name.
 
     >>> from domainfusion.config import TrainConfig
+    >>> build_config(TrainConfig, {"steps": "400"}, "x.toml")
+    Traceback (most recent call last):
+    domainfusion.errors.UsageError: x.toml: steps = '400': give a whole number, not a string
     >>> build_config(TrainConfig, {"stesp": 3}, "x.toml")
     Traceback (most recent call last):
     domainfusion.errors.UsageError: x.toml: unknown option 'stesp'; did you mean 'steps'?
     """
+    _refuse_other_types(kind, values, origin)
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
@@ -46,6 +57,50 @@ def build_config(kind: type, values: dict[str, Any], origin: str) -> Any:
             rule = first["msg"].removeprefix("Value error, ")
             raise UsageError(f"{origin}: {where}: {rule}" if where else f"{origin}: {rule}") from None
         raise UsageError(f"{origin}: {where} = {shortened(repr(first['input']))}: {first['msg']}") from None
+
+
+# What is wanted of an option, by the types that it takes; pydantic itself would make numbers of strings and truths.
+WANTED: dict[frozenset[type], str] = {
+    frozenset({bool}): "true or false",
+    frozenset({int}): "a whole number",
+    frozenset({float}): "a number",
+    frozenset({int, float}): "a number",
+}
+GIVEN: dict[type, str] = {str: "a string", bool: "true or false", int: "a number", float: "a number"}
+
+
+def _refuse_other_types(kind: Any, values: Any, origin: str, prefix: str = "") -> None:
+    """Raise `UsageError` for the first string where a number or a truth is wanted, and for either in place of the
+    other. Everything else is left to pydantic, which refuses it."""
+    if not isinstance(values, dict):
+        return
+    hints = typing.get_type_hints(kind)
+    for name, value in values.items():
+        if name not in hints:
+            continue
+        if dataclasses.is_dataclass(hints[name]):
+            _refuse_other_types(hints[name], value, origin, f"{prefix}{name}.")
+            continue
+        listed = isinstance(value, (list, tuple))
+        if listed != (typing.get_origin(hints[name]) is tuple):
+            continue
+        wanted = frozenset(_scalar_types(hints[name])) - {type(None)}
+        for place, item in enumerate(value) if listed else [(None, value)]:
+            is_other = isinstance(item, str) or isinstance(item, bool) != (wanted == {bool})
+            if wanted in WANTED and type(item) in GIVEN and is_other:
+                where = f"{prefix}{name}" + ("" if place is None else f".{place}")
+                shown = shortened(repr(item)) if isinstance(item, str) else _toml_value(item)
+                raise UsageError(f"{origin}: {where} = {shown}: give {WANTED[wanted]}, not {GIVEN[type(item)]}")
+
+
+def _scalar_types(hint: Any) -> Iterator[Any]:
+    """The types that a value of type `hint`, or an item of it, may have."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType, tuple, list):
+        for part in typing.get_args(hint):
+            if part is not Ellipsis:
+                yield from _scalar_types(part)
+    else:
+        yield hint
 
 
 def plain_values(config: Any) -> dict[str, Any]:

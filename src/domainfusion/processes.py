@@ -8,6 +8,11 @@ process writes. What is frozen (an LDM) is no part of this at all.
 The average over the processes is the whole batch's mean wherever a loss is a mean over images. BatchNorm normalises by
 what it sees: on GPUs its layers are turned into SyncBatchNorm, which sees all; on CPUs each process normalises its own
 share (running statistics are averaged), unless `--freeze-bn`.
+
+Where one process runs out of memory, the others wait for it in the next exchange, whichever that is. So every exchange
+begins with a meeting, always of the same form, to which a process that failed can come too: the others learn of it
+there, as an error of their own, and all of them go back together (`domainfusion.training.accumulation`). What an
+exchange needs of memory it takes before the meeting.
 """
 
 from __future__ import annotations
@@ -24,6 +29,14 @@ import torch
 from torch import nn
 
 from domainfusion.errors import UsageError
+
+
+class OutOfMemoryElsewhere(MemoryError):
+    """Another of the processes that train together, `rank`, has run out of memory."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__(f"process {rank}, which trains with this one, says why")
+        self.rank = rank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +101,7 @@ class Processes:
         if not tensors:
             return
         whole = torch.cat([tensor.flatten().float() for tensor in tensors])
+        self.meet(whole.device)
         torch.distributed.all_reduce(whole)
         whole /= self.count
         for tensor, part in zip(tensors, whole.split([tensor.numel() for tensor in tensors]), strict=True):
@@ -103,11 +117,33 @@ class Processes:
 
     def any(self, value: bool, device: torch.device) -> bool:
         """Whether `value` is true in one process at least; all of them get the same answer."""
-        if self.count == 1:
-            return value
-        flag = torch.tensor(float(value), device=device)
-        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-        return bool(flag.item())
+        return bool(self.most(float(value), device))
+
+    def most(self, value: float, device: torch.device) -> float:
+        """The largest of the processes' values."""
+        return value if self.count == 1 else self._meet(value, device)
+
+    def meet(self, device: torch.device) -> None:
+        """Go on when every process has come here. Raises `OutOfMemoryElsewhere` where one came by `say_out_of_memory`.
+
+        So do all other methods that take values of all processes; `wait` alone knows of none.
+        """
+        if self.count > 1:
+            self._meet(0.0, device)
+
+    def say_out_of_memory(self, device: torch.device) -> None:
+        """Come to the meeting that the others wait in, or will, as a process that ran out of memory before it."""
+        if self.count > 1:
+            self._meet(0.0, device, failed=True)
+
+    def _meet(self, value: float, device: torch.device, *, failed: bool = False) -> float:
+        """The largest value; every meeting is this one message."""
+        message = torch.tensor([value, self.rank + 1.0 if failed else 0.0], device=device)
+        torch.distributed.all_reduce(message, op=torch.distributed.ReduceOp.MAX)
+        found, failing = message.tolist()
+        if failing and not failed:
+            raise OutOfMemoryElsewhere(int(failing) - 1)
+        return found
 
     def mean(self, values: dict[str, float], device: torch.device) -> dict[str, float]:
         """Each value's mean over the processes."""

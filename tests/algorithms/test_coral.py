@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -7,9 +8,11 @@ import pytest
 import torch
 
 from domainfusion.algorithms.base import Algorithm
-from domainfusion.algorithms.coral import coral_distance
+from domainfusion.algorithms.coral import CORAL, coral_distance
 from domainfusion.config import CoralConfig
 from domainfusion.errors import UsageError
+from domainfusion.experiments.runs import build_algorithm, build_context
+from domainfusion.processes import Processes
 from domainfusion.training.trainer import make_batch
 
 Make = Callable[..., Algorithm]
@@ -82,11 +85,20 @@ def test_statistics_are_taken_in_full_precision(make_algorithm: Make, monkeypatc
 def test_too_few_domains_or_images_are_refused(
     make_algorithm: Make, make_image_folder: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UsageError, match="--batch-size 2"):
+    with pytest.raises(UsageError, match=r"--batch-size 1: .*; give --batch-size 2"):
         make_algorithm("coral", batch_size=1)
-    from domainfusion.experiments.runs import build_algorithm, build_context
-
     folder = make_image_folder("two", domains=("photo", "sketch"))
     config = make_algorithm("coral").config
     with pytest.raises(UsageError, match="needs two at least; use erm"):
         build_algorithm(build_context(str(folder), config, make_algorithm("coral").context.folder, progress=False))
+
+
+def test_one_image_of_a_domain_in_each_process_is_refused(make_algorithm: Make) -> None:
+    """Its covariance is 0/0: training would begin, and end with a loss that is not finite."""
+    assert torch.isnan(coral_distance(torch.ones(1, 2), torch.ones(1, 2)))
+    together = dataclasses.replace(make_algorithm("coral", batch_size=6).context, processes=Processes(1, 3))
+    assert isinstance(build_algorithm(together), CORAL)
+    for size in (3, 5):
+        few = dataclasses.replace(together, config=dataclasses.replace(together.config, batch_size=size))
+        with pytest.raises(UsageError, match=f"--batch-size {size}: .*each of 3 processes: --batch-size 6"):
+            build_algorithm(few)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,10 @@ from domainfusion.experiments import benchmark
 from domainfusion.experiments.benchmark import run_benchmark
 from domainfusion.experiments.search import Plan, PlannedRun, Search
 from domainfusion.files import read_json, read_json_lines
-from domainfusion.report.study import build_arms, read_runs
+from domainfusion.report.answer import build_answer
+from domainfusion.report.facts import describe_selection, run_rows
+from domainfusion.report.html import write_report
+from domainfusion.report.study import build_arms, build_studies, read_runs
 from domainfusion.results.collect import collect
 from domainfusion.seeding import seed_hash
 
@@ -61,7 +65,7 @@ def test_every_pair_with_the_target_is_run_and_no_other(done: tuple[Path, dict[s
 def test_the_figure_is_the_one_that_the_other_domains_prefer(done: tuple[Path, dict[str, Any]]) -> None:
     folder, summary = done
     for trial in (0, 1):
-        best, reported, chosen = -1.0, np.nan, -1
+        best, reported, chosen, at = -1.0, np.nan, -1, -1
         for draw in (0, 1):
             single = records_of(folder, "photo", trial, draw)
             assert sorted(single) == [1, 2, 3]
@@ -71,10 +75,11 @@ def test_the_figure_is_the_one_that_the_other_domains_prefer(done: tuple[Path, d
                     for domains, number in (("art+photo", 0), ("cartoon+photo", 1), ("photo+sketch", 3))
                 ]
                 if np.mean(left) > best:
-                    best, reported, chosen = float(np.mean(left)), single[step]["env2_in_acc"], draw
+                    best, reported, chosen, at = float(np.mean(left)), single[step]["env2_in_acc"], draw, step
         assert summary["accuracy"]["erm"]["photo"][trial] == pytest.approx(100 * reported, abs=1e-3)
         assert summary["validation"]["erm"]["photo"][trial] == pytest.approx(100 * best, abs=1e-3)
         assert summary["draws"]["erm"]["photo"][trial] == chosen
+        assert summary["steps"]["erm"]["photo"][trial] == at
     assert summary["selection"] == "leave-one-domain-out validation"
     assert summary["hparams_seeds"] == [0, 1]
     assert read_json(folder / "benchmark.json") == summary
@@ -116,6 +121,58 @@ def test_the_report_shows_the_draws_that_count_as_one_arm(done: tuple[Path, dict
     assert len(runs) == 2
     (arm,) = build_arms(runs)
     assert len(arm.runs) == 2
+
+
+def test_the_report_shows_the_figures_that_the_benchmark_reports(
+    done: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """The accuracy and the validation at the step that the other domains chose, not those of the weights kept."""
+    folder, summary = done
+    work = tmp_path / "b"
+    shutil.copytree(folder, work)
+    path = work / "benchmark.json"
+    # Let the benchmark have chosen a step that the run did not, whatever chance makes of so few steps.
+    run = next(run for run in read_runs([work]) if run.unit[0] == 0)
+    step = next(record["step"] for record in run.records if record["step"] != run.result["selected_step"])
+    summary = summary | {"steps": {"erm": {"photo": [step, summary["steps"]["erm"]["photo"][1]]}}}
+    summary["accuracy"] = {"erm": {"photo": [12.5, summary["accuracy"]["erm"]["photo"][1]]}}
+    path.write_text(json.dumps(summary))
+    runs = read_runs([work])
+    by_trial = {run.unit[0]: run for run in runs}
+    assert [by_trial[trial].accuracy for trial in (0, 1)] == summary["accuracy"]["erm"]["photo"]
+    assert [by_trial[trial].step for trial in (0, 1)] == summary["steps"]["erm"]["photo"]
+    record = next(record for record in by_trial[0].records if record["step"] == step)
+    assert by_trial[0].validation == f"{100 * record['validation_accuracy']:.1f} %"
+    assert by_trial[0].kept_accuracy == 100 * by_trial[0].result["target_accuracy"]
+    for paths in ([work], [by_trial[0].folder]):
+        (study,) = build_studies(read_runs(paths))
+        answer = build_answer(study)
+        text = str(answer.table) + answer.table_note + str(answer.headline) + str(run_rows(study))
+        assert "12.5" in text
+        assert "leave-one-domain-out validation chose" in answer.table_note
+        kept = [
+            100 * run.result["target_accuracy"] for run in (by_trial.values() if paths == [work] else [by_trial[0]])
+        ]
+        assert f"they are right on ERM {np.mean(kept):.1f} %" in answer.table_note
+        assert describe_selection(study).startswith("Leave-one-domain-out validation")
+    assert answer.table[1][-2:] == [by_trial[0].validation, str(step)]
+    page = write_report([work], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Leave-one-domain-out validation: an accuracy" in page
+    assert "Training-domain validation: of the weights" not in page
+    # A run that lies elsewhere is what it says itself; so is one of a benchmark by training-domain validation.
+    shutil.copytree(by_trial[0].folder, tmp_path / "alone")
+    path.write_text(json.dumps(summary | {"selection": "training-domain validation"}))
+    for place in (tmp_path / "alone", by_trial[0].folder):
+        (study,) = build_studies(read_runs([place]))
+        (run,) = study.arms[0].runs
+        assert (run.accuracy, run.step) == (run.kept_accuracy, run.result["selected_step"])
+        assert describe_selection(study).startswith("Training-domain validation")
+        assert "leave-one" not in build_answer(study).table_note
+    # Benchmarks of before say no steps.
+    path.write_text(json.dumps({name: value for name, value in summary.items() if name != "steps"}))
+    (study,) = build_studies(read_runs([by_trial[0].folder]))
+    assert (study.arms[0].runs[0].accuracy, study.arms[0].runs[0].step) == (12.5, None)
+    assert build_answer(study).table[1][-2:] == ["–", "–"]
 
 
 def test_training_domain_validation_chooses_a_draw_by_the_sources_alone(

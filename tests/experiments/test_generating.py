@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from domainfusion.algorithms.domainfusion import DomainFusion
 from domainfusion.config import DataConfig, GenerateConfig, TrainConfig
 from domainfusion.data.domains import load_dataset
+from domainfusion.data.transforms import from_uint8, to_uint8
 from domainfusion.diffusion.ldm import LatentDiffusion
-from domainfusion.errors import UsageError
+from domainfusion.diffusion.prompts import allowed_styles
+from domainfusion.errors import FileError, UsageError
+from domainfusion.experiments.candidate_folder import COLUMNS, CandidateFolder
 from domainfusion.experiments.generating import (
     candidates_address,
     candidates_part,
@@ -24,7 +31,7 @@ from domainfusion.experiments.generating import (
 from domainfusion.experiments.runs import build_algorithm, build_context
 from domainfusion.files import cache_folder
 from domainfusion.fusion import candidates as candidates_module
-from domainfusion.fusion.candidates import candidates_of
+from domainfusion.fusion.candidates import Recipe, candidates_of, make_candidates, recipe
 
 
 @pytest.fixture
@@ -95,6 +102,113 @@ def test_as_a_data_set_of_pictures(images: Path, config: TrainConfig, tmp_path: 
     assert np.bincount(made.labels).tolist() == (2 * np.bincount(original.labels)).tolist()
     with Image.open(next((tmp_path / "made").rglob("*-g0-c1.png"))) as image:
         assert image.size == (32, 32)
+
+
+def table_of(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "metadata.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_each_picture_tells_what_it_was_made_of(images: Path, config: TrainConfig, tmp_path: Path) -> None:
+    """Shards and generations one after the other, told in one table; the recipe gives the picture again."""
+    made = tmp_path / "made"
+    for shard in range(2):
+        generate_candidates(str(images), config, generations=2, shard=(shard, 2), output=made)
+    rows = table_of(made)
+    assert len(rows) == 18 * 2 * 2
+    assert sorted(row["file_name"] for row in rows) == sorted(
+        path.relative_to(made).as_posix() for path in made.rglob("*.png")
+    )
+    dataset = load_dataset(str(images), config.data)
+    ldm = LatentDiffusion.load(config.ldm, precision="float32")
+    styles = allowed_styles(ldm.styles, None, None)
+    for row in rows:
+        assert (images / row["source"]).is_file()
+        domain, label, name = row["source"].split("/")
+        stem = name.removesuffix(".png")
+        assert row["file_name"] == f"{domain}/{label}/{stem}-g{row['generation']}-c{row['candidate']}.png"
+        assert (row["domain"], row["label"]) == (domain, label)
+        number = dataset.keys.index(row["source"])
+        expected = recipe(dataset, number, config.generate, int(row["generation"]), styles)
+        assert row["prompt"] == expected.prompts[int(row["candidate"])]
+        assert float(row["strength"]) == pytest.approx(float(expected.strengths[0]), abs=1e-6)
+        assert int(row["seed"]) == expected.seed
+    one = rows[5]
+    row, c = dataset.keys.index(one["source"]), int(one["candidate"])
+    again = Recipe([one["prompt"]] * 2, torch.tensor([float(one["strength"])] * 2), int(one["seed"]))
+    pixels = to_uint8(make_candidates(ldm, from_uint8(dataset.images[[row]]), [again], config.generate))[0, c]
+    with Image.open(made / one["file_name"]) as image:
+        assert np.abs(np.asarray(image).astype(int) - pixels).max() <= 1
+
+
+def test_hostile_and_equal_names_stay_apart_and_safe(images: Path, config: TrainConfig, tmp_path: Path) -> None:
+    """Names of classes and domains come from metadata, where they may be anything; files have any name at all."""
+    root = tmp_path / "odd"
+    up = "../../../evil"
+    sources = [
+        ("a/1.png", up, "photo"), ("b/1.png", up, "photo"), ("b/1.bmp", up, "photo"), ("x/Cat.PNG", "cat", "."),
+        ("x/" + "\u00fc" * 100 + ".png", "/etc", "photo"), ("x/line\nbreak.png", "CON", "photo"),
+        ("x/-rf.png", "cat", "."), ("y/cat.png", "CAT", "."), ("y/what?*:.png", "CAT", "a/b"),
+        ("y/.png", "cat", "a_b"), ("y/v1.2.tar.png", "cat", "a_b"),
+    ]  # fmt: skip
+    with open(tmp_path / "odd.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file_name", "label", "domain"])
+        writer.writerows(sources)
+    for number, (name, _, _) in enumerate(sources):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number * 20, 0, 0)).save(root / name, format="PNG")
+    (tmp_path / "odd.csv").rename(root / "metadata.csv")
+    before = set(tmp_path.rglob("*"))
+    made = tmp_path / "deep" / "made"
+    found = generate_candidates(str(root), config, output=made)
+    new = {path for path in tmp_path.rglob("*.png") if path not in before}
+    assert len(new) == found["files"] == 2 * len(sources)
+    assert all(made in path.parents for path in new)
+    names = [path.relative_to(made).as_posix() for path in new]
+    assert len({name.casefold() for name in names}) == len(names)
+    for name in names:
+        assert re.fullmatch(r"[\w.,+()\[\] -]+/[\w.,+()\[\] -]+/[\w.,+()\[\] -]+-g0-c[01]\.png", name), name
+        assert all(len(part.encode()) < 160 and not part.startswith(("-", ".")) for part in name.split("/"))
+    original, read = load_dataset(str(root), config.data), load_dataset(str(made), config.data)
+    assert (read.domains, read.classes) == (original.domains, original.classes)  # as they are, not as folders are named
+    assert np.bincount(read.labels).tolist() == (2 * np.bincount(original.labels)).tolist()
+    assert {row["source"] for row in table_of(made)} == set(original.keys)
+    by_source = {row["source"]: row["file_name"] for row in table_of(made)}
+    assert by_source["y/v1.2.tar.png"] == "a_b/cat/v1.2.tar-g0-c1.png"
+    assert by_source["y/cat.png"].split("/")[2].startswith("cat-")
+
+
+def test_a_table_of_something_else_is_left_alone(images: Path, config: TrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "metadata.csv").write_text("file_name,label,domain\n")
+    with pytest.raises(UsageError, match=r"metadata\.csv tells of something else than candidates"):
+        generate_candidates(str(images), config, output=tmp_path)
+    assert (tmp_path / "metadata.csv").read_text() == "file_name,label,domain\n"
+    for row in ("a.png", "a.png" + ",b" * 9):
+        (tmp_path / "metadata.csv").write_text(",".join(COLUMNS) + f"\n{row}\n")
+        with pytest.raises(FileError, match=r"metadata\.csv is damaged \(row 1\)"):
+            generate_candidates(str(images), config, output=tmp_path)
+
+
+def test_what_was_written_before_a_stop_is_told_of(
+    images: Path, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(config, generate=dataclasses.replace(config.generate, batch_size=2))
+    generate_candidates(str(images), config)
+    original = CandidateFolder.write
+
+    def stopping(self: CandidateFolder, *arguments: Any) -> int:
+        if len(self.rows) >= 16:
+            raise KeyboardInterrupt
+        return original(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CandidateFolder, "write", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            generate_candidates(str(images), config, output=tmp_path / "made")
+    assert len(table_of(tmp_path / "made")) == len(list((tmp_path / "made").rglob("*.png"))) == 16
+    generate_candidates(str(images), config, output=tmp_path / "made")
+    assert len(table_of(tmp_path / "made")) == 36
 
 
 def test_what_cannot_be_made_ahead_is_refused(images: Path, config: TrainConfig) -> None:

@@ -17,7 +17,7 @@ import torch
 from domainfusion.algorithms import domainfusion as method
 from domainfusion.algorithms.base import Batch
 from domainfusion.config import DataConfig, GenerateConfig, TrainConfig
-from domainfusion.data.domains import MultiDomainDataset
+from domainfusion.data.domains import MultiDomainDataset, load_folder
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.errors import Interrupted, UsageError
 from domainfusion.experiments.generating import generate_candidates
@@ -135,6 +135,22 @@ def test_a_worker_reads_the_images_that_training_has(
         Order(ldm, given, np.arange(4), CONFIG, (), {}).write(folder, "cpu")
         assert (folder / "images.npy").exists() == copied, name
         assert np.array_equal(np.load(read_json(folder / "order.json")["images"]), images), name
+
+
+def test_what_is_damaged_in_the_cache_is_mended_before_a_worker_reads_it(
+    ldm: LatentDiffusion, make_image_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The worker reads the file, and has neither checksums nor the images that it was made from."""
+    dataset = load_folder(make_image_folder("odd", count=2), DataConfig(size=16))
+    sound = np.array(dataset.images)
+    path = Path(dataset.images.filename)
+    damaged = np.load(path, mmap_mode="r+")
+    damaged[5, 2, 3, 1] ^= 16
+    damaged.flush()
+    again = load_folder(tmp_path / "odd", DataConfig(size=16))
+    Order(ldm, again, np.arange(3, 9), CONFIG, (), {}).write(tmp_path, "cpu")
+    assert read_json(tmp_path / "order.json")["images"] == str(path.resolve())
+    assert np.array_equal(np.load(path), sound)
 
 
 # Claims

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers import convert_sync_batchnorm
 
 from domainfusion.algorithms.classifier import Classifier
 from domainfusion.algorithms.erm import ERM
@@ -19,7 +20,9 @@ from domainfusion.errors import TrainingError
 from domainfusion.experiments.runs import build_algorithm, build_context, train_run
 from domainfusion.files import read_json, read_json_lines
 from domainfusion.memory import halve_until_it_fits
+from domainfusion.processes import Processes
 from domainfusion.tensors import load_state
+from domainfusion.training.accumulation import Portions
 from domainfusion.training.trainer import compute_losses, make_batch
 from same_run import assert_same_run
 
@@ -171,6 +174,49 @@ def test_an_algorithm_that_mixes_inside_the_backbone_is_not_taken_apart(
             str(images), dataclasses.replace(CONFIG, algorithm="mixstyle", backbone="resnet10t"), tmp_path / "run",
             progress=False,
         )  # fmt: skip
+
+
+def test_batch_norm_of_several_processes_is_not_waited_for(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others wait inside of SyncBatchNorm, where no word of this one reaches them: it ends, and says what helps."""
+    told: list[str] = []
+    monkeypatch.setattr(Processes, "say_out_of_memory", lambda self, device: told.append("said"))
+    monkeypatch.setattr(Processes, "most", lambda self, value, device: value)
+    algorithm = build_algorithm(build_context(str(images), CONFIG, tmp_path, progress=False))
+    algorithm.context = dataclasses.replace(algorithm.context, processes=Processes(1, 2))
+    algorithm.classifier.most_at_once = 4
+    failing = [ERRORS[0]]
+
+    def work() -> str:
+        if failing:
+            raise failing.pop()
+        return "done"
+
+    assert Portions(algorithm).attempt(work, 3) == "done"
+    assert told == ["said"]
+    algorithm.classifier.backbone = convert_sync_batchnorm(algorithm.classifier.backbone)
+    failing.append(ERRORS[0])
+    with pytest.raises(TrainingError, match=r"at step 3 in process 1 of 2: CUDA .* wait for each other.*--freeze-bn"):
+        Portions(algorithm).attempt(work, 3)
+    assert told == ["said"]
+    algorithm.eval()  # nothing is exchanged in a test
+    failing.append(ERRORS[0])
+    algorithm.classifier.most_at_once = 4
+    assert Portions(algorithm).attempt(work, 3) == "done"
+
+
+def test_memory_that_the_optimizer_lacks_is_an_error(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights may have moved in part: the step is not taken again."""
+
+    def step(self: torch.optim.Adam, closure: Any = None) -> None:
+        raise ERRORS[0]
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    with pytest.raises(TrainingError, match=r"at step 0 in the optimizer, .*: CUDA out of memory.* smaller --backbone"):
+        train_run(str(images), CONFIG, tmp_path / "run", progress=False)
 
 
 def test_other_errors_are_let_through(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ from domainfusion.processes import ALONE, Processes
 from domainfusion.results.collect import collect
 from domainfusion.tensors import load_state
 from domainfusion.training import trainer
+from domainfusion.training.accumulation import Portions
 from domainfusion.training.evaluation import Evaluation
 from domainfusion.training.trainer import evaluation_steps, learning_rate, make_batch
 from same_run import assert_same_run, tensors_of, without_clocks
@@ -82,7 +83,7 @@ def test_processes_that_train_together_do_not_drop_out_alike(
     optimizer = torch.optim.SGD(algorithm.parameters(), lr=0.0)
     for processes in (ALONE, Ranks(0, 2), Ranks(1, 2), Ranks(1, 2)):
         algorithm.context = dataclasses.replace(algorithm.context, processes=processes)
-        trainer.take_step(algorithm, optimizer, 3, trainer.Progress())
+        trainer.take_step(algorithm, optimizer, 3, trainer.Progress(), Portions(algorithm))
     assert drawn[0] == drawn[1] != drawn[2] == drawn[3]
 
 

@@ -24,8 +24,13 @@ class CORAL(Algorithm):
         super().__init__(context)
         if len(context.split.sources) < 2:
             raise UsageError("--algorithm coral compares source domains and needs two at least; use erm")
-        if self.config.batch_size < 2:
-            raise UsageError("--algorithm coral measures covariances and needs --batch-size 2 at least")
+        count = context.processes.count  # each measures the covariances of its own share of every domain's images
+        if self.config.batch_size // count < 2:
+            whose = f" for each of {count} processes: --batch-size {2 * count}" if count > 1 else ""
+            raise UsageError(
+                f"--batch-size {self.config.batch_size}: --algorithm coral measures covariances and needs 2 images of "
+                f"every domain at least{whose or '; give --batch-size 2'}"
+            )
 
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Cross-entropy and the weighted CORAL penalty of the batch."""

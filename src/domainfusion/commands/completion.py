@@ -14,9 +14,11 @@ from domainfusion.commands.words import SHELLS, Command, Values, commands
 from domainfusion.errors import UsageError, unknown_name
 
 USAGE = """\
-usage: domainfusion completion bash > ~/.local/share/bash-completion/completions/domainfusion
-       domainfusion completion zsh > FOLDER/_domainfusion        (FOLDER in $fpath)
-       domainfusion completion fish > ~/.config/fish/completions/domainfusion.fish
+usage: domainfusion completion bash|zsh|fish
+
+  domainfusion completion bash > ~/.local/share/bash-completion/completions/domainfusion
+  domainfusion completion zsh > FOLDER/_domainfusion        (FOLDER in $fpath)
+  domainfusion completion fish > ~/.config/fish/completions/domainfusion.fish
 
 Prints the script; a new shell then completes commands, options and names."""
 

@@ -18,10 +18,12 @@ from domainfusion.errors import UsageError, show_note
 USAGE = """\
 usage: domainfusion data splits DATA [--trial T] [--protocol strict] [--json]
        domainfusion data verify PATH [--dataset NAME] [--quick] [--json]
-       domainfusion data prepare DATASET SOURCE OUTPUT [--duplicates FILE] [--copy] [--json]
+       domainfusion data prepare DATASET SOURCE OUTPUT [--duplicates FILE]
+                                 [--copy] [--json]
        domainfusion data download DATASET [--output FOLDER] [--mirror URL] [--json]
 
-DATASET is PACS, VLCS, OfficeHome, TerraIncognita or DomainNet; --help after a command lists its options."""
+DATASET is PACS, VLCS, OfficeHome, TerraIncognita or DomainNet.
+--help after a command lists its options."""
 
 
 @dataclasses.dataclass(frozen=True)

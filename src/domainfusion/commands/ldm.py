@@ -8,8 +8,26 @@ from typing import Annotated
 
 import tyro
 
+from domainfusion.commands.fields import flags_without
 from domainfusion.commands.parsing import Flat, base_options, drawn, parse, show
 from domainfusion.config import GenerateConfig, PretrainConfig, TrainConfig
+
+# What of a run's options the two commands read that work ahead of runs. A draw of hyperparameters goes by the trial.
+READ = {"preset", "hparams_seed", "trial", "ldm", "device", "precision", "data.size", "data.bad_images"}
+READ_TO_GENERATE = READ | {"target", "second_target"} | {
+    f"generate.{name}"
+    for name in (
+        "seed", "candidates", "strength", "steps", "guidance", "guidance_interval", "solver", "spacing", "style_words",
+        "template", "plain_template", "sampling", "updating", "image_size", "batch_size",
+    )
+}  # fmt: skip
+READ_TO_DISTILL = READ | {"generate.plain_template", "generate.image_size"} | {
+    f"distill.{name}"
+    for name in (
+        "curve_of", "curve_samples", "curve_rounds", "curve_tolerance", "residual", "guidance", "corruption",
+        "weighting", "min_timestep", "max_timestep",
+    )
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +48,7 @@ class GenerateCommand:
     """Make the candidates of all images of DATA, and keep them for every run that asks for the same.
 
     The same command again makes what is missing. Runs share them where the LDM, the --generate options and the styles
-    that --target leaves are equal.
+    that --target leaves are equal. Other options of a run are taken too, and change nothing.
     """
 
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
@@ -41,7 +59,8 @@ class GenerateCommand:
     shard: tuple[int, int] = (0, 1)
     """I N: only every N-th image from the I-th, so that N processes share the work."""
     output: Path | None = None
-    """Folder for the candidates as DOMAIN/CLASS/NAME.png."""
+    """Folder for the candidates as DOMAIN/CLASS/NAME-gG-cC.png (NAME of the source image, generation, candidate), with
+    metadata.csv: source, prompt, strength and seed of each. It can be given as DATA."""
     config: Path | None = None
     """TOML file with options; the command line has the last word."""
     json: bool = False
@@ -52,7 +71,8 @@ class GenerateCommand:
 class DistillCommand:
     """Tabulate the slopes of latent distillation for every image of DATA; the same command again goes on.
 
-    Training with --distill.estimator curve and the same --ldm, --distill and --generate options reads the table.
+    Training with --distill.estimator curve and the same --ldm, --distill and --generate options reads the table. Other
+    options of a run are taken too, and change nothing.
     """
 
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
@@ -93,7 +113,9 @@ def pretrain(words: list[str]) -> None:
 
 def generate(words: list[str]) -> None:
     """`domainfusion generate`."""
-    command = parse(GenerateCommand, words, "domainfusion generate", base_options(TrainConfig, words))
+    unread = flags_without(TrainConfig, READ_TO_GENERATE)
+    options = base_options(TrainConfig, words)
+    command = parse(GenerateCommand, words, "domainfusion generate", options, hidden=unread)
     from domainfusion.experiments.generating import generate_candidates, generation_text
 
     found = generate_candidates(
@@ -108,7 +130,9 @@ def generate(words: list[str]) -> None:
 
 def distill(words: list[str]) -> None:
     """`domainfusion distill`."""
-    command = parse(DistillCommand, words, "domainfusion distill", base_options(TrainConfig, words))
+    unread = flags_without(TrainConfig, READ_TO_DISTILL)
+    options = base_options(TrainConfig, words)
+    command = parse(DistillCommand, words, "domainfusion distill", options, hidden=unread)
     from domainfusion.experiments.tabulating import tabulate_curves, tabulation_text
 
     found = tabulate_curves(command.data, drawn(command.options, command.data, words), command.export)

@@ -9,9 +9,14 @@ from typing import Annotated, Literal
 
 import tyro
 
-from domainfusion.commands.parsing import Flat, base_options, drawn, parse, show
+from domainfusion.commands.parsing import OTHER_METHODS, Flat, base_options, drawn, parse, show
 from domainfusion.config import TrainConfig
 from domainfusion.errors import UsageError
+
+# What neither takes time nor space, or is not counted.
+UNCOUNTED = {
+    "--seed", "--lr", "--lr-schedule", "--weight-decay", "--data.augment-validation", "--average", *OTHER_METHODS
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +95,8 @@ class ExportCommand:
 class DoctorCommand:
     """What this machine can do and what will be slow; with DATA, what a run with these options would take.
 
-    Nothing is trained or kept: a few real steps are timed, the rest is counted.
+    Nothing is trained or kept: a few real steps are timed, the rest is counted. Other options of the run are taken too,
+    and change nothing.
     """
 
     options: Annotated[TrainConfig, Flat]
@@ -179,7 +185,7 @@ def export(words: list[str]) -> None:
 
 def doctor(words: list[str]) -> int:
     """`domainfusion doctor`; 1 where something stops runs."""
-    command = parse(DoctorCommand, words, "domainfusion doctor", base_options(TrainConfig, words))
+    command = parse(DoctorCommand, words, "domainfusion doctor", base_options(TrainConfig, words), hidden=UNCOUNTED)
     from domainfusion.doctor import examine, machine_text, plan, plan_text
 
     found = examine(online=command.online)

@@ -8,10 +8,11 @@ import difflib
 import io
 import itertools
 import json
+import os
 import re
 import sys
 import typing
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ import tyro
 from pydantic import ValidationError
 from pydantic_core import ArgsKwargs
 
+from domainfusion.commands.help_page import print_help
 from domainfusion.config import TrainConfig
 from domainfusion.config_files import build_config, flat_values, load_toml
 from domainfusion.errors import UsageError
@@ -26,9 +28,10 @@ from domainfusion.presets import load_preset
 
 Flat = tyro.conf.arg(name="")
 T = TypeVar("T")
-COLOUR = r"\x1b\[[0-9;]*m"  # what a terminal takes for a change of colour
 # What commands have beside the options of a run; a file holds those of a run.
 COMMAND_LINE_ONLY = {"algorithms", "config", "data", "expect", "json", "output", "targets", "track", "trials"}
+# Groups of options that other algorithms than ERM and DomainFusion have.
+OTHER_METHODS = {"--zero-shot", "--mixup", "--mixstyle", "--coral", "--groupdro", "--rsc", "--cdga", "--dsi"}
 
 
 def parse(
@@ -37,7 +40,8 @@ def parse(
 ) -> T:  # fmt: skip
     """`kind` from the command line, with `options` as the defaults of its flat config, and others of its `defaults`.
 
-    Flags of a run that the command refuses (`refuse`) are `hidden` from its help.
+    `--help` prints the command's page and exits. Flags that the command refuses (`refuse`), and flags and groups of
+    flags that it does not read, are `hidden` from it.
 
     Raises `UsageError` for an unknown or missing option (naming the nearest) and a value out of range.
     """
@@ -47,20 +51,23 @@ def parse(
         if flag.startswith("--") and flag not in ("--help",) and flag.replace("_", "-") not in known:
             near = difflib.get_close_matches(flag.replace("_", "-"), sorted(known), n=1, cutoff=0.4)
             raise UsageError(f"unknown option {flag}" + (f"; did you mean {near[0]}?" if near else ""))
-    printed, page = io.StringIO(), _Page(sys.stdout)
+    # tyro takes the fields of a flat config from the default of the whole command.
+    default = None if options is None else _with_options(kind, options, defaults or {})
+    if "--help" in words or "-h" in words:
+        print_help(kind, prog, default, hidden=hidden)
+        raise SystemExit(0)
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(page):
-            if options is None:
-                return tyro.cli(kind, args=words, prog=prog)
-            # tyro takes the fields of a flat config from the default of the whole command.
-            return tyro.cli(kind, args=words, prog=prog, default=_with_options(kind, options, defaults or {}))
+        with _whole_lines(), contextlib.redirect_stderr(printed), contextlib.redirect_stdout(_Boxed()):
+            if default is None:
+                return tyro.cli(kind, args=words, prog=prog, add_help=False)
+            return tyro.cli(kind, args=words, prog=prog, add_help=False, default=default)
     except (ValidationError, SystemExit) as error:
         # A value refused by a group (`--data.crop 2`) ends in an exit: what was refused is in the exit's context.
         group, cause = "", error.__context__ if isinstance(error, SystemExit) else error
         while cause is not None and not isinstance(cause, ValidationError):
             group, cause = str(getattr(cause, "arg", "")), cause.__context__
         if cause is None:
-            _write(without_nothings(without_options(page.getvalue(), hidden)), sys.stdout)
             if refusal := one_line(printed.getvalue()):
                 raise UsageError(f"{refusal}; see {prog} --help") from None
             sys.stderr.write(printed.getvalue())
@@ -74,68 +81,32 @@ def parse(
         raise UsageError(f"--{'.'.join(where).replace('_', '-')} {first['input']}: {first['msg']}") from None
 
 
-class _Page(io.StringIO):
-    """What tyro would print: its boxes, which it draws for UTF-8 alone, in colours where `stream` shows them."""
+class _Boxed(io.StringIO):
+    """A stand-in for stdout by which tyro draws the box of an error: in UTF-8 and without colours."""
 
     encoding = "utf-8"
 
-    def __init__(self, stream: Any) -> None:
-        super().__init__()
-        self._coloured = bool(stream.isatty())
 
-    def isatty(self) -> bool:
-        """Whether the stream that the page goes to shows colours."""
-        return self._coloured
-
-
-def _write(text: str, stream: Any) -> None:
-    """Write a page to `stream`, whatever it can encode."""
-    encoding = getattr(stream, "encoding", None) or "utf-8"
+@contextlib.contextmanager
+def _whole_lines() -> Iterator[None]:
+    """A terminal so wide that tyro breaks no line, nor a long word in two."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "1000000"
     try:
-        text.encode(encoding)
-    except UnicodeEncodeError:
-        text = text.translate(str.maketrans("│─╭╮╰╯", "|-++++")).encode(encoding, "replace").decode(encoding)
-    stream.write(text)
-
-
-def without_nothings(text: str) -> str:
-    """A page of help without what says nothing: that an option may be None, or is None, or is empty by default.
-
-    Every box keeps its width; what is taken out becomes blank, and a line that is blank then goes.
-
-    >>> print(without_nothings("│ --output {None}|PATH │\\n│   Where. (default:   │\\n│   None)              │\\n╰──"))
-    │ --output PATH        │
-    │   Where.             │
-    ╰──
-    """
-
-    def blank(found: re.Match[str]) -> str:
-        return re.sub(rf"{COLOUR}|.", lambda part: part[0] if part[0][0] in "\x1b│" else " ", found[0])
-
-    text = re.sub(r"\{None\}\|([\w{},]+)", lambda m: f"{m[1]}{' ' * 7}", text)
-    text = re.sub(r"\{None,([\w,]+)\}", lambda m: f"{{{m[1]}}}{' ' * 5}", text)
-    text = re.sub(rf"\(default:(?:{COLOUR}|[ │\n])*(?:None|'')?\)", blank, text)  # it may go on in the next line
-    return re.sub(rf"^(?:{COLOUR})*│(?:{COLOUR}| )*│(?:{COLOUR})*\n?", "", text, flags=re.MULTILINE)
-
-
-def without_options(text: str, flags: Collection[str]) -> str:
-    """A page of help without the options that begin with one of `flags`."""
-    kept, leaving = [], False
-    for line in text.splitlines(keepends=True):
-        plain = re.sub(COLOUR, "", line)
-        if flag := re.match(r"│ (-[\w.-]+)", plain):
-            leaving = flag[1] in flags
-        elif not plain.startswith("│"):
-            leaving = False
-        if not leaving:
-            kept.append(line)
-    return "".join(kept)
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
 
 
 def one_line(box: str) -> str:
-    """What stands in a box of tyro's about a wrong command line, up to its first rule; empty where there is no box."""
-    plain = re.sub(COLOUR, "", box)
-    lines = [line.strip("│").rstrip() for line in plain.splitlines() if line.startswith("│")]
+    """What stands in a box of tyro's about a wrong command line, up to its first rule; empty where there is no box.
+
+    This reads a printed text, since tyro offers what is wrong in no other form (what it hands to hooks is private).
+    """
+    lines = [line.strip("│").rstrip() for line in box.splitlines() if line.startswith("│")]
     lines = list(itertools.takewhile(lambda line: set(line.strip()) - {"─"}, lines))
     if lines and lines[0].strip().startswith("Missing from"):  # indented below: what is missing, and deeper what it is
         names = [line.strip() for line in lines[1:] if re.match(r" {5}\S", line)]

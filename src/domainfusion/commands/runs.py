@@ -9,7 +9,17 @@ from typing import Annotated, Literal
 import tyro
 
 from domainfusion.api import default_folder
-from domainfusion.commands.parsing import Flat, base_options, drawn, given_options, parse, refuse, search_table, show
+from domainfusion.commands.parsing import (
+    OTHER_METHODS,
+    Flat,
+    base_options,
+    drawn,
+    given_options,
+    parse,
+    refuse,
+    search_table,
+    show,
+)
 from domainfusion.config import TrainConfig
 from domainfusion.errors import UsageError, show_note
 from domainfusion.registry import ALGORITHMS
@@ -19,7 +29,8 @@ from domainfusion.registry import ALGORITHMS
 class TrainCommand:
     """Train one classifier on DATA; the same command again resumes, or just prints what came out.
 
-    Without --target it is trained on all domains, and then once without each, to say what to expect elsewhere."""
+    Without --target it is trained on all domains, and then once without each, to say what to expect elsewhere.
+    """
 
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
     """pictograms (embedded), a folder DOMAIN/CLASS/IMAGE or with metadata.csv, or hf://OWNER/NAME."""
@@ -230,7 +241,7 @@ def demo(words: list[str]) -> None:
 
     chosen = {"--algorithm": "", "--preset": "", "--hparams-seed": ""}
     refuse(words, chosen, "demo")
-    command = parse(DemoCommand, words, "domainfusion demo", demo_options(), hidden=chosen)
+    command = parse(DemoCommand, words, "domainfusion demo", demo_options(), hidden={*chosen, *OTHER_METHODS})
     if command.options.target is None:
         raise UsageError("the demo tests on a style held out: give --target ink, or another of the five styles")
     result, text = run_demo(command.options, command.output)

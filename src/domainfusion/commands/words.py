@@ -5,25 +5,19 @@ Nothing here is a list of its own but the names of the options whose values are 
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import importlib
-import inspect
 import pathlib
-import textwrap
-import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
-import tyro
-
+from domainfusion.commands.fields import docstrings, fields_of, plain_type
 from domainfusion.registry import ALGORITHMS, BACKBONES, DATASETS, LDMS, PRESETS, TRACKERS
 
 Places = Literal["", "files", "domains"]
 SHELLS = ("bash", "zsh", "fish")
 DEVICES = ("auto", "cpu", "cuda", "mps")
-POSITIONAL = typing.get_args(tyro.conf.Positional[str])[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,47 +88,19 @@ def describe(name: str, summary: str, kind: type) -> Command:
     """A command whose words are parsed as `kind`."""
     options: list[Option] = []
     arguments: list[Values] = []
-    for field, hint, text, prefix in _fields(kind):
-        plain, positional = _plain(hint)
-        if positional:
-            arguments.append(_values(field, plain, name))
+    for field in fields_of(kind):
+        plain, summary = plain_type(field.hint), _first_line(field.text)
+        values = _values(field.name, plain, name)
+        if field.positional:
+            arguments.append(values)
             continue
-        flag = (prefix + field).replace("_", "-")
-        options.append(Option(f"--{flag}", text, _values(field, plain, name)))
+        options.append(Option(field.flag, summary, values))
         if plain is bool:
-            stem, _, leaf = flag.rpartition(".")
-            options.append(
-                Option(f"--{stem}.no-{leaf}" if stem else f"--no-{leaf}", f"Not: {text}", options[-1].values)
-            )
+            options.append(Option(field.negative, f"Not: {summary}", values))
     options.append(Option("--help", "Show all options with their defaults", Values(count="none")))
     words = tuple(dict.fromkeys(word for values in arguments for word in values.words))
     places: Places = "files" if any(values.places for values in arguments) else ""
     return Command(name, summary, tuple(options), Values(words, places))
-
-
-def _fields(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any, str, str]]:
-    """(name, type, what it is, prefix of its flag) of each field, those of groups included."""
-    hints = typing.get_type_hints(kind, include_extras=True)
-    texts = field_texts(kind)
-    for field in dataclasses.fields(kind):
-        group, _ = _plain(hints[field.name])
-        if dataclasses.is_dataclass(group):
-            yield from _fields(group, "" if field.name == "options" else f"{prefix}{field.name}.")
-        else:
-            yield field.name, hints[field.name], texts.get(field.name, ""), prefix
-
-
-def _plain(hint: Any) -> tuple[Any, bool]:
-    """A type without what is annotated and without None, and whether it is a positional argument's."""
-    positional = False
-    while True:
-        if typing.get_origin(hint) is typing.Annotated:
-            positional |= POSITIONAL in hint.__metadata__
-            hint = hint.__origin__
-        elif typing.get_origin(hint) in (typing.Union, types.UnionType):
-            hint = next(part for part in typing.get_args(hint) if part is not type(None))
-        else:
-            return hint, positional
 
 
 def _values(field: str, hint: Any, command: str) -> Values:
@@ -143,7 +109,7 @@ def _values(field: str, hint: Any, command: str) -> Values:
         return Values(count="none")
     count: Literal["one", "several"] = "one"
     if typing.get_origin(hint) is tuple:
-        count, hint = "several", _plain(typing.get_args(hint)[0])[0]
+        count, hint = "several", plain_type(typing.get_args(hint)[0])
     if typing.get_origin(hint) is Literal:
         return Values(tuple(map(str, typing.get_args(hint))), count=count)
     if hint is pathlib.Path:
@@ -183,15 +149,8 @@ def _place(field: str) -> Places:
 
 
 def field_texts(kind: type) -> dict[str, str]:
-    """The first line of what stands below each field of a class and of those it inherits from."""
-    texts: dict[str, str] = {}
-    for part in reversed(kind.__mro__[:-1]):
-        tree = ast.parse(textwrap.dedent(inspect.getsource(part))).body[0]
-        assert isinstance(tree, ast.ClassDef)
-        for field, text in zip(tree.body, tree.body[1:], strict=False):
-            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(field.target, ast.Name):
-                texts[field.target.id] = _first_line(ast.literal_eval(text.value))
-    return texts
+    """The first sentence of what stands below each field of a class and of those it inherits from."""
+    return {name: _first_line(text) for name, text in docstrings(kind).items()}
 
 
 def _first_line(text: str | None) -> str:

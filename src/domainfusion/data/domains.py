@@ -1,15 +1,14 @@
 """Multi-domain data sets: a folder `root/domain/class/image` or with metadata, or an embedded benchmark, decoded once.
 
 Images are decoded and resized once to a memory-mapped uint8 array in the cache, under a hash of the listing (paths,
-sizes, modification times) and the working size; training reads that array and never waits for a decoder.
+sizes, modification times) and the working size; training reads that array and never waits for a decoder. Each image has
+a checksum there (`decoded.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from domainfusion.config import DataConfig
+from domainfusion.data.decoded import Index, checksum, open_decoded
 from domainfusion.data.imagefolder import HUB_PREFIX, find_metadata, list_metadata, materialise_hub, why_no_metadata
 from domainfusion.data.images import prepare_image, read_image
 from domainfusion.data.listing import list_folder
-from domainfusion.errors import DataError, FileError, UsageError, unknown_name
-from domainfusion.files import cache_folder, hash_of, locked, read_json, reserve, write_json
+from domainfusion.errors import DataError, UsageError, unknown_name
+from domainfusion.files import cache_folder, hash_of, reserve, write_json
 from domainfusion.registry import DATASETS
 
 CACHE_FORMAT = 1
@@ -118,12 +118,17 @@ def _load_pictograms(config: DataConfig) -> MultiDomainDataset:
     address = hash_of(["pictograms", PIXEL_HASH, config.size, CACHE_FORMAT])
     folder = cache_folder() / "images" / address
 
+    def in_rows(table: Any) -> np.ndarray:
+        """Where in the table each row of the data set is."""
+        return np.lexsort((np.arange(len(table.keys)), table.classes, table.domains))
+
     def build(target: Path) -> None:
         table = load_pictograms()
         domains, classes = sorted(set(table.domains)), sorted(set(table.classes))
-        order = np.lexsort((np.arange(len(table.keys)), table.classes, table.domains))
+        order = in_rows(table)
         images = np.stack([prepare_image(Image.fromarray(table.images[i]), config.size) for i in order])
         np.save(target / "images.npy", images)
+        np.save(target / "sums.npy", np.array([checksum(image) for image in images], dtype=np.uint64))
         write_json(
             target / "index.json",
             {
@@ -134,7 +139,11 @@ def _load_pictograms(config: DataConfig) -> MultiDomainDataset:
             },
         )  # fmt: skip
 
-    index, images = _cached(folder, build)
+    def decode(index: Index, row: int) -> np.ndarray:
+        table = load_pictograms()
+        return prepare_image(Image.fromarray(table.images[in_rows(table)[row]]), config.size)
+
+    index, images = open_decoded(folder, build, decode)
     words = tuple(PICTOGRAM_WORDS[name] for name in index["classes"])
     return _dataset("pictograms", address, index, images, words, ())
 
@@ -155,6 +164,7 @@ def load_folder(root: Path, config: DataConfig) -> MultiDomainDataset:
 
     def build(target: Path) -> None:
         kept: list[tuple[str, str, Path]] = []
+        sums: list[int] = []
         bad: list[str] = []
         array = np.lib.format.open_memmap(
             target / "images.npy", "w+", np.uint8, (len(files), config.size, config.size, 3)
@@ -162,7 +172,7 @@ def load_folder(root: Path, config: DataConfig) -> MultiDomainDataset:
         reserve(target / "images.npy", array.offset + array.nbytes)
         for domain, name, path in tqdm(files, desc="decoding images", unit="image", disable=len(files) < 500):
             try:
-                array[len(kept)] = read_image(path, config.size)
+                pixels = read_image(path, config.size)
             except DataError as error:
                 if config.bad_images == "error":
                     raise DataError(
@@ -170,10 +180,13 @@ def load_folder(root: Path, config: DataConfig) -> MultiDomainDataset:
                     ) from error
                 bad.append(path.relative_to(root).as_posix())
                 continue
+            array[len(kept)] = pixels
+            sums.append(checksum(pixels))
             kept.append((domain, name, path))
         array.flush()
         if bad:  # rewrite without the unused rows at the end
             np.save(target / "images.npy", np.array(array[: len(kept)]))
+        np.save(target / "sums.npy", np.array(sums, dtype=np.uint64))
         numbers = {name: number for number, name in enumerate(classes)}
         write_json(
             target / "index.json",
@@ -184,7 +197,10 @@ def load_folder(root: Path, config: DataConfig) -> MultiDomainDataset:
             },
         )  # fmt: skip
 
-    index, images = _cached(folder, build)
+    def decode(index: Index, row: int) -> np.ndarray:
+        return read_image(root / index["keys"][row], config.size)
+
+    index, images = open_decoded(folder, build, decode)
     if index["bad"]:
         notes.append(f"left out {len(index['bad'])} unreadable images: {', '.join(index['bad'][:5])}")
     present = set(index["domain_of"])
@@ -236,28 +252,3 @@ def _dataset(
         labels=np.array(index["labels"], dtype=np.int64), domain_of=np.array(index["domain_of"], dtype=np.int64),
         keys=tuple(index["keys"]), fingerprint=address, folds=folds, class_words=words, notes=notes,
     )  # fmt: skip
-
-
-def _cached(folder: Path, build: Any) -> tuple[dict[str, Any], np.ndarray]:
-    """Index and memory-mapped images of `folder`, built first where missing (one process builds, others wait)."""
-    if not (folder / "index.json").exists():
-        with locked(folder.parent / f".{folder.name}.lock"):
-            if not (folder / "index.json").exists():
-                work = None
-                try:
-                    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-                    build(work)
-                    shutil.rmtree(folder, ignore_errors=True)
-                    work.rename(folder)
-                except OSError as error:
-                    raise FileError(
-                        f"cannot write the decoded images to {folder.parent}: {error.strerror or error}; free some "
-                        "space, or put the cache elsewhere with $DOMAINFUSION_CACHE"
-                    ) from error
-                finally:
-                    if work is not None:
-                        shutil.rmtree(work, ignore_errors=True)
-    try:
-        return read_json(folder / "index.json"), np.load(folder / "images.npy", mmap_mode="r")
-    except (ValueError, OSError) as error:
-        raise FileError(f"the decoded images in {folder} are damaged ({error}); delete that folder") from error

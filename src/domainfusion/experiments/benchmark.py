@@ -73,6 +73,11 @@ def summarize_plan(plan: Plan, results: dict[PlannedRun, dict[str, Any]], trials
     }  # fmt: skip
     summary = summarize_runs(cells, trials, plan.targets, plan.algorithms)
     summary["selection"] = SELECTIONS[plan.search.selection]
+    if plan.search.selection == "leave-one-domain-out":
+        summary["steps"] = {
+            algorithm: {t: [cells[trial, t, algorithm].get("step") for trial in trials] for t in plan.targets}
+            for algorithm in plan.algorithms
+        }
     if plan.search.draws != (0,):
         summary["hparams_seeds"] = list(plan.search.draws)
         summary["draws"] = {

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from domainfusion.config import Precision, TrainConfig
 from domainfusion.data.domains import load_dataset
@@ -17,7 +17,7 @@ from domainfusion.devices import choose_device
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.prompts import allowed_styles
 from domainfusion.errors import UsageError
-from domainfusion.files import make_folder
+from domainfusion.experiments.candidate_folder import CandidateFolder
 from domainfusion.fusion.candidates import cache_path, candidates_of
 from domainfusion.interruption import stoppable
 
@@ -31,7 +31,7 @@ def generate_candidates(
         generations: how many generations from the stored images (more than one without `generate.updating` only, where
             later generations start from them too).
         shard: (i, n): every n-th image from the i-th, so that n processes share the work.
-        output: folder for the candidates as `DOMAIN/CLASS/NAME-gG-cC.png`, itself a data set.
+        output: folder for the candidates as pictures (see `candidate_folder`), itself a data set.
     """
     if generations < 1:
         raise UsageError(f"--generations {generations} makes nothing; give 1 or more")
@@ -48,15 +48,18 @@ def generate_candidates(
     generate = config.generate.needed()
     rows = np.arange(shard[0], len(dataset), shard[1])
     current = dataset.images[rows]
+    pictures = None if output is None else CandidateFolder(output, dataset)
     started, made, files = time.monotonic(), 0, 0
-    with stoppable():
+    with stoppable(), contextlib.ExitStack() as at_end:
+        if pictures is not None:
+            at_end.callback(pictures.finish)  # however it ends: what has been written is told of
         for number in range(generations):
-            for part, _, found in candidates_of(
+            for part, recipes, found in candidates_of(
                 ldm, dataset, rows, current, generate, number=number, styles=styles, stored=True
             ):
                 made += found.shape[0] * found.shape[1]
-                if output is not None:
-                    files += _write_pictures(output, dataset, rows[part], found, number)
+                if pictures is not None:
+                    files += pictures.write(rows[part], recipes, found, number)
     seconds = time.monotonic() - started
     return {
         "data": data, "ldm": config.ldm, "images": len(rows), "generations": generations, "candidates": made,
@@ -95,20 +98,10 @@ def _load_ldm(source: str, device: str, precision: Precision) -> LatentDiffusion
     return LatentDiffusion.load(source, device=choose_device(device), precision=precision)
 
 
-def _write_pictures(output: Path, dataset: Any, rows: np.ndarray, candidates: np.ndarray, number: int) -> int:
-    """Write candidates (b, N, S, S, 3) of rows (b,) as PNG files; returns how many."""
-    for row, images in zip(rows, candidates, strict=True):
-        place = output / dataset.domains[dataset.domain_of[row]] / dataset.classes[dataset.labels[row]]
-        make_folder(place)
-        for c, image in enumerate(images):
-            Image.fromarray(image).save(place / f"{row:06d}-g{number}-c{c}.png")
-    return candidates.shape[0] * candidates.shape[1]
-
-
 def generation_text(found: dict[str, Any]) -> str:
     """The summary as text."""
     rate = found["candidates"] / max(found["seconds"], 1e-9)
-    where = f"; written to {found['output']}" if found["output"] else ""
+    where = f"; written to {found['output']}, where metadata.csv tells what each was made of" if found["output"] else ""
     made = number(found["generations"], "generation")
     return (
         f"{found['candidates']:,} candidates of {found['images']:,} images are there, {made}, after "

@@ -117,8 +117,8 @@ TABLES: Mapping[str, Table] = MappingProxyType(
                     Arm("five-candidates", "N = 5", options=_options(generate__candidates=5), paper=_of(82.6)),
                 ),
                 note=(
-                    "With one candidate there is nothing to choose from: N = 1 is the row without the sampling strategy "
-                    "of Table 2, in the paper too."
+                    "With one candidate there is nothing to choose from: N = 1 is the row of Table 2 without the "
+                    "sampling strategy, in the paper too."
                 ),
             ),
             Table(

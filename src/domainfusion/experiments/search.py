@@ -139,8 +139,10 @@ def choose(
 ) -> dict[str, Any]:
     """What counts of a cell whose runs are all finished, in the form of a run's result.
 
-    {"target_accuracy", "validation_accuracy", "seconds" (of all its draws), "protocol", "draw"}. The accuracy on the
-    target is reported, and takes no part in the choice. `validation_accuracy` is what the choice went by.
+    {"target_accuracy", "validation_accuracy", "seconds" (of all its draws), "protocol", "draw"}, and under
+    leave-one-domain-out the "step" at which the accuracies are, which need not be the one whose weights the run kept.
+    The accuracy on the target is reported, and takes no part in the choice. `validation_accuracy` is what the choice
+    went by.
     """
     mine = {draw: results[PlannedRun(trial, target, algorithm, draw)] for draw in plan.draws(algorithm)}
     draw = max(mine, key=lambda number: mine[number]["validation_accuracy"] or 0.0)  # the first of equals
@@ -155,5 +157,5 @@ def choose(
                 f"{plan.folder} that hold out one domain and two have no step in common"
             )
         draw = int(chosen.hparams_seed)
-        found |= {"target_accuracy": chosen.test, "validation_accuracy": chosen.validation}
+        found |= {"target_accuracy": chosen.test, "validation_accuracy": chosen.validation, "step": chosen.step}
     return found | {"seconds": sum(result["seconds"] for result in mine.values()), "draw": draw}

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from domainfusion.config import GenerateConfig
 from domainfusion.config_files import plain_values
+from domainfusion.data.decoded import checksum
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.data.transforms import from_uint8, resize, to_uint8
 from domainfusion.diffusion.image_to_image import image_to_image
@@ -281,7 +281,7 @@ class CandidateCache:
         found = np.array(self.done[rows])
         for i in np.flatnonzero(found):
             row = rows[i]
-            kept, now = int(self.sums[row]), _sum(self.images[row])
+            kept, now = int(self.sums[row]), checksum(self.images[row])
             if not kept:
                 self.sums[row] = now
             elif kept != now:
@@ -293,12 +293,7 @@ class CandidateCache:
         """Keep candidates (b, N, S, S, 3) of rows (b,); a row counts as done only after its pixels are on disk."""
         self.images[rows] = candidates
         self.images.flush()
-        self.sums[rows] = [_sum(item) for item in candidates]
+        self.sums[rows] = [checksum(item) for item in candidates]
         self.sums.flush()
         self.done[rows] = True
         self.done.flush()
-
-
-def _sum(candidates: np.ndarray) -> int:
-    """The checksum of an image's candidates (N, S, S, 3)."""
-    return zlib.crc32(np.ascontiguousarray(candidates).data) | 1 << 32

@@ -77,7 +77,7 @@ def _answer_of_one_test(study: Study) -> Answer:
     rows = [["algorithm", f"right on {target}", "± s.e.", "images right", "source validation", "chosen at step"]]
     for arm, run in runs.items():
         figure = figures[arm]
-        step = str(run.result.get("selected_step", "–"))
+        step = "–" if run.step is None else str(run.step)
         rows.append([arm.title, f"{figure.mean:.1f} %", f"{figure.error:.1f}", right[arm], run.validation, step])
     dots = [Dot(arm.number, arm.title, figure.mean, figure.error) for arm, figure in figures.items()]
     return Answer(
@@ -85,7 +85,7 @@ def _answer_of_one_test(study: Study) -> Answer:
         sure=_sure_of_one([(arm, figures[arm]) for arm in leading], images, _guess(study)),
         table=rows,
         table_note="Source validation is the accuracy on held-out images of the domains that were trained on. "
-        "How far the unseen domain falls below it is what the change of domain costs.",
+        f"How far the unseen domain falls below it is what the change of domain costs.{_other_weights(study)}",
         tiles=[_tile(arm, figures[arm], f"{right[arm]} images") for arm in _leading_first(study)],
         chart=dot_chart([(target, dots)], _chance(study)),
         chart_note="Whiskers: one standard error each way, from the number of images.",
@@ -172,11 +172,25 @@ def _sure_of_many(study: Study) -> list[str]:
 def _table_note(study: Study) -> str:
     text = "Accuracy in per cent on each target, a domain that was left out of training"
     if len(study.units) == 1:
-        return f"{text}; one trial, so without ±."
+        return f"{text}; one trial, so without ±.{_other_weights(study)}"
     return (
         f"{text}: mean ± standard error over {len(study.units)} trials. Differences are paired: same target, same "
         "split, same seed; their error and p (Student's t, two-sided) take each trial's mean over the targets as one "
-        "measurement."
+        f"measurement.{_other_weights(study)}"
+    )
+
+
+def _other_weights(study: Study) -> str:
+    """What to know where figures are not those of the weights that the runs kept; empty where they are."""
+    arms = [arm for arm in study.arms if any(run.choice is not None for run in study.compared(arm))]
+    if not arms:
+        return ""
+    kept = {arm: [run.kept_accuracy or 0.0 for run in study.compared(arm)] for arm in arms}
+    means = ", ".join(f"{arm.title} {sum(values) / len(values):.1f} %" for arm, values in kept.items())
+    return (
+        " These are the figures at the steps that leave-one-domain-out validation chose. The weights that the runs "
+        "kept are those that training-domain validation chose, and so is all that is shown below of what a model says "
+        f"of single images and classes; they are right on {means}."
     )
 
 

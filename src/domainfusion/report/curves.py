@@ -65,5 +65,5 @@ def _mean(curves: list[list[tuple[float, float]]]) -> list[tuple[float, float]]:
 
 
 def _selected(run: Run, mean: list[tuple[float, float]]) -> tuple[float, float] | None:
-    """The point of the step whose weights the run kept."""
-    return next((point for point in mean if point[0] == run.result.get("selected_step")), None)
+    """The point of the step that was chosen."""
+    return next((point for point in mean if point[0] == run.step), None)

@@ -22,12 +22,31 @@ SELECTION = (
     "Training-domain validation: of the weights at each evaluation, those are kept that are right most often on "
     "held-out images of the source domains (mean over domains). The target is never used to choose anything."
 )
+LEAVE_ONE_OUT = (
+    "Leave-one-domain-out validation: an accuracy on the target is that at the step, and of the draw of "
+    "hyperparameters, at which runs that held out one more domain were right most often on that domain (mean over such "
+    "domains). The target is never used to choose anything. A run itself keeps the weights that training-domain "
+    "validation chooses; figures class by class, confusions and calibration are theirs."
+)
 
 
 def describe_protocol(study: Study) -> str:
     """The splits in words."""
     held = float(study.arms[0].runs[0].options.get("data.holdout_fraction", 0.2))
     return PROTOCOLS.get(study.protocol, study.protocol).format(held=f"{held:.0%}", kept=f"{1 - held:.0%}")
+
+
+def describe_selection(study: Study) -> str:
+    """How the figures of a study were chosen, in words."""
+    by_rule: dict[str, list[str]] = {}
+    for arm in study.arms:
+        for run in study.compared(arm):
+            titles = by_rule.setdefault(SELECTION if run.choice is None else LEAVE_ONE_OUT, [])
+            if arm.title not in titles:
+                titles.append(arm.title)
+    if len(by_rule) == 1:
+        return next(iter(by_rule))
+    return " ".join(f"{', '.join(titles)}: {rule}" for rule, titles in by_rule.items())
 
 
 def split_rows(study: Study) -> list[list[str]]:
@@ -121,7 +140,7 @@ def run_rows(study: Study) -> list[list[str]]:
                 arm.title, run.target or "none", str(run.unit[0]), str(run.unit[1]),
                 "–" if run.accuracy is None else f"{run.accuracy:.1f} % of {run.images}",
                 run.validation,
-                f"{result.get('selected_step', '–')} of {result.get('steps', '–')}",
+                f"{'–' if run.step is None else run.step} of {result.get('steps', '–')}",
                 _seconds(float(result.get("seconds", 0))), str(run.folder),
             ])  # fmt: skip
     return rows

@@ -22,9 +22,9 @@ from domainfusion.report.classes import build_class_parts
 from domainfusion.report.curves import build_curves
 from domainfusion.report.evolution import build_evolution
 from domainfusion.report.facts import (
-    SELECTION,
     build_costs,
     describe_protocol,
+    describe_selection,
     environments,
     option_difference_rows,
     option_texts,
@@ -58,7 +58,7 @@ def write_report(paths: list[Path], output: Path, *, heat_maps: bool = False, au
             describe_study(study, *found, studies=len(studies), heat_maps=heat_maps, audits=share)
             for study, found, share in zip(studies, loaded, shares, strict=True)
         ],
-        environments=environments(runs), runs=len(runs), selection=SELECTION,
+        environments=environments(runs), runs=len(runs),
         command=shlex.join(["domainfusion", "report", *map(str, paths), "--output", str(output), *flags]),
         title=f"DomainFusion report: {', '.join(dict.fromkeys(study.name for study in studies))}",
     )  # fmt: skip
@@ -83,7 +83,8 @@ def describe_study(
         "curves": build_curves(study), "classes": build_class_parts(study), "costs": build_costs(study),
         "calibration": build_calibration(study), "slopes": build_slopes(study, dataset),
         "suspicious": build_suspicious(audits, dataset),
-        "protocol": describe_protocol(study), "splits": split_rows(study), "runs": run_rows(study),
+        "protocol": describe_protocol(study), "selection": describe_selection(study),
+        "splits": split_rows(study), "runs": run_rows(study),
         "differences": option_difference_rows(study), "options": option_texts(study),
     }  # fmt: skip
 

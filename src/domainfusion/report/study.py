@@ -15,7 +15,7 @@ from typing import Any
 from domainfusion.config import TrainConfig
 from domainfusion.config_files import load_toml, plain_values
 from domainfusion.errors import UsageError
-from domainfusion.files import read_json_object
+from domainfusion.files import read_json, read_json_object
 from domainfusion.results.records import find_runs, load_run
 
 Unit = tuple[int, int]  # (trial, seed): what an algorithm is repeated over
@@ -29,9 +29,21 @@ TITLES = {
 PER_RUN = ("target", "trial", "seed")
 
 
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What leave-one-domain-out selection, of the benchmark that a run is part of, says of the run's target."""
+
+    accuracy: float  # per cent
+    step: int | None  # None in benchmarks of older versions, which do not tell
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """A finished run as it lies on disk; `options` are its settings by dotted name (`generate.steps`)."""
+    """A finished run as it lies on disk; `options` are its settings by dotted name (`generate.steps`).
+
+    `accuracy`, `step` and `validation` are those that its benchmark's selection reports. The weights that it kept, and
+    with them its predictions, are of the step that training-domain validation chose within the run (`kept_accuracy`).
+    """
 
     folder: Path
     result: dict[str, Any]
@@ -40,6 +52,7 @@ class Run:
     records: list[dict[str, Any]]
     text: str
     options: dict[str, Any]
+    choice: Choice | None = None  # None: training-domain validation
     search: str = ""  # the benchmark or sweep that chose its hyperparameters; its runs differ in them and are one arm
 
     @property
@@ -60,13 +73,26 @@ class Run:
     @property
     def accuracy(self) -> float | None:
         """Accuracy on the target in per cent, where there is a target."""
+        return self.kept_accuracy if self.choice is None else self.choice.accuracy
+
+    @property
+    def kept_accuracy(self) -> float | None:
+        """That of the weights that the run kept."""
         share = self.result.get("target_accuracy")
         return None if share is None else 100 * share
 
     @property
+    def step(self) -> int | None:
+        """The step that was chosen, where one was and is known."""
+        return self.result.get("selected_step") if self.choice is None else self.choice.step
+
+    @property
     def validation(self) -> str:
-        """Source validation accuracy in per cent, or a dash where none was measured."""
+        """Source validation accuracy at that step in per cent, or a dash where none was measured."""
         share = self.result["validation_accuracy"]
+        if self.choice is not None:
+            at_step = [record for record in self.records if record["step"] == self.choice.step]
+            share = at_step[0].get("validation_accuracy") if at_step else None
         return "–" if share is None else f"{100 * share:.1f} %"
 
     @property
@@ -175,6 +201,7 @@ def _read_run(folder: Path) -> Run:
     return Run(
         folder=folder, result=found["result"], data=found["data"], environment=found["environment"],
         records=found["records"], text=found["config"], options=dict(_flat(values)), search=_search_of(folder),
+        choice=_choice_of(folder, found["result"]),
     )  # fmt: skip
 
 
@@ -198,6 +225,22 @@ def _draws_that_count(root: Path) -> dict[str, Any] | None:
                 draws.setdefault(algorithm, {})[target] = dict(zip(found["trials"], numbers, strict=False))
         return draws
     return None
+
+
+def _choice_of(folder: Path, result: dict[str, Any]) -> Choice | None:
+    """What the benchmark that a run is part of chose for it by leave-one-domain-out, and has come to already."""
+    path = folder.resolve() / "../../.." / "benchmark.json"  # of ROOT/ALGORITHM/TARGET/trial-T
+    found = read_json(path) if path.exists() else {}
+    if not str(found.get("selection", "")).startswith("leave-one-domain-out"):
+        return None
+    trial = dict(zip(found["trials"], range(len(found["trials"])), strict=True)).get(result["trial"])
+    accuracies = found["accuracy"].get(result["algorithm"], {}).get(result["target"])
+    if trial is None or accuracies is None:
+        return None
+    steps = found.get("steps", {}).get(result["algorithm"], {}).get(result["target"])
+    if steps is not None and steps[trial] is None:  # not trained: there was nothing to choose
+        return None
+    return Choice(accuracies[trial], None if steps is None else steps[trial])
 
 
 def _was_chosen(run: Run) -> bool:

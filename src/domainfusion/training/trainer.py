@@ -21,7 +21,7 @@ from domainfusion.files import append_json_line
 from domainfusion.interruption import check, requested
 from domainfusion.processes import ALONE, Processes
 from domainfusion.seeding import seed_hash
-from domainfusion.training.accumulation import Portions
+from domainfusion.training.accumulation import Portions, move_weights
 from domainfusion.training.averaging import Averaging, build_averaging
 from domainfusion.training.checkpoint import Progress, load_checkpoint, save_checkpoint, save_model
 from domainfusion.training.evaluation import Evaluation, evaluate
@@ -87,18 +87,23 @@ def check_terms(terms: Any, name: str) -> None:
             raise TrainingError(f"{name}.losses(): {term!r} is {got}, not a scalar tensor; take its mean, say")
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, processes: Processes = ALONE) -> None:
-    """One optimizer step down the mean of the processes' `loss`."""
+def compute_gradients(optimizer: torch.optim.Optimizer, loss: torch.Tensor, processes: Processes = ALONE) -> None:
+    """The gradients of the mean of the processes' `loss`, for the optimizer's parameters."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     processes.average(parameter for group in optimizer.param_groups for parameter in group["params"])
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+    """One optimizer step down `loss`."""
+    compute_gradients(optimizer, loss)
     optimizer.step()
 
 
-def take_step(
+def prepare_step(
     algorithm: Algorithm, optimizer: torch.optim.Optimizer, step: int, progress: Progress
 ) -> dict[str, torch.Tensor]:
-    """Step `step`; returns the terms of its loss. Raises `TrainingError` where that is not finite."""
+    """The gradients of step `step`; returns the terms of its loss. Raises `TrainingError` where that is not finite."""
     config, context = algorithm.config, algorithm.context
     own = () if context.processes.first else (context.processes.rank,)  # no two processes drop out alike
     torch.manual_seed(seed_hash("step", config.seed, step, *own))
@@ -110,8 +115,20 @@ def take_step(
             f"the loss is not finite at step {step} ({values}); the checkpoint of step {progress.step} is kept. "
             f"Lower --lr (now {config.lr:g}), or use --precision float32, with another --output"
         )
-    descend(optimizer, loss, context.processes)
+    compute_gradients(optimizer, loss, context.processes)
     return {name: value.detach() for name, value in terms.items()}
+
+
+def take_step(
+    algorithm: Algorithm, optimizer: torch.optim.Optimizer, step: int, progress: Progress, portions: Portions
+) -> dict[str, torch.Tensor]:
+    """Step `step`, its gradients in smaller portions where memory runs out; returns the terms of its loss.
+
+    Raises `TrainingError` where the loss is not finite, and where memory does not suffice in any portions.
+    """
+    terms = portions.attempt(functools.partial(prepare_step, algorithm, optimizer, step, progress), step)
+    move_weights(optimizer, step)
+    return terms
 
 
 SAVE_EVERY = 300.0  # seconds between checkpoints: what an end without a signal (SIGKILL, power) may cost
@@ -172,7 +189,7 @@ def train(algorithm: Algorithm) -> Progress:
         algorithm.train()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config.steps, config.lr, config.lr_schedule)
-        terms = portions.attempt(functools.partial(take_step, algorithm, optimizer, step, progress), step)
+        terms = take_step(algorithm, optimizer, step, progress, portions)
         average.update(step + 1)
         meter.add(terms)
         bar.update()
@@ -254,6 +271,7 @@ def measure(
         augmented = config.data.augment_validation
         for domain, rows in context.split.train.items():
             shares[domain]["in"] = accuracy_on(algorithm, rows, augmented=augmented, between=between)
+    context.processes.meet(context.device)  # each measures everything; none goes on before all could
     return measured, shares
 
 
