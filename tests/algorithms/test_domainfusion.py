@@ -91,6 +91,7 @@ def test_terms_are_algorithm_1_written_out(
         raw_weight=0.8, distill_weight=0.3, synthetic_weight=0.6, synthetic_share=0.5,
         distill=DistillConfig(estimator="autograd", samples=2, images_per_step=0, confidence_floor=0.0),
     )  # fmt: skip
+    config = dataclasses.replace(config, generate=dataclasses.replace(config.generate, recombination=False))
     algorithm = build(few_images, config, tmp_path / "run")
     algorithm.before_step(0, 0)
     algorithm.train()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import torch
 
 from domainfusion.algorithms.domainfusion import DomainFusion
 from domainfusion.config import GenerateConfig
+from domainfusion.files import cache_folder
+from domainfusion.fusion.candidates import candidates_of
 from domainfusion.fusion.generation import make_generation
 from domainfusion.fusion.synthetic import Generation
 from domainfusion.training.trainer import make_batch
@@ -49,18 +52,21 @@ def test_short_runs_have_generations_too_and_none_at_their_very_end(
 def test_before_the_first_generation_the_synthetic_images_are_the_stored_ones(
     few_images: Path, make_config: MakeConfig, tmp_path: Path
 ) -> None:
-    generate = GenerateConfig(candidates=2, steps=2, interval=2)
+    generate = GenerateConfig(candidates=2, steps=2, interval=2, recombination=False)
     algorithm = build(few_images, make_config(distill_weight=0.0, synthetic_share=1.0, generate=generate), tmp_path)
     algorithm.before_step(0, 0)
     assert algorithm.synthetic.count == 0
     batch = make_batch(algorithm, 0)
     stored = algorithm.context.dataset.images[batch.rows]
-    assert np.array_equal(algorithm.synthetic_images(batch.rows), stored)
+    assert np.array_equal(algorithm.synthetic_images(batch.rows, np.random.default_rng(0)), stored)
     assert set(algorithm.losses(batch)) == {"raw_loss", "synthetic_loss"}
     algorithm.before_step(1, 1)
     synthetic = {int(row): image for row, image in zip(*load(tmp_path, 0), strict=True)}
-    assert np.array_equal(algorithm.synthetic_images(batch.rows), np.stack([synthetic[int(r)] for r in batch.rows]))
-    assert not np.array_equal(algorithm.synthetic_images(batch.rows), stored)
+    assert np.array_equal(
+        algorithm.synthetic_images(batch.rows, np.random.default_rng(0)),
+        np.stack([synthetic[int(r)] for r in batch.rows]),
+    )
+    assert not np.array_equal(algorithm.synthetic_images(batch.rows, np.random.default_rng(0)), stored)
 
 
 def generate_three(algorithm: DomainFusion) -> list[Generation]:
@@ -72,6 +78,53 @@ def generate_three(algorithm: DomainFusion) -> list[Generation]:
         assert algorithm.synthetic.latest is not None
         made.append(algorithm.synthetic.latest)
     return made
+
+
+def test_recombination_draws_content_and_style_from_all_candidates_so_far(
+    few_images: Path, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    generate = GenerateConfig(candidates=2, steps=2, interval=1)
+    algorithm = build(few_images, make_config(distill_weight=0.0, generate=generate), tmp_path)
+    made = generate_three(algorithm)[:2]
+    algorithm.synthetic.rewind(2)
+    dataset = algorithm.context.dataset
+    stored = np.ascontiguousarray(dataset.images[algorithm.rows])
+    candidates = np.stack(
+        [
+            np.concatenate([
+                part for _, _, part in candidates_of(
+                    algorithm.ldm, dataset, algorithm.rows, stored, generate, number=number, styles=algorithm.styles,
+                    stored=False, progress=False,
+                )
+            ])
+            for number in range(2)
+        ], 1,
+    ).reshape(len(stored), 4, *stored.shape[1:]).astype(float)  # fmt: skip
+    rows = np.repeat(algorithm.rows, 40)
+    found = algorithm.synthetic_images(rows, np.random.default_rng(5))
+    pairs = np.zeros((4, 4), dtype=int)
+    for row, image in zip(rows, found.astype(float), strict=True):
+        of = candidates[algorithm.position[int(row)]]
+        mean, std = of.mean((1, 2)), np.sqrt(of.var((1, 2)) + 1e-5 * 127.5**2)
+        fused = [[(of[i] - mean[i]) / std[i] * std[j] + mean[j] for j in range(4)] for i in range(4)]
+        error = np.abs(np.clip(fused, 0, 255) - image).max((2, 3, 4))
+        assert error.min() < 2  # candidates made in another batch differ by a rounding step
+        pairs[np.unravel_index(error.argmin(), (4, 4))] += 1
+    assert pairs.min() > len(rows) / 16 - 4 * (len(rows) / 16) ** 0.5  # each of the sixteen as often as the others
+    assert np.array_equal(algorithm.synthetic_images(rows, np.random.default_rng(5)), found)
+
+    # A resumed run draws the same; candidates that were cleared away meanwhile are made again.
+    for path in (cache_folder() / "candidates").iterdir():
+        path.unlink()
+    again = build(few_images, algorithm.config, tmp_path)
+    again.synthetic.rewind(2)
+    assert np.abs(again.synthetic_images(rows, np.random.default_rng(5)).astype(int) - found).max() <= 2
+
+    for other in ({"recombination": False}, {"updating": True}):
+        config = make_config(distill_weight=0.0, generate=dataclasses.replace(generate, **other))
+        plain = build(few_images, config, tmp_path)
+        plain.synthetic.rewind(2)
+        assert np.array_equal(plain.synthetic_images(plain.rows, np.random.default_rng(5)), made[1].images)
 
 
 @pytest.mark.parametrize("updating", [True, False])

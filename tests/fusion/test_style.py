@@ -12,7 +12,7 @@ from scipy.integrate import quad
 from scipy.special import softmax
 from scipy.stats import entropy, norm
 
-from domainfusion.fusion.style import fuse, split_style, style_divergence
+from domainfusion.fusion.style import fuse, recombine, split_style, style_divergence
 
 PIXELS = arrays(
     np.float64, array_shapes(min_dims=3, max_dims=5, min_side=1, max_side=4), elements=st.floats(-1, 1, width=32)
@@ -91,3 +91,16 @@ def test_divergence_is_zero_at_the_style_itself_and_nowhere_negative(kind: str, 
     found = style_divergence(mean0, std0, mean, std, kind)
     assert found[:, 2].abs().max() < 1e-12
     assert (found[:, [0, 1, 3]] > 0).all()
+
+
+def test_recombined_images_have_the_content_of_one_and_the_statistics_of_the_other() -> None:
+    rng = np.random.default_rng(0)
+    one = rng.integers(90, 160, (4, 8, 8, 3), dtype=np.uint8)  # far from both ends: nothing is clipped
+    other = (100 + rng.normal(0, 20, (4, 8, 8, 3)) * [1, 0.5, 0.8]).clip(0, 255).astype(np.uint8)
+    found = recombine(one, other).astype(float)
+    np.testing.assert_allclose(found.mean((1, 2)), other.mean((1, 2)), atol=0.3)
+    np.testing.assert_allclose(found.std((1, 2)), other.std((1, 2)), atol=0.3)
+    for i in range(4):
+        for c in range(3):
+            assert np.corrcoef(found[i, ..., c].ravel(), one[i, ..., c].ravel())[0, 1] > 0.999
+    assert np.array_equal(recombine(one, one), one)

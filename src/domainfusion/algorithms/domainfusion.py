@@ -27,6 +27,7 @@ from domainfusion.files import write_text
 from domainfusion.fusion.ahead import Ahead, Order, Situation, check_device, decide, local_processes, threads_to_share
 from domainfusion.fusion.candidates import CandidateCache, Making, cache_path
 from domainfusion.fusion.generation import make_generation
+from domainfusion.fusion.recombination import CandidatePool
 from domainfusion.fusion.schedule import generations_due
 from domainfusion.fusion.synthetic import Generation, SyntheticDataset, is_complete
 from domainfusion.seeding import derive_numpy_rng, seed_hash
@@ -45,6 +46,7 @@ class DomainFusion(Algorithm):
             "generations": 0, "generated_images": 0, "generation_seconds": 0.0, "distillation_seconds": 0.0
         }  # fmt: skip
         self.ahead: Ahead | None = None
+        self.candidates: CandidatePool | None = None
         self._ldm: LatentDiffusion | None = None
         self.curves: Curves | None = None
         batch = config.batch_size * len(context.split.sources)
@@ -191,7 +193,7 @@ class DomainFusion(Algorithm):
             used = max(processes.count, round(config.synthetic_share * len(batch.step_rows)))
             rows = rng.choice(batch.step_rows, used, replace=False)
             generator = torch.Generator().manual_seed(seed_hash("synthetic views", config.seed, batch.step))
-            views = self.augmented(self.synthetic_images(rows), generator)
+            views = self.augmented(self.synthetic_images(rows, rng), generator)
             if processes.count > 1:  # all draw the same, and each takes its share
                 mine = processes.share(used)
                 rows, views = rows[mine], views[mine]
@@ -208,12 +210,22 @@ class DomainFusion(Algorithm):
             terms["synthetic_loss"] = weight * F.cross_entropy(logits[count:], synthetic_labels)
         return terms
 
-    def synthetic_images(self, rows: np.ndarray) -> np.ndarray:
-        """(n, S, S, 3) uint8: what rows (n,) have become; the stored images before the first generation (line 1)."""
+    def synthetic_images(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """(n, S, S, 3) uint8: what rows (n,) have become; the stored images before the first generation (line 1).
+
+        With `recombination` that is drawn anew each time, from all that the generations so far had to choose from.
+        """
         latest = self.synthetic.latest
         if latest is None:
             return self.context.dataset.images[rows]
-        return latest.images[[self.position[int(row)] for row in rows]]
+        if not self.config.generate.recombines:
+            return latest.images[[self.position[int(row)] for row in rows]]
+        if self.candidates is None:
+            self.candidates = CandidatePool(
+                self.ldm, self.context.dataset, self.rows, self.config.generate.needed(), self.styles,
+                progress=self.context.progress,
+            )  # fmt: skip
+        return self.candidates.recombined(rows, self.synthetic.count, rng)
 
     def distill(self, batch: Batch, logits: torch.Tensor) -> torch.Tensor:
         """Algorithm 2 on the batch: all of it by curves, else the unbiased sample of it that `images_per_step` allows.

@@ -45,6 +45,9 @@ class GenerateConfig:
     """Choose content and style among the candidates (off: the first candidate is taken as it is)."""
     updating: bool = False
     """Each generation starts from the last one's images, as in Algorithm 1 (off: from the raw images)."""
+    recombination: bool = True
+    """Each step draws an image's content and its style anew, each from any candidate of any generation so far (off, and
+    with updating: the newest generation's image as it is, as in Algorithm 1)."""
     content_weight: Share = 0.4
     """Lambda_s: weight of feature similarity against confidence in the choice of content."""
     style_divergence: Literal["softmax", "gaussian"] = "softmax"
@@ -66,6 +69,11 @@ class GenerateConfig:
                 "worker on needs no-updating: with updating a generation starts from what training chose of the last"
             )
         return self
+
+    @property
+    def recombines(self) -> bool:
+        """Whether steps draw from all candidates: those of a run's own images (`updating`) are not kept."""
+        return self.recombination and not self.updating
 
     def needed(self) -> GenerateConfig:
         """The same options with no more candidates than are looked at: without sampling the first alone."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
+
+from domainfusion.data.transforms import from_uint8, to_uint8
 
 EPSILON = 1e-5
 
@@ -20,6 +23,13 @@ def split_style(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch
 def fuse(content: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
     """x_gen = σ*·c* + μ* (Algorithm 1, line 12), the inverse of `split_style`."""
     return content * std[..., None, None] + mean[..., None, None]
+
+
+def recombine(content_of: np.ndarray, style_of: np.ndarray) -> np.ndarray:
+    """Images (n, S, S, 3) uint8 with the content of the first n and the style of the others."""
+    content, _, _ = split_style(from_uint8(content_of))
+    _, mean, std = split_style(from_uint8(style_of))
+    return to_uint8(fuse(content, mean, std))
 
 
 def style_divergence(
