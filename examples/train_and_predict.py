@@ -41,7 +41,7 @@ for row in dataset.rows(dataset.index_of(TARGET))[::40]:
     Image.fromarray(dataset.images[row]).save(new / f"{dataset.classes[dataset.labels[row]]}-{row}.png")
 
 model = run.load()
-for found in domainfusion.predict_images(model, new, top=2):
+for found in domainfusion.predict_images(model, new, top_k=2):
     guesses = ", ".join(f"{label} {confidence:.0%}" for label, confidence in found.best)
     print(f"{Path(found.file).name:<24} {guesses or found.error}")
 

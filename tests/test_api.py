@@ -141,7 +141,7 @@ def test_evaluate_and_predict(run: domainfusion.Run, root: Path) -> None:
     assert domainfusion.evaluate(run.folder, device="cpu") == own
     assert set(domainfusion.evaluate(run, root / "few", device="cpu")) == {"cartoon", "photo", "sketch"}
     folder = root / "few" / "photo" / "cat"
-    rows = domainfusion.predict_images(run, [folder, root / "absent.png"], top=2, device="cpu")
+    rows = domainfusion.predict_images(run, [folder, root / "absent.png"], top_k=2, device="cpu")
     assert [Path(row.file).name for row in rows] == [*sorted(path.name for path in folder.iterdir()), "absent.png"]
     assert "does not exist" in rows[-1].error
     labels, confidences = run.load(device="cpu").predict(sorted(folder.iterdir()))
@@ -152,7 +152,7 @@ def test_evaluate_and_predict(run: domainfusion.Run, root: Path) -> None:
     one = domainfusion.predict_images(run.load(device="cpu"), folder / "00.png")
     assert one[0].best[0][0] == labels[0]
     with pytest.raises(UsageError, match="at least 1"):
-        domainfusion.predict_images(run, folder, top=0)
+        domainfusion.predict_images(run, folder, top_k=0)
 
 
 def test_report(run: domainfusion.Run, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_pixels_are_those_of_training(trained_run: Path, new: Path) -> None:
 def test_top_classes_as_json_and_parquet(
     trained_run: Path, new: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["predict", str(trained_run), str(new / "plain.png"), str(new / "broken.png"), "--top", "99"]
+    words = ["predict", str(trained_run), str(new / "plain.png"), str(new / "broken.png"), "--top-k", "99"]
     assert run([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [entry["file"] for entry in found] == [str(new / "plain.png"), str(new / "broken.png")]
@@ -119,7 +119,7 @@ def test_the_ending_chooses_the_form(trained_run: Path, new: Path, tmp_path: Pat
     [
         (["--output", "a.txt"], "name the form by --format"),
         (["--format", "parquet"], "name it by --output"),
-        (["--top", "0"], "at least 1"),
+        (["--top-k", "0"], "at least 1"),
         (["--fromat", "csv"], "did you mean --format"),
     ],
 )

@@ -211,7 +211,7 @@ def evaluate(run: Run | PathLike, data: PathLike | None = None, *, device: str =
 
 
 def predict_images(
-    model: Model | Run | PathLike, images: PathLike | Sequence[PathLike], *, top: int = 1, batch_size: int = 64,
+    model: Model | Run | PathLike, images: PathLike | Sequence[PathLike], *, top_k: int = 1, batch_size: int = 64,
     device: str = "auto",
 ) -> list[Row]:  # fmt: skip
     """A row for each image: its most probable classes with calibrated probabilities, or why it cannot be read.
@@ -219,18 +219,18 @@ def predict_images(
     Args:
         model: a model, a run, or the folder of a run or of an exported model.
         images: files, folders (with their subfolders) and patterns.
-        top: classes named for each image, the most probable first.
+        top_k: classes named for each image, the most probable first.
     """
     from domainfusion.model import Model, load
     from domainfusion.predict import list_images, predict_files
 
-    if top < 1 or batch_size < 1:
-        raise UsageError("top and batch_size are at least 1")
+    if top_k < 1 or batch_size < 1:
+        raise UsageError("top_k and batch_size are at least 1")
     if not isinstance(model, Model):
         model = load(model.folder if isinstance(model, Run) else model, device=device)
     words = [images] if isinstance(images, (str, os.PathLike)) else list(images)
     paths, bad = list_images([str(word) for word in words])
-    return [*bad, *predict_files(model, paths, top=min(top, len(model.classes)), batch_size=batch_size)]
+    return [*bad, *predict_files(model, paths, top_k=min(top_k, len(model.classes)), batch_size=batch_size)]
 
 
 def write_report(

@@ -73,7 +73,7 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def predict_files(model: Model, paths: Sequence[Path], *, top: int = 1, batch_size: int = 64) -> Iterator[Row]:
+def predict_files(model: Model, paths: Sequence[Path], *, top_k: int = 1, batch_size: int = 64) -> Iterator[Row]:
     """A row for each file, in order; one that cannot be read gets a row with an error."""
     for start in range(0, len(paths), batch_size):
         part = paths[start : start + batch_size]
@@ -93,26 +93,26 @@ def predict_files(model: Model, paths: Sequence[Path], *, top: int = 1, batch_si
                 yield row
                 continue
             p = next(found)
-            best = np.argsort(-p, kind="stable")[:top]
+            best = np.argsort(-p, kind="stable")[:top_k]
             yield Row(printable(str(path)), tuple((model.classes[i], float(p[i])) for i in best))
 
 
-def columns(top: int) -> list[str]:
+def columns(top_k: int) -> list[str]:
     """The columns of a table of rows.
 
     >>> columns(2)
     ['file', 'label', 'confidence', 'label_2', 'confidence_2', 'error']
     """
     ranks = [
-        f"{name}{f'_{rank}' if rank > 1 else ''}" for rank in range(1, top + 1) for name in ("label", "confidence")
+        f"{name}{f'_{rank}' if rank > 1 else ''}" for rank in range(1, top_k + 1) for name in ("label", "confidence")
     ]
     return ["file", *ranks, "error"]
 
 
-def values(row: Row, top: int) -> list[Any]:
+def values(row: Row, top_k: int) -> list[Any]:
     """A row's values by `columns`; what is not there is None."""
     flat: list[Any] = [item for pair in row.best for item in pair]
-    return [row.file, *flat, *[None] * (2 * top - len(flat)), row.error or None]
+    return [row.file, *flat, *[None] * (2 * top_k - len(flat)), row.error or None]
 
 
 def choose_format(given: str | None, output: Path | None) -> str:
@@ -125,20 +125,20 @@ def choose_format(given: str | None, output: Path | None) -> str:
     return chosen
 
 
-def write_rows(rows: Iterator[Row], top: int, form: str, output: Path | None) -> None:
+def write_rows(rows: Iterator[Row], top_k: int, form: str, output: Path | None) -> None:
     """Write rows as CSV, JSON or Parquet, to a file (atomically) or to stdout (CSV row by row)."""
     if output is None:
-        _write_text(rows, top, form, sys.stdout)
+        _write_text(rows, top_k, form, sys.stdout)
         return
     with atomic_path(output) as temporary:
         if form == "parquet":
-            _write_parquet(rows, top, temporary)
+            _write_parquet(rows, top_k, temporary)
         else:
             with open(temporary, "w", newline="", encoding="utf-8") as file:
-                _write_text(rows, top, form, file)
+                _write_text(rows, top_k, form, file)
 
 
-def _write_text(rows: Iterator[Row], top: int, form: str, file: IO[str]) -> None:
+def _write_text(rows: Iterator[Row], top_k: int, form: str, file: IO[str]) -> None:
     if form == "json":
         entries = [
             {"file": row.file, "predictions": [{"label": name, "confidence": round(p, 6)} for name, p in row.best]}
@@ -148,24 +148,24 @@ def _write_text(rows: Iterator[Row], top: int, form: str, file: IO[str]) -> None
         file.write(json.dumps(entries, indent=2, ensure_ascii=False) + "\n")
         return
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(columns(top))
+    writer.writerow(columns(top_k))
     for row in rows:
-        writer.writerow([f"{value:.6f}" if isinstance(value, float) else value for value in values(row, top)])
+        writer.writerow([f"{value:.6f}" if isinstance(value, float) else value for value in values(row, top_k)])
 
 
-def _write_parquet(rows: Iterator[Row], top: int, path: Path) -> None:
+def _write_parquet(rows: Iterator[Row], top_k: int, path: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    types = [pa.float64() if name.startswith("confidence") else pa.string() for name in columns(top)]
+    types = [pa.float64() if name.startswith("confidence") else pa.string() for name in columns(top_k)]
     table = list(rows)
-    by_column = [[values(row, top)[i] for row in table] for i in range(len(types))]
+    by_column = [[values(row, top_k)[i] for row in table] for i in range(len(types))]
     arrays = [pa.array(column, kind) for column, kind in zip(by_column, types, strict=True)]
-    parquet.write_table(pa.table(dict(zip(columns(top), arrays, strict=True))), path)
+    parquet.write_table(pa.table(dict(zip(columns(top_k), arrays, strict=True))), path)
 
 
 def run_predictions(
-    model: Model, words: Sequence[str], *, top: int, batch_size: int, form: str, output: Path | None
+    model: Model, words: Sequence[str], *, top_k: int, batch_size: int, form: str, output: Path | None
 ) -> int:
     """Predict what `words` name and write the table; the number of files that could be read."""
     paths, bad = list_images(words)
@@ -177,7 +177,7 @@ def run_predictions(
             note(f"{row.file} {row.error}")
             yield row
         bar = tqdm(total=len(paths), desc="predicting", unit="image", disable=output is None or len(paths) < 500)
-        for row in predict_files(model, paths, top=top, batch_size=batch_size):
+        for row in predict_files(model, paths, top_k=top_k, batch_size=batch_size):
             bar.update()
             if row.error:
                 note(row.error)
@@ -185,5 +185,5 @@ def run_predictions(
             yield row
         bar.close()
 
-    write_rows(rows(), top, form, output)
+    write_rows(rows(), top_k, form, output)
     return read

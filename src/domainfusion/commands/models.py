@@ -31,7 +31,7 @@ class PredictCommand:
     """File to write, its form by its ending: .csv, .json, .parquet (default: CSV to stdout)."""
     format: Literal["csv", "json", "parquet"] | None = None
     """Form of the table."""
-    top: int = 1
+    top_k: int = 1
     """Classes named for each image, the most probable first."""
     batch_size: int = 64
     """Images in a pass."""
@@ -113,8 +113,8 @@ class DoctorCommand:
 def predict(words: list[str]) -> int:
     """`domainfusion predict`; 1 where no image could be read."""
     command = parse(PredictCommand, words, "domainfusion predict")
-    if command.top < 1 or command.batch_size < 1:
-        raise UsageError("--top and --batch-size are at least 1")
+    if command.top_k < 1 or command.batch_size < 1:
+        raise UsageError("--top-k and --batch-size are at least 1")
     if not command.images:  # before a model is loaded for nothing
         raise UsageError("name the images: files, folders (with their subfolders), or patterns such as 'new/*.jpg'")
     from domainfusion.model import load
@@ -122,9 +122,9 @@ def predict(words: list[str]) -> int:
 
     form = choose_format("json" if command.json else command.format, command.output)
     model = load(command.model, device=command.device)
-    top = min(command.top, len(model.classes))
+    top_k = min(command.top_k, len(model.classes))
     read = run_predictions(
-        model, command.images, top=top, batch_size=command.batch_size, form=form, output=command.output
+        model, command.images, top_k=top_k, batch_size=command.batch_size, form=form, output=command.output
     )
     return 0 if read else 1
 
