@@ -87,6 +87,10 @@ class ExportCommand:
     """What the ONNX graph takes: uint8 (batch, height, width, 3), or float (batch, 3, height, width) in [0, 1]."""
     benchmark: Path | None = None
     """benchmark.json whose leave-one-domain-out accuracies the card quotes (default: the one the run is part of)."""
+    push_to_hub: str = ""
+    """OWNER/NAME on the Hugging Face hub that the model is sent to as well (log in first: hf auth login)."""
+    private: bool = False
+    """Let only its owner see what is new on the hub."""
     json: bool = False
     """Print the files written as JSON."""
 
@@ -172,15 +176,22 @@ def export(words: list[str]) -> None:
     from domainfusion.export import export_folder, export_onnx
     from domainfusion.model import load
     from domainfusion.model_card import find_leave_one_out
+    from domainfusion.publishing import check_name, push_to_hub
 
+    if command.push_to_hub:
+        check_name(command.push_to_hub)  # before anything is written
     model = load(command.model, device="cpu")
     found = find_leave_one_out(model, command.benchmark)
     if found is not None:
         model.facts["leave_one_domain_out"] = found
     onnx = command.format == "onnx"
     files = export_onnx(model, command.output, command.input) if onnx else export_folder(model, command.output)
-    names = [str(path) for path in files]
-    show({"format": command.format, "files": names}, "\n".join(names), command.json)
+    told: dict[str, object] = {"format": command.format, "files": [str(path) for path in files]}
+    lines = [str(path) for path in files]
+    if command.push_to_hub:
+        told["hub"] = push_to_hub(command.output, command.push_to_hub, private=command.private)
+        lines.append(str(told["hub"]))
+    show(told, "\n".join(lines), command.json)
 
 
 def doctor(words: list[str]) -> int:

@@ -1,0 +1,55 @@
+"""An exported model on the Hugging Face hub, for timm, `domainfusion.load` (once it is downloaded) and people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from domainfusion.errors import DomainFusionError, UsageError
+
+# What an export writes: nothing else that lies in its folder goes to the hub.
+PUBLISHED = ("README.md", "config.json", "model.onnx", "model.safetensors")
+
+
+def check_name(name: str) -> None:
+    """Raise `UsageError` for what is no OWNER/NAME of the hub."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UsageError(f"--push-to-hub {name}: {error}") from error
+    if "/" not in name:
+        raise UsageError(f"--push-to-hub {name}: write OWNER/NAME")
+
+
+def push_to_hub(folder: Path, name: str, *, private: bool = False) -> str:
+    """Send the exported model in `folder` to `name` (OWNER/NAME), made where there is none yet; its address.
+
+    Raises `DomainFusionError` where the hub cannot be reached or does not let the user write there; what was exported
+    stays in `folder`.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+    check_name(name)
+    api = HfApi()
+    try:
+        address = api.create_repo(name, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=name, folder_path=folder, allow_patterns=list(PUBLISHED), commit_message="Model by domainfusion"
+        )
+    except (HfHubHTTPError, LocalTokenNotFoundError) as error:
+        raise DomainFusionError(
+            f"the hub refused {name} ({_first_line(error)}); log in with `hf auth login` as somebody who may write "
+            f"there. The model is in {folder}"
+        ) from error
+    except Exception as error:  # the hub's library speaks through another HTTP library in each version
+        raise DomainFusionError(
+            f"the hub cannot be reached ({_first_line(error)}). The model is in {folder}; try the same command later"
+        ) from error
+    return str(address)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

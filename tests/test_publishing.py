@@ -1,0 +1,84 @@
+"""Sending an exported model to the hub: what is sent, under which name, and what people are told where it fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub.errors import LocalTokenNotFoundError
+
+from domainfusion.cli import run
+
+
+class FakeHub:
+    """The two calls of the hub's client that are made, recorded; `fails` is raised by the first."""
+
+    fails: Exception | None = None
+    calls: list[tuple[str, dict[str, Any]]]
+
+    def create_repo(self, name: str, **options: Any) -> str:
+        if self.fails is not None:
+            raise self.fails
+        self.calls.append(("create_repo", {"name": name, **options}))
+        return f"https://hub.example/{name}"
+
+    def upload_folder(self, **options: Any) -> None:
+        from huggingface_hub.utils import filter_repo_objects
+
+        there = [path.relative_to(options["folder_path"]).as_posix() for path in options["folder_path"].rglob("*")]
+        sent = sorted(filter_repo_objects(there, allow_patterns=options["allow_patterns"]))
+        self.calls.append(("upload_folder", {"repo_id": options["repo_id"], "sent": sent}))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+    client = FakeHub()
+    client.calls = []
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: client)
+    return client
+
+
+def test_an_export_is_sent_whole_and_nothing_else(
+    trained_run: Path, tmp_path: Path, hub: FakeHub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "model"
+    output.mkdir()
+    (output / "private notes.txt").write_text("not for the hub", encoding="utf-8")
+    words = ["export", str(trained_run), "--output", str(output), "--push-to-hub", "me/emoji", "--private"]
+    assert run(words) == 0
+    assert hub.calls == [
+        ("create_repo", {"name": "me/emoji", "private": True, "exist_ok": True}),
+        ("upload_folder", {"repo_id": "me/emoji", "sent": ["README.md", "config.json", "model.safetensors"]}),
+    ]
+    assert capsys.readouterr().out.splitlines()[-1] == "https://hub.example/me/emoji"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (LocalTokenNotFoundError("no token"), "hf auth login"),
+        (ConnectionError("no route"), "cannot be reached (no route)"),
+        (RuntimeError("client closed"), "cannot be reached (client closed)"),
+    ],
+)
+def test_what_the_hub_refuses_stays_exported(
+    trained_run: Path, tmp_path: Path, hub: FakeHub, capsys: pytest.CaptureFixture[str], error: Exception, told: str
+) -> None:
+    hub.fails = error
+    output = tmp_path / "model"
+    assert run(["export", str(trained_run), "--output", str(output), "--push-to-hub", "me/emoji"]) == 1
+    message = capsys.readouterr().err
+    assert told in message
+    assert f"The model is in {output}" in message
+    assert (output / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["emoji", "me/", "me/emoji/three", "me/em oji", "../../etc"])
+def test_names_that_the_hub_does_not_know_are_refused_first(
+    trained_run: Path, tmp_path: Path, hub: FakeHub, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert run(["export", str(trained_run), "--output", str(tmp_path / "model"), "--push-to-hub", name]) == 2
+    assert f"--push-to-hub {name}: " in capsys.readouterr().err
+    assert hub.calls == []
+    assert not (tmp_path / "model").exists()
