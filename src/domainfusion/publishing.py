@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from domainfusion.errors import DomainFusionError, UsageError
@@ -11,16 +12,9 @@ PUBLISHED = ("README.md", "config.json", "model.onnx", "model.safetensors")
 
 
 def check_name(name: str) -> None:
-    """Raise `UsageError` for what is no OWNER/NAME of the hub."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
-        raise UsageError(f"--push-to-hub {name}: {error}") from error
-    if "/" not in name:
-        raise UsageError(f"--push-to-hub {name}: write OWNER/NAME")
+    """Raise `UsageError` for what is no OWNER/NAME of the hub (which has the last word on it)."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII):
+        raise UsageError(f"--push-to-hub {name}: write OWNER/NAME, of letters, digits, '-', '_' and '.'")
 
 
 def push_to_hub(folder: Path, name: str, *, private: bool = False) -> str:
