@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from domainfusion.config import GenerateConfig
 from domainfusion.errors import UsageError
 from domainfusion.report.html import write_report
 from domainfusion.report.study import read_runs
@@ -83,6 +84,7 @@ def test_one_test_of_two_algorithms_opens_with_the_answer(tmp_path: Path, root: 
     assert "2 generations in all" in page.text
     assert "How one image is put together" in page.text
     assert "content: “plain, noto mono”, strength 0.61" in page.text
+    assert "each training step puts content and style together anew" in " ".join(page.text.split())
     assert "extra loss" in page.text
     assert "abacus" in page.text
 
@@ -210,6 +212,17 @@ def test_a_data_set_that_is_gone_or_changed_is_not_shown(tmp_path: Path, root: P
     assert "Images over the generations" in page.text
     root.rename(tmp_path / "elsewhere")
     assert "cannot be read here" in read_page(folder, output=tmp_path / "report.html").text
+
+
+@pytest.mark.parametrize("options", [{"recombination": False}, {"updating": True}])
+def test_without_recombination_training_has_the_chosen_images(
+    tmp_path: Path, root: Path, options: dict[str, bool]
+) -> None:
+    folder = write_run(tmp_path / "run", root, "domainfusion", 0.5, generate=GenerateConfig(**options))
+    add_generations(folder, root)
+    text = " ".join(read_page(folder, output=tmp_path / "report.html").text.split())
+    assert "together they make the fused image, on which the classifier trains. Frames mark the chosen ones." in text
+    assert "anew" not in text
 
 
 def test_a_damaged_generation_and_a_strange_sheet_are_survived(tmp_path: Path, root: Path) -> None:

@@ -62,10 +62,11 @@ def build_evolution(study: Study, dataset: MultiDomainDataset | None, images: in
             generations = stored_generations(run)
             if generations:
                 strips = candidate_strips(generations[0], run, min(images, 6))
+                updating = run.options.get("generate.updating", True)
                 return {
                     "arm": arm, "run": run, "count": len(list((run.folder / "synthetic").glob("generation-*"))),
-                    "updating": run.options.get("generate.updating", True),
-                    "when": _schedule(run),
+                    "updating": updating, "when": _schedule(run),
+                    "recombines": run.options.get("generate.recombination", False) and not updating,
                     "items": [_item(row, generations, dataset) for row in choose_rows(generations[-1], images)],
                     "frames": len(generations) + (dataset is not None),
                     "strips": strips, "sheet": None if strips else _whole_sheet(generations[0]),
