@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub.errors import LocalTokenNotFoundError
+from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
 
 from domainfusion.cli import run
 
@@ -44,7 +44,8 @@ def test_an_export_is_sent_whole_and_nothing_else(
 ) -> None:
     output = tmp_path / "model"
     output.mkdir()
-    (output / "private notes.txt").write_text("not for the hub", encoding="utf-8")
+    for name in ("private notes.txt", "model.onnx"):  # a user's, and another export's
+        (output / name).write_text("not for the hub", encoding="utf-8")
     words = ["export", str(trained_run), "--output", str(output), "--push-to-hub", "me/emoji", "--private"]
     assert run(words) == 0
     assert hub.calls == [
@@ -74,7 +75,21 @@ def test_what_the_hub_refuses_stays_exported(
     assert (output / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("name", ["emoji", "me/", "me/emoji/three", "me/em oji", "../../etc"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "emoji",
+        "me/",
+        "me/emoji/three",
+        "me/em oji",
+        "../../etc",
+        "me/a--b",
+        "me/a..b",
+        "me/x.git",
+        "me/x.",
+        "me/" + "x" * 96,
+    ],
+)
 def test_names_that_the_hub_does_not_know_are_refused_first(
     trained_run: Path, tmp_path: Path, hub: FakeHub, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
@@ -82,3 +97,16 @@ def test_names_that_the_hub_does_not_know_are_refused_first(
     assert f"--push-to-hub {name}: " in capsys.readouterr().err
     assert hub.calls == []
     assert not (tmp_path / "model").exists()
+
+
+def test_what_only_the_hub_knows_to_be_no_name_is_told_as_that(
+    trained_run: Path, tmp_path: Path, hub: FakeHub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.fails = HFValidationError("reserved name")
+    assert run(["export", str(trained_run), "--output", str(tmp_path / "model"), "--push-to-hub", "me/emoji"]) == 2
+    assert "--push-to-hub me/emoji: reserved name" in capsys.readouterr().err
+
+
+def test_private_is_about_the_hub(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["export", str(trained_run), "--output", str(tmp_path / "model"), "--private"]) == 2
+    assert "--push-to-hub OWNER/NAME" in capsys.readouterr().err

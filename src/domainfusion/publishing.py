@@ -3,36 +3,41 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from domainfusion.errors import DomainFusionError, UsageError
 
-# What an export writes: nothing else that lies in its folder goes to the hub.
-PUBLISHED = ("README.md", "config.json", "model.onnx", "model.safetensors")
-
 
 def check_name(name: str) -> None:
     """Raise `UsageError` for what is no OWNER/NAME of the hub (which has the last word on it)."""
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII):
-        raise UsageError(f"--push-to-hub {name}: write OWNER/NAME, of letters, digits, '-', '_' and '.'")
+    part = r"[A-Za-z0-9](?:[\w.-]*\w)?"
+    if not re.fullmatch(f"{part}/{part}", name, re.ASCII) or re.search(r"--|\.\.|\.git$", name) or len(name) > 96:
+        raise UsageError(
+            f"--push-to-hub {name}: write OWNER/NAME, of 96 letters, digits, '_', '-' and '.' at most, the last two "
+            "alone and between others"
+        )
 
 
-def push_to_hub(folder: Path, name: str, *, private: bool = False) -> str:
-    """Send the exported model in `folder` to `name` (OWNER/NAME), made where there is none yet; its address.
+def push_to_hub(folder: Path, files: Sequence[Path], name: str, *, private: bool = False) -> str:
+    """Send `files`, a model exported to `folder`, to `name` (OWNER/NAME), made where there is none yet; its address.
 
     Raises `DomainFusionError` where the hub cannot be reached or does not let the user write there; what was exported
     stays in `folder`.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
     check_name(name)
     api = HfApi()
     try:
         address = api.create_repo(name, private=private, exist_ok=True)
         api.upload_folder(
-            repo_id=name, folder_path=folder, allow_patterns=list(PUBLISHED), commit_message="Model by domainfusion"
-        )
+            repo_id=name, folder_path=folder, allow_patterns=[path.name for path in files],
+            commit_message="Model by domainfusion",
+        )  # fmt: skip
+    except HFValidationError as error:
+        raise UsageError(f"--push-to-hub {name}: {error}; the model is in {folder}") from error
     except (HfHubHTTPError, LocalTokenNotFoundError) as error:
         raise DomainFusionError(
             f"the hub refused {name} ({_first_line(error)}); log in with `hf auth login` as somebody who may write "

@@ -13,7 +13,7 @@ import torch
 from domainfusion.algorithms.domainfusion import DomainFusion
 from domainfusion.config import GenerateConfig
 from domainfusion.files import cache_folder
-from domainfusion.fusion.candidates import candidates_of
+from domainfusion.fusion.candidates import Making, candidates_of
 from domainfusion.fusion.generation import make_generation
 from domainfusion.fusion.synthetic import Generation
 from domainfusion.training.trainer import make_batch
@@ -81,7 +81,7 @@ def generate_three(algorithm: DomainFusion) -> list[Generation]:
 
 
 def test_recombination_draws_content_and_style_from_all_candidates_so_far(
-    few_images: Path, make_config: MakeConfig, tmp_path: Path
+    few_images: Path, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generate = GenerateConfig(candidates=2, steps=2, interval=1)
     algorithm = build(few_images, make_config(distill_weight=0.0, generate=generate), tmp_path)
@@ -113,10 +113,12 @@ def test_recombination_draws_content_and_style_from_all_candidates_so_far(
     assert pairs.min() > len(rows) / 16 - 4 * (len(rows) / 16) ** 0.5  # each of the sixteen as often as the others
     assert np.array_equal(algorithm.synthetic_images(rows, np.random.default_rng(5)), found)
 
-    # A resumed run draws the same; candidates that were cleared away meanwhile are made again.
+    # A resumed run draws the same; candidates that were cleared away meanwhile are made again, before the step.
     for path in (cache_folder() / "candidates").iterdir():
         path.unlink()
     again = build(few_images, algorithm.config, tmp_path)
+    again.before_step(1, 1)
+    monkeypatch.setattr(Making, "make", lambda *_: pytest.fail("candidates were made within a step"))
     again.synthetic.rewind(2)
     assert np.abs(again.synthetic_images(rows, np.random.default_rng(5)).astype(int) - found).max() <= 2
 

@@ -15,7 +15,7 @@ import pytest
 from domainfusion import cli
 from domainfusion.commands.completion import script
 from domainfusion.commands.parsing import _flags
-from domainfusion.commands.words import command_class, commands, field_texts, subcommands_of
+from domainfusion.commands.words import command_class, commands, subcommands_of
 from domainfusion.config import DistillConfig
 from domainfusion.registry import ALGORITHMS
 
@@ -167,11 +167,19 @@ def test_every_option_of_the_parser_is_known(command: Any) -> None:
 
 
 def test_descriptions_are_the_first_sentences_of_what_stands_below_a_field() -> None:
-    texts = field_texts(DistillConfig)
-    assert set(texts) == {field.name for field in dataclasses.fields(DistillConfig)}
-    assert texts["samples"] == "Draws of (timestep, noise) per image and step (T in Algorithm 2)"
     (train,) = [command for command in KNOWN if command.name == "train"]
-    assert [option.flag for option in train.options if not option.summary] == []
+    texts = {option.flag: option.summary for option in train.options}
+    names = {f"--distill.{field.name.replace('_', '-')}" for field in dataclasses.fields(DistillConfig)}
+    assert names <= set(texts)
+    assert texts["--distill.samples"] == "Draws of (timestep, noise) per image and step (T in Algorithm 2)"
+    assert [flag for flag, text in texts.items() if not text] == []
+
+
+def test_a_command_is_described_by_what_it_does() -> None:
+    summaries = {command.name: command.summary for command in KNOWN if " " not in command.name}
+    assert summaries == cli.COMMANDS
+    (verify,) = [command for command in KNOWN if command.name == "data verify"]
+    assert verify.summary.startswith("Say what a folder of images is")
 
 
 def test_quotes_in_descriptions_are_kept_from_the_shells(scripts: Path) -> None:

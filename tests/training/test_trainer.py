@@ -21,9 +21,10 @@ from safetensors.torch import load_file
 from domainfusion.algorithms.base import Batch
 from domainfusion.algorithms.classifier import build_classifier
 from domainfusion.algorithms.erm import ERM
-from domainfusion.config import DataConfig, TrainConfig
+from domainfusion.config import DataConfig, GenerateConfig, TrainConfig
+from domainfusion.config_files import to_toml
 from domainfusion.errors import FileError, Interrupted, TrainingError, UsageError
-from domainfusion.experiments.runs import build_algorithm, build_context, train_run
+from domainfusion.experiments.runs import build_algorithm, build_context, refuse_other_options, train_run
 from domainfusion.files import read_json, read_json_lines
 from domainfusion.processes import ALONE, Processes
 from domainfusion.results.collect import collect
@@ -651,3 +652,28 @@ def test_results_are_records_that_domainbed_reads(image_folder: Path, tmp_path: 
     (table,) = collect([tmp_path], ["training-domain"])[0]
     assert table.accuracy["ERM"]["sketch"][0] in [m["target_accuracy"] for m in metrics]
     assert max(m["validation_accuracy"] for m in metrics) == result["validation_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "options", "refused"),
+    [
+        ("domainfusion", {}, True), ("domainfusion", {"generate": GenerateConfig(recombination=False)}, False),
+        ("domainfusion", {"generate": GenerateConfig(updating=True)}, False),
+        ("domainfusion", {"synthetic_weight": 0.0}, False), ("erm", {}, False),
+    ],
+)  # fmt: skip
+def test_runs_of_before_recombination_are_not_taken_for_runs_with_it(
+    tmp_path: Path, algorithm: str, options: dict[str, Any], refused: bool
+) -> None:
+    config = TrainConfig(algorithm=algorithm, target="ink", **options)
+    text = to_toml(config)
+    assert "recombination" in text
+    old = "".join(line for line in text.splitlines(keepends=True) if not line.startswith("recombination"))
+    (tmp_path / "config.toml").write_text(old, encoding="utf-8")
+    if refused:
+        with pytest.raises(UsageError, match=r"holds a run with generate.recombination = False, not True"):
+            refuse_other_options(tmp_path, "pictograms", config)
+    else:
+        refuse_other_options(tmp_path, "pictograms", config)
+    (tmp_path / "config.toml").write_text(text, encoding="utf-8")
+    refuse_other_options(tmp_path, "pictograms", config)

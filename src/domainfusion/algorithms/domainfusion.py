@@ -46,7 +46,7 @@ class DomainFusion(Algorithm):
             "generations": 0, "generated_images": 0, "generation_seconds": 0.0, "distillation_seconds": 0.0
         }  # fmt: skip
         self.ahead: Ahead | None = None
-        self.candidates: CandidatePool | None = None
+        self._pool: CandidatePool | None = None
         self._ldm: LatentDiffusion | None = None
         self.curves: Curves | None = None
         batch = config.batch_size * len(context.split.sources)
@@ -103,12 +103,18 @@ class DomainFusion(Algorithm):
             return
         self.ahead = self.ahead or self.look_ahead(step)
         self.ahead.look(self.synthetic.count)
+        recombines = self.config.generate.recombines
+        if recombines:  # a resumed run's; here, and not in the step that draws from them: that may be tried twice
+            self.pool.open(self.synthetic.count)
         while self.synthetic.count < self.generations_due(step):
-            started = time.monotonic()
+            started, made = time.monotonic(), False
             self.make_candidates()
             with self.context.processes.first_before_others():
                 if not self.synthetic.advance():  # what another process, or a run before this, made is there already
                     self.synthetic.add(self.next_generation(), self.context.dataset)
+                    made = True
+            if recombines:
+                self.pool.open(self.synthetic.count, complete=made)
             self.spent["generations"] = self.synthetic.count
             self.spent["generated_images"] += len(self.rows) * self.config.generate.needed().candidates
             self.spent["generation_seconds"] += time.monotonic() - started
@@ -220,12 +226,17 @@ class DomainFusion(Algorithm):
             return self.context.dataset.images[rows]
         if not self.config.generate.recombines:
             return latest.images[[self.position[int(row)] for row in rows]]
-        if self.candidates is None:
-            self.candidates = CandidatePool(
+        return self.pool.recombined(rows, self.synthetic.count, rng)
+
+    @property
+    def pool(self) -> CandidatePool:
+        """The candidates of all generations so far, for recombination."""
+        if self._pool is None:
+            self._pool = CandidatePool(
                 self.ldm, self.context.dataset, self.rows, self.config.generate.needed(), self.styles,
                 progress=self.context.progress,
             )  # fmt: skip
-        return self.candidates.recombined(rows, self.synthetic.count, rng)
+        return self._pool
 
     def distill(self, batch: Batch, logits: torch.Tensor) -> torch.Tensor:
         """Algorithm 2 on the batch: all of it by curves, else the unbiased sample of it that `images_per_step` allows.

@@ -180,6 +180,8 @@ def export(words: list[str]) -> None:
 
     if command.push_to_hub:
         check_name(command.push_to_hub)  # before anything is written
+    elif command.private:
+        raise UsageError("--private is about the hub: give --push-to-hub OWNER/NAME too")
     model = load(command.model, device="cpu")
     found = find_leave_one_out(model, command.benchmark)
     if found is not None:
@@ -189,7 +191,7 @@ def export(words: list[str]) -> None:
     told: dict[str, object] = {"format": command.format, "files": [str(path) for path in files]}
     lines = [str(path) for path in files]
     if command.push_to_hub:
-        told["hub"] = push_to_hub(command.output, command.push_to_hub, private=command.private)
+        told["hub"] = push_to_hub(command.output, files, command.push_to_hub, private=command.private)
         lines.append(str(told["hub"]))
     show(told, "\n".join(lines), command.json)
 

@@ -12,7 +12,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from domainfusion.commands.fields import docstrings, fields_of, plain_type
+from domainfusion.commands.fields import fields_of, plain_type
 from domainfusion.registry import ALGORITHMS, BACKBONES, DATASETS, LDMS, PRESETS, TRACKERS
 
 Places = Literal["", "files", "domains"]
@@ -89,14 +89,14 @@ def describe(name: str, summary: str, kind: type) -> Command:
     options: list[Option] = []
     arguments: list[Values] = []
     for field in fields_of(kind):
-        plain, summary = plain_type(field.hint), _first_line(field.text)
+        plain, text = plain_type(field.hint), _first_line(field.text)
         values = _values(field.name, plain, name)
         if field.positional:
             arguments.append(values)
             continue
-        options.append(Option(field.flag, summary, values))
+        options.append(Option(field.flag, text, values))
         if plain is bool:
-            options.append(Option(field.negative, f"Not: {summary}", values))
+            options.append(Option(field.negative, f"Not: {text}", values))
     options.append(Option("--help", "Show all options with their defaults", Values(count="none")))
     words = tuple(dict.fromkeys(word for values in arguments for word in values.words))
     places: Places = "files" if any(values.places for values in arguments) else ""
@@ -146,11 +146,6 @@ def _known(field: str, command: str) -> tuple[str, ...]:
 
 def _place(field: str) -> Places:
     return "files" if field in ("data", "dataset", "ldm", "init") else ""
-
-
-def field_texts(kind: type) -> dict[str, str]:
-    """The first sentence of what stands below each field of a class and of those it inherits from."""
-    return {name: _first_line(text) for name, text in docstrings(kind).items()}
 
 
 def _first_line(text: str | None) -> str:

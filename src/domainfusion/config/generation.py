@@ -42,7 +42,8 @@ class GenerateConfig:
     plain_template: Template = "{label}"
     """Prompt without style words."""
     sampling: bool = True
-    """Choose content and style among the candidates (off: the first candidate is taken as it is)."""
+    """Choose content and style among the candidates (off: only the first is made). With recombination the choice is
+    kept and shown, and training draws from all that was made."""
     updating: bool = False
     """Each generation starts from the last one's images, as in Algorithm 1 (off: from the raw images)."""
     recombination: bool = True

@@ -265,11 +265,16 @@ def refuse_other_options(folder: Path, data: str, config: TrainConfig) -> None:
     path = folder / "config.toml"
     if not path.exists():
         return
-    kept = flat_values(plain_values(build_config(TrainConfig, load_toml(path), str(path))))
-    now = flat_values(plain_values(config))
+    written = load_toml(path)
+    there = build_config(TrainConfig, written, str(path))
+    if "recombination" not in written.get("generate", {}):  # of before there was any
+        there = dataclasses.replace(there, generate=dataclasses.replace(there.generate, recombination=False))
+    kept, now = flat_values(plain_values(there)), flat_values(plain_values(config))
     # The preset is where options came from; what they came to is compared. Steps follow from epochs and the data. Who
     # makes candidates does not change what they are.
     ignored = {"preset", "generate.worker", "generate.worker_device"} | ({"steps"} if config.epochs else set())
+    if _recombines(there) == _recombines(config):
+        ignored.add("generate.recombination")
     for name in sorted((set(kept) | set(now)) - ignored):
         if kept.get(name) != now.get(name):
             raise UsageError(
@@ -278,6 +283,11 @@ def refuse_other_options(folder: Path, data: str, config: TrainConfig) -> None:
     recorded = folder / "data.json"
     if recorded.exists() and _recorded(folder)["data"] not in (data, str(Path(data).resolve())):
         raise UsageError(f"{folder} holds a run on {_recorded(folder)['data']}; choose another --output")
+
+
+def _recombines(config: TrainConfig) -> bool:
+    """Whether a run trains on recombined candidates."""
+    return config.algorithm == "domainfusion" and config.synthetic_weight > 0 and config.generate.recombines
 
 
 def _recorded(folder: Path) -> dict[str, Any]:

@@ -176,10 +176,12 @@ class Making:
                 continue
             lender = CandidateCache(path, self.dataset, larger)
             for start in range(0, len(there), 256):
+                check()
                 part = there[start : start + 256]
                 part = part[lender.intact(part)]
                 with claimed(descriptor, part) as ours:
                     part = part[ours]
+                    part = part[~cache.done[part]]  # not stored by another a moment ago
                     cache.store(part, np.array(lender.images[part, : self.config.candidates]))
             missing = missing[~cache.done[missing]]
 

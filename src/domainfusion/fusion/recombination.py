@@ -2,8 +2,8 @@
 
 The sampling strategy (`selection`) takes one content and one style of N candidates, and training then sees that one
 image until the next generation: the easiest of them, since the classifier trusts it most. Here each step takes the
-content of any candidate of any generation so far and the style of any other: g generations of N candidates are (gN)²
-images of a row, for the same work of the LDM.
+content of any candidate of any generation so far and the style of any, the same one included: g generations of N
+candidates are (gN)² images of a row, for the same work of the LDM.
 
 The candidates are those of the stored images, which the shared cache keeps (so there is none of this with `updating`).
 """
@@ -15,7 +15,7 @@ import numpy as np
 from domainfusion.config import GenerateConfig
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.diffusion.ldm import LatentDiffusion
-from domainfusion.fusion.candidates import CandidateCache, Making, cache_path
+from domainfusion.fusion.candidates import CandidateCache, Making, cache_paths
 from domainfusion.fusion.style import recombine
 
 
@@ -36,22 +36,27 @@ class CandidatePool:
         self.progress = progress
         self._caches: dict[int, CandidateCache] = {}
 
+    def open(self, count: int, *, complete: bool = False) -> None:
+        """Open the candidates of the first `count` generations; what of them is missing or damaged is made again.
+
+        Args:
+            complete: whether the newest is known to be there and undamaged.
+        """
+        numbers = [number for number in range(count) if number not in self._caches]
+        paths = cache_paths(self.ldm, self.dataset, self.config, numbers, self.styles)
+        for number, path in zip(numbers, paths, strict=True):
+            cache = CandidateCache(path, self.dataset, self.config)
+            if not (complete and number == count - 1):
+                making = Making(self.ldm, self.dataset, self.rows, self.config, number=number, styles=self.styles)
+                making.fill(cache, progress=self.progress and not cache.done[self.rows].all())
+            self._caches[number] = cache
+
     def recombined(self, rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
         """(b, S, S, 3) uint8: an image for each of rows (b,), drawn by `rng` from the first `count` generations."""
         numbers = rng.integers(0, count, (2, len(rows)))
         candidates = rng.integers(0, self.config.candidates, (2, len(rows)))
         content, style = (
-            np.stack([self._opened(int(g)).images[row, j] for g, row, j in zip(of, rows, chosen, strict=True)])
+            np.stack([self._caches[int(g)].images[row, j] for g, row, j in zip(of, rows, chosen, strict=True)])
             for of, chosen in zip(numbers, candidates, strict=True)
         )
         return recombine(content, style)
-
-    def _opened(self, number: int) -> CandidateCache:
-        """The candidates of a generation; what of them is missing or damaged by now is made again."""
-        if number not in self._caches:
-            path = cache_path(self.ldm, self.dataset, self.config, number, self.styles)
-            cache = CandidateCache(path, self.dataset, self.config)
-            making = Making(self.ldm, self.dataset, self.rows, self.config, number=number, styles=self.styles)
-            making.fill(cache, progress=self.progress and not cache.done[self.rows].all())
-            self._caches[number] = cache
-        return self._caches[number]

@@ -5,7 +5,7 @@ On disk a generation is a folder people can open, itself a data set `domain/clas
     synthetic/generation-00/
         DOMAIN/CLASS/000123.png     the fused image of row 123
         lineage.csv                 source, chosen candidates, scores, prompts, strengths, seed
-        images.npy                  (n, S, S, 3) uint8, what training reads
+        images.npy                  (n, S, S, 3) uint8, what training reads (unless it recombines candidates)
         sheet.png                   a few images: before, candidates, after
 A generation appears under its name only when it is complete, so a killed run leaves none half made.
 """
@@ -41,7 +41,7 @@ class Generation:
 
 
 class SyntheticDataset:
-    """The generations of a run, kept in `folder`; the newest is what training uses."""
+    """The generations of a run, kept in `folder`; the newest is what training uses without recombination."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -28,6 +28,8 @@ from domainfusion.training.evaluation import Evaluation, evaluate
 from domainfusion.training.records import build_record
 from domainfusion.training.schedule import evaluation_steps, learning_rate
 
+SAVE_EVERY = 300.0  # seconds between checkpoints: what an end without a signal (SIGKILL, power) may cost
+
 
 @dataclasses.dataclass
 class Meter:
@@ -129,9 +131,6 @@ def take_step(
     terms = portions.attempt(functools.partial(prepare_step, algorithm, optimizer, step, progress), step)
     move_weights(optimizer, step)
     return terms
-
-
-SAVE_EVERY = 300.0  # seconds between checkpoints: what an end without a signal (SIGKILL, power) may cost
 
 
 def train(algorithm: Algorithm) -> Progress:
