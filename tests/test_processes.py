@@ -38,7 +38,7 @@ import sys
 from domainfusion.processes import join_processes
 {change}
 processes = join_processes()
-print("process", processes.rank, "of", processes.count, file=sys.stderr)
+sys.stderr.write(f"process {{processes.rank}} of {{processes.count}}\\n")  # at once: the other writes too
 from domainfusion.__main__ import main
 main()
 """
