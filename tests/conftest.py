@@ -46,6 +46,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def pacs() -> Path:
+    """PACS as it is published, a folder or an archive: where $DOMAINFUSION_PACS says, or beside the checkout."""
+    place = Path(os.environ.get("DOMAINFUSION_PACS") or Path(__file__).parents[2] / "shared" / "data" / "pacs128.zip")
+    if not place.exists():
+        pytest.skip("no copy of PACS here; $DOMAINFUSION_PACS names its folder or archive")
+    return place
+
+
 def draw(domain: int, label: int, number: int, side: int = 20) -> np.ndarray:
     """A (side, side, 3) uint8 picture: the class is where the bright square lies, the domain the ground's colour."""
     rng = np.random.default_rng([domain, label, number])

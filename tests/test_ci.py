@@ -79,6 +79,13 @@ def test_a_failed_installation_is_told_at_the_end_and_fails_nothing(start: Start
     assert not list(tmp_path.glob("tmp.*"))
 
 
+def test_what_is_missing_is_installed(start: Start, tmp_path: Path) -> None:
+    done = start(tests="35 passed in 2.0s\n", apt=f'echo "$*" >> {tmp_path}/apt.txt', chromium=True)
+    assert done.returncode == 0, done.stdout
+    asked = (tmp_path / "apt.txt").read_text().splitlines()
+    assert asked == ["update", *(f"install -y --no-install-recommends {name}" for name in ("zsh", "fish"))]
+
+
 def test_an_update_that_fails_is_what_is_told(start: Start) -> None:
     done = start(tests=f"{SKIPPED}\n1 passed, 34 skipped in 2.0s\n", apt='echo "E: no network" >&2; exit 100')
     assert "`apt-get update` failed (exit code 100): E: no network" in said_at_the_end(done.stdout)

@@ -25,9 +25,6 @@ from domainfusion.tensors import load_state
 from killing import run
 from same_run import assert_same_run, tensors_of, without_clocks
 
-if not hasattr(os, "fork"):
-    pytest.skip("children are forked", allow_module_level=True)
-
 Work = Callable[[Path], object]
 AMOUNTS = [pytest.param((1, 4), id="few"), pytest.param((12, 6), id="many", marks=pytest.mark.slow)]
 

@@ -16,6 +16,7 @@ from PIL import Image
 import domainfusion
 from domainfusion.cli import run
 from domainfusion.predict import list_images
+from file_names import byte_names
 
 COLOURS = np.arange(20 * 20 * 3, dtype=np.uint8).reshape(20, 20, 3)
 
@@ -177,12 +178,10 @@ def test_what_words_name(new: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (len(found), bad) == (8, [])
 
 
+@byte_names
 def test_a_name_that_is_not_utf8(trained_run: Path, new: Path, tmp_path: Path) -> None:
     path = os.fsencode(new) + b"/caf\xe9.png"
-    try:
-        os.rename(new / "plain.png", path)
-    except OSError:
-        pytest.skip("the file system takes UTF-8 names only")
+    os.rename(new / "plain.png", path)
     for ending in ("csv", "json", "parquet"):
         output = tmp_path / f"table.{ending}"
         assert run(["predict", str(trained_run), os.fsdecode(path), "--output", str(output)]) == 0

@@ -1,13 +1,12 @@
 """The packaged ImageNet weights of EfficientNet-Lite0 in timm's network, against the network written out.
 
-Needs the package (extra `lite`). That the classes are ImageNet's is checked on real photographs where there are any:
-set DOMAINFUSION_PACS to a folder or ZIP file of PACS.
+Needs the package (extra `lite`). That the classes are ImageNet's is checked on real photographs, those of PACS (the
+fixture `pacs`).
 """
 
 from __future__ import annotations
 
 import io
-import os
 import zipfile
 from pathlib import Path
 
@@ -129,15 +128,12 @@ def test_without_the_package_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch
         packaged_lite_weights()
 
 
-def photographs(name: str, count: int) -> list[Image.Image]:
+def photographs(pacs: Path, name: str, count: int) -> list[Image.Image]:
     """The first photographs of a class of PACS."""
-    place = os.environ.get("DOMAINFUSION_PACS", "")
-    if not place or not Path(place).exists():
-        pytest.skip("needs PACS: set DOMAINFUSION_PACS to its folder or ZIP file")
-    if Path(place).is_dir():
-        paths = sorted(Path(place).glob(f"**/photo/{name}/*"))[:count]
+    if pacs.is_dir():
+        paths = sorted(pacs.glob(f"**/photo/{name}/*"))[:count]
         return [Image.open(path).convert("RGB") for path in paths]
-    with zipfile.ZipFile(place) as archive:
+    with zipfile.ZipFile(pacs) as archive:
         names = sorted(entry for entry in archive.namelist() if f"photo/{name}/" in entry and entry[-1] != "/")
         return [Image.open(io.BytesIO(archive.read(entry))).convert("RGB") for entry in names[:count]]
 
@@ -147,9 +143,9 @@ def photographs(name: str, count: int) -> list[Image.Image]:
     ("name", "classes"), [("dog", range(151, 269)), ("elephant", (385, 386, 101)), ("guitar", (402, 546))]
 )
 def test_photographs_are_of_imagenets_classes(
-    stored: dict[str, torch.Tensor], name: str, classes: range | tuple[int, ...]
+    stored: dict[str, torch.Tensor], pacs: Path, name: str, classes: range | tuple[int, ...]
 ) -> None:
-    pictures = [picture.resize((224, 224), Image.Resampling.BILINEAR) for picture in photographs(name, 40)]
+    pictures = [picture.resize((224, 224), Image.Resampling.BILINEAR) for picture in photographs(pacs, name, 40)]
     pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2) / 255
     classifier = build_classifier(OPTIONS, 1000).eval()
     classifier.head.load_state_dict({"weight": stored["_fc.weight"], "bias": stored["_fc.bias"]})

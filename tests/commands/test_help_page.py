@@ -292,7 +292,8 @@ def changed(config: TrainConfig, flags: set[str]) -> TrainConfig:
         count += new != value
         values[field.option] = new
     assert count >= len(flags) // 2
-    return build_config(TrainConfig, nested(values), "")  # type: ignore[no-any-return]
+    config: TrainConfig = build_config(TrainConfig, nested(values), "")
+    return config
 
 
 @pytest.fixture

@@ -28,6 +28,18 @@ def pixels(path: Path) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
+def forbid_writing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrays on disk can be read from here on, and not be opened to be written to."""
+    original = np.load
+
+    def refuse(file: Path, mmap_mode: str | None = None, **options: object) -> np.ndarray:
+        if mmap_mode == "r+":
+            raise PermissionError(13, "Permission denied")
+        return original(file, mmap_mode=mmap_mode, **options)
+
+    monkeypatch.setattr(np, "load", refuse)
+
+
 class TestCache:
     @pytest.fixture
     def decoded(self, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
@@ -202,14 +214,7 @@ class TestCache:
         path = next(cache.glob("images/*/images.npy"))
         self.flip_a_bit(path, 40)
         images = load_folder(image_folder, CONFIG).images
-        original = np.load
-
-        def refuse(file: Path, mmap_mode: str | None = None, **options: object) -> np.ndarray:
-            if mmap_mode == "r+":
-                raise PermissionError(13, "Permission denied")
-            return original(file, mmap_mode=mmap_mode, **options)
-
-        monkeypatch.setattr(np, "load", refuse)
+        forbid_writing(monkeypatch)
         with pytest.raises(FileError, match=r"image 40 \(photo/cat/04.png\) is damaged and cannot be written.* delete"):
             images[38:41]
 
@@ -219,14 +224,7 @@ class TestCache:
         """Its checksums are read; where it has none, none are kept."""
         load_folder(image_folder, CONFIG)
         path = next(cache.glob("images/*/images.npy"))
-        original = np.load
-
-        def refuse(file: Path, mmap_mode: str | None = None, **options: object) -> np.ndarray:
-            if mmap_mode == "r+":
-                raise PermissionError(13, "Permission denied")
-            return original(file, mmap_mode=mmap_mode, **options)
-
-        monkeypatch.setattr(np, "load", refuse)
+        forbid_writing(monkeypatch)
         images = load_folder(image_folder, CONFIG).images
         assert images[:].sum() == np.load(path).sum()
         self.flip_bytes(path)

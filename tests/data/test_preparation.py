@@ -479,9 +479,6 @@ def test_what_is_prepared_can_be_loaded_and_verified(
     assert "the numbers differ from the published ones: domainfusion data verify" in capsys.readouterr().out
 
 
-def test_the_original_pacs(tmp_path: Path) -> None:
-    source = os.environ.get("DOMAINFUSION_PACS")
-    if not source or not Path(source).exists():
-        pytest.skip("no copy of PACS here; $DOMAINFUSION_PACS names an archive or folder")
-    done = run(PACS, Path(source), tmp_path / "o")
+def test_the_original_pacs(pacs: Path, tmp_path: Path) -> None:
+    done = run(PACS, pacs, tmp_path / "o")
     assert done["counts"] == dict(zip(PACS.domains, PACS.counts, strict=True))
