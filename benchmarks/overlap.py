@@ -17,7 +17,7 @@ from benchmarks.timing import row, seconds_of
 from domainfusion.config import DataConfig, TrainConfig
 from domainfusion.data.domains import load_dataset
 from domainfusion.experiments.runs import train_run
-from domainfusion.fusion.ahead import threads_to_share
+from domainfusion.fusion.worker_decision import threads_to_share
 
 IMAGES = 4  # of each class and domain
 STEPS = 240  # three generations, at 24, 96 and 168

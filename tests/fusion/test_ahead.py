@@ -24,10 +24,12 @@ from domainfusion.experiments.generating import generate_candidates
 from domainfusion.experiments.runs import train_run
 from domainfusion.files import open_lock, read_json
 from domainfusion.fusion import ahead
-from domainfusion.fusion.ahead import Ahead, Decision, Order, Situation, Worker, check_device, decide
-from domainfusion.fusion.candidates import CandidateCache, Making, cache_path, cached_rows
+from domainfusion.fusion.ahead import Ahead, Order, Worker
+from domainfusion.fusion.candidate_cache import CandidateCache, cache_path, cached_rows
+from domainfusion.fusion.candidates import Making
 from domainfusion.fusion.image_cache import claimed
 from domainfusion.fusion.synthetic import load_generation
+from domainfusion.fusion.worker_decision import Decision, Situation, check_device, decide
 from domainfusion.interruption import requested
 from domainfusion.tensors import load_state
 from same_run import tensors_of

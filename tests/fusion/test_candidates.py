@@ -14,7 +14,8 @@ from domainfusion.data.domains import MultiDomainDataset, load_folder
 from domainfusion.diffusion.image_to_image import image_to_image
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.fusion import candidates as module
-from domainfusion.fusion.candidates import CandidateCache, cache_path, candidates_of, from_uint8, recipe, to_uint8
+from domainfusion.fusion.candidate_cache import CandidateCache, cache_path
+from domainfusion.fusion.candidates import candidates_of, from_uint8, recipe, to_uint8
 
 CONFIG = GenerateConfig(candidates=2, steps=3, batch_size=4)
 STYLES = ("flat", "ink")

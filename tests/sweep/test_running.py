@@ -34,7 +34,8 @@ from domainfusion.experiments.benchmark import run_benchmark
 from domainfusion.experiments.runs import build_context
 from domainfusion.experiments.tabulating import curve_store
 from domainfusion.files import locked, read_json, read_json_lines
-from domainfusion.fusion.candidates import CandidateCache, cache_path, candidates_of
+from domainfusion.fusion.candidate_cache import CandidateCache, cache_path
+from domainfusion.fusion.candidates import candidates_of
 from domainfusion.fusion.schedule import generations_due
 from domainfusion.interruption import check, stoppable
 from domainfusion.sweep import trials

@@ -24,12 +24,14 @@ from domainfusion.distillation.curves import Curves, CurveStore, reads_curves
 from domainfusion.distillation.noise_pictures import noise_maps, noise_sheet
 from domainfusion.distillation.slopes import SlopeEstimator, distillation_loss, draw
 from domainfusion.files import write_text
-from domainfusion.fusion.ahead import Ahead, Order, Situation, check_device, decide, local_processes, threads_to_share
-from domainfusion.fusion.candidates import CandidateCache, Making, cache_path
+from domainfusion.fusion.ahead import Ahead, Order
+from domainfusion.fusion.candidate_cache import CandidateCache, cache_path
+from domainfusion.fusion.candidates import Making
 from domainfusion.fusion.generation import make_generation
 from domainfusion.fusion.recombination import CandidatePool
 from domainfusion.fusion.schedule import generations_due
 from domainfusion.fusion.synthetic import Generation, SyntheticDataset, is_complete
+from domainfusion.fusion.worker_decision import Situation, check_device, decide, local_processes, threads_to_share
 from domainfusion.seeding import derive_numpy_rng, seed_hash
 
 

@@ -18,7 +18,8 @@ from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.prompts import allowed_styles
 from domainfusion.errors import UsageError
 from domainfusion.experiments.candidate_folder import CandidateFolder
-from domainfusion.fusion.candidates import cache_path, candidates_of
+from domainfusion.fusion.candidate_cache import cache_path
+from domainfusion.fusion.candidates import candidates_of
 from domainfusion.interruption import stoppable
 
 

@@ -29,7 +29,7 @@ from domainfusion.distillation.curves import GRID, CurveStore, curves_of, reads_
 from domainfusion.errors import DataError
 from domainfusion.experiments.runs import build_algorithm, context_of
 from domainfusion.files import cache_folder
-from domainfusion.fusion.candidates import cache_path, cached_rows
+from domainfusion.fusion.candidate_cache import cache_path, cached_rows
 from domainfusion.fusion.generation import make_generation
 from domainfusion.registry import ALGORITHMS
 from domainfusion.training.evaluation import evaluate

@@ -1,44 +1,33 @@
-"""Candidates of images, made by the LDM or taken from the cache that runs share.
+"""Candidates of images, made by the LDM or taken from the cache that runs share (`candidate_cache`).
 
-The candidates of a *stored* image depend on the image, its label, the LDM and the options, and on nothing that a
-classifier learns: every run of a benchmark (targets, trials, algorithms) can use the same ones. They are kept in one
-memory-mapped array per (data set, LDM, options, generation, style words), a row per image, filled as rows are asked
-for; processes that ask for the same rows at the same time share the making of them, and runs with fewer candidates take
-theirs from those of runs with more, which begin with the same ones. Candidates of a synthetic image
-(`updating`, from the second generation on) belong to their run and are not kept.
+Processes that ask for the same rows at the same time share the making of them, and runs with fewer candidates take
+theirs from those of runs with more, which begin with the same ones. Candidates of a synthetic image (`updating`, from
+the second generation on) belong to their run and are not kept.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from domainfusion.config import GenerateConfig
-from domainfusion.config_files import plain_values
-from domainfusion.data.decoded import checksum
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.data.transforms import from_uint8, resize, to_uint8
 from domainfusion.diffusion.image_to_image import image_to_image
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.prompts import compose_prompts
-from domainfusion.errors import show_note
-from domainfusion.files import cache_folder, hash_of, locked, make_folder, open_lock
-from domainfusion.fusion.image_cache import claimed, open_array
+from domainfusion.files import open_lock
+from domainfusion.fusion.candidate_cache import CandidateCache, cache_file, cache_path, cached_rows
+from domainfusion.fusion.image_cache import claimed
 from domainfusion.interruption import check
 from domainfusion.memory import halve_until_it_fits
 from domainfusion.seeding import derive_numpy_rng, seed_hash
 
-# Raised when the sampler itself changes, so that candidates of an older one are not taken for its own.
-CACHE_FORMAT = 4
-# Options that decide what candidates look like; the others decide what is done with them.
-SHAPING = ("seed", "candidates", "strength", "steps", "guidance", "guidance_interval", "solver", "spacing",
-           "style_words", "template", "plain_template", "image_size")  # fmt: skip
 LENDERS = 8  # most candidates that a run may have for another with fewer to look for its own among them
 PAUSE = 0.2  # seconds between two looks at what another process is at
 
@@ -170,7 +159,7 @@ class Making:
         fingerprint = self.ldm.fingerprint()
         for count in range(self.config.candidates + 1, LENDERS + 1):
             larger = dataclasses.replace(self.config, candidates=count)
-            path = _cache_file(self.dataset, larger, self.number, self.styles, fingerprint)
+            path = cache_file(self.dataset, larger, self.number, self.styles, fingerprint)
             there = missing[cached_rows(path, len(self.dataset))[missing]]
             if not len(there) or not self._begins_alike(int(there[0]), larger):
                 continue
@@ -218,84 +207,3 @@ def candidates_of(
         check()
         yield part, making.recipes(positions), found
     bar.close()
-
-
-def cache_path(
-    ldm: LatentDiffusion, dataset: MultiDomainDataset, config: GenerateConfig, number: int, styles: tuple[str, ...]
-) -> Path:
-    """The file for the candidates of all images of a data set under one recipe."""
-    return cache_paths(ldm, dataset, config, [number], styles)[0]
-
-
-def cache_paths(
-    ldm: LatentDiffusion, dataset: MultiDomainDataset, config: GenerateConfig, numbers: Sequence[int],
-    styles: tuple[str, ...],
-) -> list[Path]:  # fmt: skip
-    """`cache_path` of several generations; the LDM's weights are read once for all of them."""
-    fingerprint = ldm.fingerprint() if numbers else ""
-    return [_cache_file(dataset, config, number, styles, fingerprint) for number in numbers]
-
-
-def _cache_file(
-    dataset: MultiDomainDataset, config: GenerateConfig, number: int, styles: tuple[str, ...], fingerprint: str
-) -> Path:
-    values = plain_values(config)
-    shaping = {k: values[k] for k in SHAPING}
-    key = hash_of([CACHE_FORMAT, dataset.fingerprint, dataset.words(), fingerprint, shaping, number, styles])
-    return cache_folder() / "candidates" / f"{key}.npy"
-
-
-def cached_rows(path: Path, count: int) -> np.ndarray:
-    """(count,) bool: which images of a data set have their candidates in the cache file `path` (read, never made)."""
-    done = path.with_suffix(".done.npy")
-    none = np.zeros(count, dtype=bool)
-    try:
-        found = np.load(done, allow_pickle=False) if path.exists() and done.exists() else none
-    except Exception:  # damaged; whoever fills it says so
-        return none
-    return found if found.shape == (count,) and found.dtype == bool else none
-
-
-class CandidateCache:
-    """Candidates of all images of a data set under one recipe; `done[row]` says which are there.
-
-    `sums[row]` is their CRC-32, and 2^32 more to tell it from none (of candidates that an older version kept).
-
-    Args:
-        path: what `cache_path` says for the recipe.
-    """
-
-    def __init__(self, path: Path, dataset: MultiDomainDataset, config: GenerateConfig) -> None:
-        self.path = path
-        folder, key = make_folder(self.path.parent), self.path.stem
-        shape = (len(dataset), config.candidates, dataset.size, dataset.size, 3)
-        with locked(folder / f".{key}.lock"):  # one process makes the two files, the others open them
-            existed = self.path.exists() and self.path.stat().st_ino
-            self.images = open_array(self.path, np.dtype(np.uint8), shape)
-            if self.path.stat().st_ino != existed:  # deleted to free space, or damaged: nothing is done any more
-                for suffix in (".done.npy", ".sums.npy"):
-                    self.path.with_suffix(suffix).unlink(missing_ok=True)
-            self.done = open_array(self.path.with_suffix(".done.npy"), np.dtype(np.bool_), shape[:1])
-            self.sums = open_array(self.path.with_suffix(".sums.npy"), np.dtype(np.uint64), shape[:1])
-
-    def intact(self, rows: np.ndarray) -> np.ndarray:
-        """(n,) bool: which of rows (n,) are there, and as they were kept; damaged ones are named and taken out."""
-        found = np.array(self.done[rows])
-        for i in np.flatnonzero(found):
-            row = rows[i]
-            kept, now = int(self.sums[row]), checksum(self.images[row])
-            if not kept:
-                self.sums[row] = now
-            elif kept != now:
-                found[i] = self.done[row] = False
-                show_note(f"{self.path}: the candidates of image {row} are damaged; made again")
-        return found
-
-    def store(self, rows: np.ndarray, candidates: np.ndarray) -> None:
-        """Keep candidates (b, N, S, S, 3) of rows (b,); a row counts as done only after its pixels are on disk."""
-        self.images[rows] = candidates
-        self.images.flush()
-        self.sums[rows] = [checksum(item) for item in candidates]
-        self.sums.flush()
-        self.done[rows] = True
-        self.done.flush()

@@ -15,7 +15,8 @@ import numpy as np
 from domainfusion.config import GenerateConfig
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.diffusion.ldm import LatentDiffusion
-from domainfusion.fusion.candidates import CandidateCache, Making, cache_paths
+from domainfusion.fusion.candidate_cache import CandidateCache, cache_paths
+from domainfusion.fusion.candidates import Making
 from domainfusion.fusion.style import recombine
 
 

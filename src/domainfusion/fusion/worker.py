@@ -46,7 +46,8 @@ def make(order: dict[str, Any]) -> None:
     from domainfusion.config_files import build_config
     from domainfusion.data.domains import MultiDomainDataset
     from domainfusion.diffusion.ldm import LatentDiffusion
-    from domainfusion.fusion.candidates import CandidateCache, Making, cache_paths
+    from domainfusion.fusion.candidate_cache import CandidateCache, cache_paths
+    from domainfusion.fusion.candidates import Making
 
     labels = np.array(order["labels"], dtype=np.int64)
     words = tuple(order["words"])

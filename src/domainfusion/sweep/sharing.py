@@ -33,7 +33,7 @@ from domainfusion.errors import DomainFusionError
 from domainfusion.experiments.generating import candidates_address, candidates_part
 from domainfusion.experiments.tabulating import curve_store, tabulate_part
 from domainfusion.files import cache_folder, hash_of
-from domainfusion.fusion.candidates import SHAPING, CandidateCache, cached_rows
+from domainfusion.fusion.candidate_cache import SHAPING, CandidateCache, cached_rows
 from domainfusion.fusion.schedule import generations_due
 from domainfusion.interruption import check
 from domainfusion.registry import ALGORITHMS
