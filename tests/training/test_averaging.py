@@ -27,7 +27,7 @@ from domainfusion.experiments.runs import build_algorithm, build_context, train_
 from domainfusion.files import read_json, read_json_lines
 from domainfusion.results.collect import collect
 from domainfusion.tensors import load_state
-from domainfusion.training import trainer
+from domainfusion.training import measuring, trainer
 from domainfusion.training.averaging import EMA, SWAD, refresh_batch_norm, swapped
 from domainfusion.training.trainer import make_batch
 from same_run import assert_same_run, without_clocks
@@ -259,7 +259,7 @@ def test_the_averaged_weights_are_saved_measured_and_evaluated(images: Path, tmp
     refresh_batch_norm(algorithm, (make_batch(algorithm, 8 + i) for i in range(3)))
     assert all(torch.equal(value, model[name]) for name, value in algorithm.classifier.state_dict().items())
     algorithm.eval()
-    test = trainer.accuracy_on(algorithm, algorithm.context.split.test)
+    test = measuring.accuracy_on(algorithm, algorithm.context.split.test)
     assert result["target_accuracy"] == test == evaluate_run(folder)["sketch"]["accuracy"]
     records = read_json_lines(folder / "metrics.jsonl")
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
@@ -334,7 +334,7 @@ def test_the_target_has_no_say(images: Path, tmp_path: Path, monkeypatch: pytest
     config = options(average=dataclasses.replace(SHORT_VALLEY, tolerance_rate=1.0))
     train_run(str(images), config, tmp_path / "first", progress=False)
     answers = iter(range(100))
-    monkeypatch.setattr(trainer, "accuracy_on", lambda algorithm, rows, **how: next(answers) % 7 / 7)
+    monkeypatch.setattr(measuring, "accuracy_on", lambda algorithm, rows, **how: next(answers) % 7 / 7)
     train_run(str(images), config, tmp_path / "second", progress=False)
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
     assert all(torch.equal(first[name], second[name]) for name in first)

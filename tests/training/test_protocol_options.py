@@ -18,7 +18,7 @@ from domainfusion.errors import UsageError
 from domainfusion.experiments.evaluation import evaluate_run
 from domainfusion.experiments.runs import build_algorithm, build_context, train_run
 from domainfusion.files import read_json, read_json_lines
-from domainfusion.training import trainer
+from domainfusion.training import measuring, trainer
 from domainfusion.training.averaging import build_averaging
 from domainfusion.training.schedule import evaluation_steps, learning_rate
 
@@ -98,7 +98,7 @@ def test_validation_on_augmented_images_is_of_the_sources_alone(
         return torch.zeros(len(images), 3)
 
     monkeypatch.setattr(algorithm, "predict", predict)
-    trainer.measure(algorithm, 1, 0)
+    measuring.measure(algorithm, 1, 0)
     split = context.split
     parts = [*split.validation.values(), split.test, split.oracle, *split.train.values()]
     assert [len(images) for images in seen] == [len(rows) for rows in parts]
@@ -110,13 +110,13 @@ def test_validation_on_augmented_images_is_of_the_sources_alone(
         assert images.max() <= 1
     # The same views at every evaluation.
     before, seen[:] = list(seen), []
-    trainer.measure(algorithm, 2, 0)
+    measuring.measure(algorithm, 2, 0)
     assert all(torch.equal(a, b) for a, b in zip(before, seen, strict=True))
     # And they are the training's augmentation.
     calls = []
-    monkeypatch.setattr(trainer, "augment", lambda images, config, generator: calls.append(config) or augment(
+    monkeypatch.setattr(measuring, "augment", lambda images, config, generator: calls.append(config) or augment(
         images, config, generator))  # fmt: skip
-    trainer.validate(algorithm)
+    measuring.validate(algorithm)
     assert calls == [data, data]
 
 
@@ -138,8 +138,8 @@ class TestSecondTarget:
         algorithm.eval()
         dataset = context.dataset
         rows = build_split(dataset, config.data, "art", 0).test  # what a run on this target would be tested on
-        assert record["env0_in_acc"] == trainer.accuracy_on(algorithm, rows)
-        assert record["env2_in_acc"] == trainer.accuracy_on(algorithm, context.split.test)
+        assert record["env0_in_acc"] == measuring.accuracy_on(algorithm, rows)
+        assert record["env2_in_acc"] == measuring.accuracy_on(algorithm, context.split.test)
         assert set(evaluate_run(folder)) == {"photo"}
 
     def test_strict_splits_measure_it_on_drawings_that_are_not_tested(self) -> None:
@@ -168,9 +168,9 @@ class TestSecondTarget:
             assert set(dataset.domain_of[measured]) == {dataset.index_of(other)}
             assert not tested & {dataset.keys[row] for row in measured}
         algorithm = build_algorithm(context)
-        found, shares = trainer.measure(algorithm, 1, 0)
-        assert shares[first]["in"] == trainer.accuracy_on(algorithm, split.oracle)
-        assert found["target_accuracy"] == trainer.accuracy_on(algorithm, split.test)
+        found, shares = measuring.measure(algorithm, 1, 0)
+        assert shares[first]["in"] == measuring.accuracy_on(algorithm, split.oracle)
+        assert found["target_accuracy"] == measuring.accuracy_on(algorithm, split.test)
 
     @pytest.mark.parametrize(
         ("changes", "message"),

@@ -29,7 +29,7 @@ from domainfusion.files import read_json, read_json_lines
 from domainfusion.processes import ALONE, Processes
 from domainfusion.results.collect import collect
 from domainfusion.tensors import load_state
-from domainfusion.training import trainer
+from domainfusion.training import measuring, trainer
 from domainfusion.training.accumulation import Portions
 from domainfusion.training.evaluation import Evaluation
 from domainfusion.training.trainer import evaluation_steps, learning_rate, make_batch
@@ -205,9 +205,9 @@ class TestResume:
                 os.kill(os.getpid(), signal.SIGTERM)
             return original(algorithm, **how)
 
-        original = trainer.validate
+        original = measuring.validate
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(trainer, "validate", validate)
+            patch.setattr(measuring, "validate", validate)
             with pytest.raises(Interrupted):
                 run(image_folder, tmp_path / "stopped")
         assert [record["step"] for record in read_json_lines(tmp_path / "stopped" / "metrics.jsonl")] == list(
@@ -385,7 +385,7 @@ class TestSelection:
             said = np.where(np.arange(len(rows)) < right, labels, (labels + 1) % 3)
             return Evaluation(rows, labels, np.eye(3, dtype=np.float32)[said])
 
-        patch.setattr(trainer, "evaluate", evaluate)
+        patch.setattr(measuring, "evaluate", evaluate)
         progress = trainer.train(algorithm)
         return progress, read_json_lines(folder / "metrics.jsonl")
 
@@ -646,8 +646,8 @@ def test_results_are_records_that_domainbed_reads(image_folder: Path, tmp_path: 
     for i, domain in enumerate(domains):
         for part, rows in parts.items():
             if domain != "sketch":
-                assert records[-1][f"env{i}_{part}_acc"] == trainer.accuracy_on(algorithm, rows[domain])
-    assert records[-1]["env2_out_acc"] == trainer.accuracy_on(algorithm, context.split.oracle)
+                assert records[-1][f"env{i}_{part}_acc"] == measuring.accuracy_on(algorithm, rows[domain])
+    assert records[-1]["env2_out_acc"] == measuring.accuracy_on(algorithm, context.split.oracle)
     assert not set(context.split.oracle) & set(context.split.test)
     (table,) = collect([tmp_path], ["training-domain"])[0]
     assert table.accuracy["ERM"]["sketch"][0] in [m["target_accuracy"] for m in metrics]

@@ -45,7 +45,8 @@ from domainfusion.registry import ALGORITHMS
 from domainfusion.tracking.following import Tracking
 from domainfusion.training.calibration import calibrate
 from domainfusion.training.checkpoint import load_model
-from domainfusion.training.trainer import train, validate
+from domainfusion.training.measuring import validate
+from domainfusion.training.trainer import train
 
 # The files of a finished run that its checksums cover.
 KEPT = ("config.toml", "environment.json", "data.json", "metrics.jsonl", "results.jsonl", "predictions.csv",
