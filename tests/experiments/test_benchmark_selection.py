@@ -22,7 +22,8 @@ from domainfusion.files import read_json, read_json_lines
 from domainfusion.report.answer import build_answer
 from domainfusion.report.facts import describe_selection, run_rows
 from domainfusion.report.html import write_report
-from domainfusion.report.study import build_arms, build_studies, read_runs
+from domainfusion.report.reading import read_runs
+from domainfusion.report.study import build_arms, build_studies
 from domainfusion.results.collect import collect
 from domainfusion.seeding import seed_hash
 

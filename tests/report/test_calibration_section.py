@@ -16,7 +16,8 @@ import pytest
 from domainfusion.report.calibration_section import build_calibration, reliability
 from domainfusion.report.html import write_report
 from domainfusion.report.predictions import read_predictions
-from domainfusion.report.study import build_studies, read_runs
+from domainfusion.report.reading import read_runs
+from domainfusion.report.study import build_studies
 from report.written_runs import dump, write_pictures, write_run
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from domainfusion.config import GenerateConfig
 from domainfusion.errors import UsageError
 from domainfusion.report.html import write_report
-from domainfusion.report.study import read_runs
+from domainfusion.report.reading import read_runs
 from report.written_runs import SIZE, add_generations, dump, write_pictures, write_run
 
 

@@ -16,7 +16,8 @@ from domainfusion.report.evolution_figure import border_mask, border_share, busi
 from domainfusion.report.heat_section import build_heat, choose_cases, read_cases
 from domainfusion.report.html import write_report
 from domainfusion.report.pictures import load_run_dataset
-from domainfusion.report.study import build_studies, read_runs
+from domainfusion.report.reading import read_runs
+from domainfusion.report.study import build_studies
 
 
 @pytest.fixture

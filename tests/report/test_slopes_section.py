@@ -18,8 +18,9 @@ from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
 from domainfusion.distillation.curves import GRID, Curves, CurveStore
 from domainfusion.distillation.shards import SHARD
 from domainfusion.report.html import write_report
+from domainfusion.report.reading import read_runs
 from domainfusion.report.slopes_section import build_slopes, find_tables, summarize
-from domainfusion.report.study import build_studies, read_runs
+from domainfusion.report.study import build_studies
 from report.written_runs import SIZE, write_pictures, write_run
 
 CURVE = DistillConfig(estimator="curve")

@@ -22,7 +22,7 @@ from domainfusion.files import write_json
 from domainfusion.report.corruption_figure import corruption_figure
 from domainfusion.report.evolution_figure import evolution_figure
 from domainfusion.report.heat_figure import heat_figure
-from domainfusion.report.study import read_runs
+from domainfusion.report.reading import read_runs
 from domainfusion.seeding import derive_numpy_rng
 
 FIGURES: Mapping[str, str] = MappingProxyType(

@@ -20,7 +20,8 @@ from domainfusion.registry import ALGORITHMS
 from domainfusion.report.answer import binomial_error
 from domainfusion.report.charts import TICK, WIDTH, element, series_class
 from domainfusion.report.predictions import Predictions, read_predictions
-from domainfusion.report.study import Arm, Run, Study
+from domainfusion.report.reading import Run
+from domainfusion.report.study import Arm, Study
 from domainfusion.training.calibration import confidence_error
 
 MOST_POINTS = 10  # of a reliability curve

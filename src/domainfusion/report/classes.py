@@ -8,7 +8,8 @@ import numpy as np
 
 from domainfusion.report.charts import Dot, dumbbell
 from domainfusion.report.confusion import confusion_chart, frequent_mistakes
-from domainfusion.report.study import Arm, Run, Study
+from domainfusion.report.reading import Run
+from domainfusion.report.study import Arm, Study
 
 MOST_CLASSES = 30  # shown at once; the others fold away
 

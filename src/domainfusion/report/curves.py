@@ -6,7 +6,8 @@ import math
 from typing import Any
 
 from domainfusion.report.charts import Line, line_chart
-from domainfusion.report.study import Run, Study
+from domainfusion.report.reading import Run
+from domainfusion.report.study import Study
 
 # metric: (heading, what it says). Loss terms are recorded as they enter the loss, already weighted.
 METRICS = {

@@ -16,7 +16,8 @@ from domainfusion.files import read_json
 from domainfusion.fusion.generation import SHEET_ROWS, sheet_positions
 from domainfusion.fusion.schedule import describe
 from domainfusion.report.pictures import TILE, png_uri
-from domainfusion.report.study import Run, Study
+from domainfusion.report.reading import Run
+from domainfusion.report.study import Study
 
 MOST_GENERATIONS = 6  # columns behind the raw image
 

@@ -21,7 +21,7 @@ from domainfusion.report.corruption_figure import outlines_of
 from domainfusion.report.evolution import StoredGeneration, choose_rows, stored_generations
 from domainfusion.report.overlays import noise_picture
 from domainfusion.report.picture_grid import Row, picture_grid, save_figure
-from domainfusion.report.study import Run
+from domainfusion.report.reading import Run
 
 MOST_FRAMES = 4  # generations shown behind the raw image
 BORDER = 6  # the frame around an image that counts as background is 1/BORDER of its side wide
@@ -39,7 +39,7 @@ def evolution_figure(
     LD noise in the frame around the image over its mean everywhere (below 1: the noise keeps to the middle).
 
     Args:
-        run: a finished run with synthetic images (`domainfusion.report.study.read_runs`).
+        run: a finished run with synthetic images (`domainfusion.report.reading.read_runs`).
         dataset: the data set that it ran on.
         backgrounds: which images: spread over classes and domains, or those with most outlines near their edge.
 

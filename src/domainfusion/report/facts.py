@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from domainfusion.report.study import PER_RUN, Arm, Run, Study, differing_options, shown_option
+from domainfusion.report.reading import Run
+from domainfusion.report.study import PER_RUN, Arm, Study, differing_options, shown_option
 
 PROTOCOLS = {
     "strict": (

@@ -16,7 +16,8 @@ from domainfusion.report.label_evidence import LabelHeat, label_heat, likeness
 from domainfusion.report.overlays import enlarge, overlay
 from domainfusion.report.pictures import png_uri
 from domainfusion.report.predictions import read_predictions
-from domainfusion.report.study import Run, Study
+from domainfusion.report.reading import Run
+from domainfusion.report.study import Study
 
 TILE = 128  # pixels of a picture
 Case = tuple[int, str, str, float]  # row, true class, predicted class, its probability

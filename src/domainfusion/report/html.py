@@ -33,8 +33,9 @@ from domainfusion.report.facts import (
 )
 from domainfusion.report.heat_section import build_heat
 from domainfusion.report.pictures import domain_samples, ld_noise, load_run_dataset
+from domainfusion.report.reading import read_runs
 from domainfusion.report.slopes_section import build_slopes
-from domainfusion.report.study import Study, build_studies, read_runs
+from domainfusion.report.study import Study, build_studies
 from domainfusion.report.suspicious_labels import Audit, build_suspicious, read_audits, share_audits
 
 

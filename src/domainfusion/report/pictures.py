@@ -13,7 +13,8 @@ from domainfusion.config import DataConfig
 from domainfusion.config_files import build_config
 from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.errors import DomainFusionError
-from domainfusion.report.study import Run, Study
+from domainfusion.report.reading import Run
+from domainfusion.report.study import Study
 
 TILE = 72  # pixels: the largest side of a small picture
 MOST_DOMAINS = 8

@@ -7,7 +7,7 @@ import dataclasses
 
 import numpy as np
 
-from domainfusion.report.study import Run
+from domainfusion.report.reading import Run
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,8 @@ from domainfusion.diffusion.ldm import source_fingerprint
 from domainfusion.distillation.curves import Curves, CurveStore, reads_curves
 from domainfusion.errors import DomainFusionError, show_note
 from domainfusion.report.charts import TICK, WIDTH, Line, element, line_chart, series_class, ticks
-from domainfusion.report.study import Arm, Run, Study
+from domainfusion.report.reading import Run
+from domainfusion.report.study import Arm, Study
 
 
 @dataclasses.dataclass

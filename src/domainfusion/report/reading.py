@@ -1,0 +1,162 @@
+"""Finished runs read from disk, with what the benchmark or sweep that they are part of chose."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from domainfusion.config_files import flat_values, load_toml
+from domainfusion.errors import UsageError
+from domainfusion.files import read_json, read_json_object
+from domainfusion.results.records import find_runs, load_run
+
+Unit = tuple[int, int]  # (trial, seed): what an algorithm is repeated over
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What leave-one-domain-out selection, of the benchmark that a run is part of, says of the run's target."""
+
+    accuracy: float  # per cent
+    step: int | None  # None in benchmarks of older versions, which do not tell
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """A finished run as it lies on disk; `options` are its settings by dotted name (`generate.steps`).
+
+    `accuracy`, `step` and `validation` are those that its benchmark's selection reports. The weights that it kept, and
+    with them its predictions, are of the step that training-domain validation chose within the run (`kept_accuracy`).
+    """
+
+    folder: Path
+    result: dict[str, Any]
+    data: dict[str, Any]
+    environment: dict[str, Any]
+    records: list[dict[str, Any]]
+    text: str
+    options: dict[str, Any]
+    choice: Choice | None = None  # None: training-domain validation
+    search: str = ""  # the benchmark or sweep that chose its hyperparameters; its runs differ in them and are one arm
+
+    @property
+    def algorithm(self) -> str:
+        """The name of its algorithm."""
+        return str(self.result["algorithm"])
+
+    @property
+    def target(self) -> str | None:
+        """The domain that was held out."""
+        return self.result["target"]
+
+    @property
+    def unit(self) -> Unit:
+        """Its trial and seed."""
+        return int(self.result["trial"]), int(self.result["seed"])
+
+    @property
+    def accuracy(self) -> float | None:
+        """Accuracy on the target in per cent, where there is a target."""
+        return self.kept_accuracy if self.choice is None else self.choice.accuracy
+
+    @property
+    def kept_accuracy(self) -> float | None:
+        """That of the weights that the run kept."""
+        share = self.result.get("target_accuracy")
+        return None if share is None else 100 * share
+
+    @property
+    def step(self) -> int | None:
+        """The step that was chosen, where one was and is known."""
+        return self.result.get("selected_step") if self.choice is None else self.choice.step
+
+    @property
+    def validation(self) -> str:
+        """Source validation accuracy at that step in per cent, or a dash where none was measured."""
+        share = self.result["validation_accuracy"]
+        if self.choice is not None:
+            at_step = [record for record in self.records if record["step"] == self.choice.step]
+            share = at_step[0].get("validation_accuracy") if at_step else None
+        return "–" if share is None else f"{100 * share:.1f} %"
+
+    @property
+    def images(self) -> int:
+        """How many images of the target it was tested on."""
+        return int(self.result.get("test_images", 0))
+
+
+def read_runs(paths: Iterable[Path]) -> list[Run]:
+    """The finished runs at or below `paths`, each once. Raises `UsageError` where there is none."""
+    paths = list(paths)
+    folders: dict[Path, Path] = {}
+    for path in paths:
+        for folder in find_runs(path):
+            # Other tools write a result.json too (Ray does); a run of ours also tells of its data.
+            # A run that held out a second domain was made to select others by.
+            if (folder / "data.json").exists() and "second_target" not in read_json_object(folder / "data.json"):
+                folders.setdefault(folder.resolve(), folder)
+    if not folders:
+        places = ", ".join(str(path) for path in paths) or "no folder"
+        raise UsageError(
+            f"no finished run (a folder with result.json and data.json) at or below {places}; "
+            "train one first: domainfusion train DATA --output DIR"
+        )
+    runs = [_read_run(folder) for folder in folders.values()]
+    return [run for run in runs if not run.search or _was_chosen(run)]
+
+
+def _read_run(folder: Path) -> Run:
+    path = folder / "config.toml"
+    values = load_toml(path) if path.exists() else {}
+    found = load_run(folder)
+    return Run(
+        folder=folder, result=found["result"], data=found["data"], environment=found["environment"],
+        records=found["records"], text=found["config"], options=flat_values(values), search=_search_of(folder),
+        choice=_choice_of(folder, found["result"]),
+    )  # fmt: skip
+
+
+def _search_of(folder: Path) -> str:
+    """The folder of the benchmark or sweep that chose among draws of hyperparameters, this run's too; or empty."""
+    root = (folder.resolve() / "../../..").resolve()  # of ROOT/ALGORITHM/TARGET/trial-T
+    return "" if _draws_that_count(root) is None else str(root)
+
+
+def _draws_that_count(root: Path) -> dict[str, Any] | None:
+    """{algorithm: {target: {trial: draw}}} of a benchmark or sweep with several draws; None of any other folder."""
+    for path, name in ((root / "sweep.json", "chosen"), (root / "benchmark.json", "draws")):
+        found = read_json_object(path) if path.exists() else {}
+        if name not in found:
+            continue
+        draws: dict[str, Any] = {}
+        for algorithm, targets in found[name].items():
+            for target, row in targets.items():
+                # A sweep adds the options of the draw to its number.
+                numbers = [cell["hparams_seed"] if name == "chosen" else cell for cell in row]
+                draws.setdefault(algorithm, {})[target] = dict(zip(found["trials"], numbers, strict=False))
+        return draws
+    return None
+
+
+def _choice_of(folder: Path, result: dict[str, Any]) -> Choice | None:
+    """What the benchmark that a run is part of chose for it by leave-one-domain-out, and has come to already."""
+    path = folder.resolve() / "../../.." / "benchmark.json"  # of ROOT/ALGORITHM/TARGET/trial-T
+    found = read_json(path) if path.exists() else {}
+    if not str(found.get("selection", "")).startswith("leave-one-domain-out"):
+        return None
+    trial = dict(zip(found["trials"], range(len(found["trials"])), strict=True)).get(result["trial"])
+    accuracies = found["accuracy"].get(result["algorithm"], {}).get(result["target"])
+    if trial is None or accuracies is None:
+        return None
+    steps = found.get("steps", {}).get(result["algorithm"], {}).get(result["target"])
+    if steps is not None and steps[trial] is None:  # not trained: there was nothing to choose
+        return None
+    return Choice(accuracies[trial], None if steps is None else steps[trial])
+
+
+def _was_chosen(run: Run) -> bool:
+    """Whether the run's draw is the one that counts in its cell; True where the search has not come to it yet."""
+    by_trial = (_draws_that_count(Path(run.search)) or {}).get(run.algorithm, {}).get(run.target, {})
+    return by_trial.get(run.unit[0], -1) in (-1, run.options.get("hparams_seed", 0))
