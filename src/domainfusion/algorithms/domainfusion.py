@@ -14,16 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from domainfusion.algorithms.base import Algorithm, Batch, Context
 from domainfusion.data.transforms import from_uint8, resize
 from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
 from domainfusion.diffusion.prompts import allowed_styles
 from domainfusion.distillation.curves import Curves, CurveStore, reads_curves
-from domainfusion.distillation.noise_pictures import noise_maps, noise_sheet
+from domainfusion.distillation.noise_pictures import write_noise_sheet
 from domainfusion.distillation.slopes import SlopeEstimator, distillation_loss, draw
-from domainfusion.files import write_text
 from domainfusion.fusion.ahead import Ahead, Order
 from domainfusion.fusion.candidate_cache import CandidateCache, cache_path
 from domainfusion.fusion.candidates import Making
@@ -263,8 +261,7 @@ class DomainFusion(Algorithm):
             return 0 * p.sum()
         size = self.ldm_size
         images = resize(from_uint8(dataset.images[rows]), size).to(self.context.device)
-        words = dataset.words()
-        prompts = [self.config.generate.plain_template.format(label=words[dataset.labels[row]]) for row in rows]
+        prompts = self.plain_prompts(rows)
         generator = torch.Generator().manual_seed(seed_hash("distill", self.config.seed, batch.step))
         draws = draw(self.ldm, used, size, config, generator).of(mine)
         # The LDM's own precision is set by its weights: keep the trainer's autocast out of it.
@@ -279,21 +276,19 @@ class DomainFusion(Algorithm):
         """Write `ld_noise.png`: training images of different classes above where the LDM's noise residual lies."""
         if self._ldm is None:
             return
-        dataset, folder = self.context.dataset, self.context.folder
+        dataset = self.context.dataset
         rng = derive_numpy_rng("noise pictures", self.config.seed)
         rows = [
             int(rng.choice(self.rows[dataset.labels[self.rows] == y])) for y in np.unique(dataset.labels[self.rows])
-        ]
-        rows = rows[:12]
-        images = resize(from_uint8(dataset.images[rows]), self.ldm_size)
-        words = dataset.words()
-        prompts = [self.config.generate.plain_template.format(label=words[dataset.labels[row]]) for row in rows]
-        maps = noise_maps(self.estimator, images, prompts)
-        Image.fromarray(noise_sheet(images, maps)).save(folder / "ld_noise.png")
-        names = ", ".join(
-            f"{dataset.classes[dataset.labels[r]]} ({dataset.domains[dataset.domain_of[r]]})" for r in rows
+        ][:12]
+        write_noise_sheet(
+            self.context.folder, self.estimator, dataset, rows, self.plain_prompts(np.array(rows)), self.ldm_size
         )
-        write_text(folder / "ld_noise.txt", f"residual: {self.config.distill.residual}; from left to right: {names}\n")
+
+    def plain_prompts(self, rows: np.ndarray) -> list[str]:
+        """The prompt of each of rows (n,), without style words."""
+        words, template = self.context.dataset.words(), self.config.generate.plain_template
+        return [template.format(label=words[self.context.dataset.labels[row]]) for row in rows]
 
     def costs(self) -> dict[str, Any]:
         """Generations and images made, and seconds spent in the LDM."""

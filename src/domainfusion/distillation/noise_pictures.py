@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import torch
+from PIL import Image
 
 from domainfusion.config import DistillConfig
+from domainfusion.data.domains import MultiDomainDataset
+from domainfusion.data.transforms import from_uint8, resize
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.distillation.slopes import SlopeEstimator, draw
+from domainfusion.files import write_text
 
 
 @torch.no_grad()
@@ -46,6 +53,23 @@ def noise_sheet(images: torch.Tensor, maps: torch.Tensor, scale: int = 1) -> np.
     heat = (colormaps["magma"](maps.numpy())[..., :3] * 255).round().astype(np.uint8)
     sheet = np.concatenate([np.concatenate(list(pixels), 1), np.concatenate(list(heat), 1)], 0)
     return sheet.repeat(scale, 0).repeat(scale, 1)
+
+
+def write_noise_sheet(
+    folder: Path, estimator: SlopeEstimator, dataset: MultiDomainDataset, rows: Sequence[int], prompts: list[str],
+    size: int,
+) -> None:  # fmt: skip
+    """Write `ld_noise.png`, images of rows (n,) above where the LDM's residual lies, and `ld_noise.txt`, what they are.
+
+    Args:
+        prompts: one for each row.
+        size: of images at the LDM, in pixels.
+    """
+    images = resize(from_uint8(dataset.images[list(rows)]), size)
+    maps = noise_maps(estimator, images, prompts)
+    Image.fromarray(noise_sheet(images, maps)).save(folder / "ld_noise.png")
+    names = ", ".join(f"{dataset.classes[dataset.labels[r]]} ({dataset.domains[dataset.domain_of[r]]})" for r in rows)
+    write_text(folder / "ld_noise.txt", f"residual: {estimator.config.residual}; from left to right: {names}\n")
 
 
 @torch.no_grad()

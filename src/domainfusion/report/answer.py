@@ -7,6 +7,7 @@ import math
 
 from markupsafe import Markup, escape
 
+from domainfusion.report.certainty import binomial_error, chance, chance_in_words, sure_of_many, sure_of_one
 from domainfusion.report.charts import Dot, dot_chart
 from domainfusion.report.study import Arm, Study
 from domainfusion.results.statistics import Accuracies, Estimate, estimate, paired_difference, trial_means
@@ -48,18 +49,6 @@ def build_answer(study: Study) -> Answer:
     return _answer_of_many_tests(study)
 
 
-def binomial_error(percent: float, count: int) -> float:
-    """The standard error, in points, of a share in per cent of `count` images: 100·√(p(1-p)/n).
-
-    A share of 0 or 1 is taken as half an image away from it, so that no figure looks certain.
-
-    >>> round(binomial_error(50.0, 100), 2)
-    5.0
-    """
-    share = min(max(percent / 100, 0.5 / count), 1 - 0.5 / count)
-    return 100 * math.sqrt(share * (1 - share) / count)
-
-
 def _answer_of_one_test(study: Study) -> Answer:
     target = study.targets[0]
     runs = {arm: study.compared(arm)[0] for arm in study.arms}
@@ -82,37 +71,14 @@ def _answer_of_one_test(study: Study) -> Answer:
     dots = [Dot(arm.number, arm.title, figure.mean, figure.error) for arm, figure in figures.items()]
     return Answer(
         headline=Markup("On <code>{}</code>, {}, ").format(target, _nobody_saw(study)) + said,
-        sure=_sure_of_one([(arm, figures[arm]) for arm in leading], images, _guess(study)),
+        sure=sure_of_one([(arm, figures[arm]) for arm in leading], images, chance_in_words(study)),
         table=rows,
         table_note="Source validation is the accuracy on held-out images of the domains that were trained on. "
         f"How far the unseen domain falls below it is what the change of domain costs.{_other_weights(study)}",
         tiles=[_tile(arm, figures[arm], f"{right[arm]} images") for arm in _leading_first(study)],
-        chart=dot_chart([(target, dots)], _chance(study)),
+        chart=dot_chart([(target, dots)], chance(study)),
         chart_note="Whiskers: one standard error each way, from the number of images.",
     )
-
-
-def _sure_of_one(leading: list[tuple[Arm, Estimate]], images: int, guess: str) -> list[str]:
-    """How far one test of one or two models can be trusted, in words."""
-    errors = " and ".join(f"{arm.title}'s figure is ± {figure.error:.1f}" for arm, figure in leading)
-    sure = [
-        f"One image more or less is {100 / images:.1f} points. With {images} images, the standard error of {errors} "
-        f"points. {guess}"
-    ]
-    if len(leading) > 1:
-        (_, first), (_, second) = leading
-        difference, error = first.mean - second.mean, math.hypot(first.error, second.error)
-        verdict = (
-            "It is smaller than twice that, so this one test does not show that one is better."
-            if abs(difference) < 2 * error
-            else "It is larger than twice that, so on these images it is hardly chance."
-        )
-        sure.append(
-            f"The difference of {difference:+.1f} points has a standard error of about ± {error:.1f} if the two models "
-            f"err independently, and less the more they err on the same images. {verdict}"
-        )
-    sure.append("This is one trial: another split or seed gives other figures. `domainfusion benchmark` runs several.")
-    return sure
 
 
 def _answer_of_many_tests(study: Study) -> Answer:
@@ -133,7 +99,7 @@ def _answer_of_many_tests(study: Study) -> Answer:
     each = ", each time " if len(study.targets) > 1 else ", "
     return Answer(
         headline=where + each + _nobody_saw(study) + ", " + said,
-        sure=_sure_of_many(study),
+        sure=sure_of_many(study),
         table=rows,
         table_note=_table_note(study),
         table_first=True,
@@ -142,31 +108,6 @@ def _answer_of_many_tests(study: Study) -> Answer:
         chart_note="Dots: means. Whiskers: one standard error each way, over trials, or from the number of images "
         "where there is one trial.",
     )
-
-
-def _sure_of_many(study: Study) -> list[str]:
-    runs = [run for arm in study.arms for run in study.compared(arm)]
-    sizes, errors = [run.images for run in runs], [binomial_error(run.accuracy or 0.0, run.images) for run in runs]
-    span = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
-    sure = [
-        f"One test has {span} images. Their number alone gives a single figure a standard error of "
-        f"{min(errors):.1f} to {max(errors):.1f} points. {_guess(study)}"
-    ]
-    trials = len(study.units)
-    if trials == 1:
-        sure.append(
-            "There is one trial, so chance in split and seed is not measured. "
-            "More trials: `domainfusion benchmark --trials 3`."
-        )
-    elif trials < 5:
-        sure.append(f"With {trials} trials a standard error is itself a rough figure; read p values with that in mind.")
-    if study.left_out:
-        count = "1 finished run takes" if study.left_out == 1 else f"{study.left_out} finished runs take"
-        sure.append(
-            f"{count} no part here, because another algorithm has no run on the same target, trial and seed. "
-            "The list of every run at the end has them all."
-        )
-    return sure
 
 
 def _table_note(study: Study) -> str:
@@ -208,7 +149,7 @@ def _chart_of_many(study: Study, accuracy: Accuracies, means: dict[Arm, Estimate
         rows.append((target, dots))
     if len(study.targets) > 1:
         rows.append(("average", [Dot(arm.number, arm.title, mean.mean, mean.error) for arm, mean in means.items()]))
-    return dot_chart(rows, _chance(study))
+    return dot_chart(rows, chance(study))
 
 
 def _answer_apart(study: Study) -> Answer:
@@ -223,7 +164,7 @@ def _answer_apart(study: Study) -> Answer:
         headline=Markup(
             "These runs were tested on different targets, trials or seeds, so <strong>they cannot be compared</strong>."
         ),
-        sure=[_guess(study), "To compare algorithms, run them on the same ones: `domainfusion benchmark`."],
+        sure=[chance_in_words(study), "To compare algorithms, run them on the same ones: `domainfusion benchmark`."],
         table=rows,
         table_note="Each run on the domain that it did not see.",
         table_first=True,
@@ -244,7 +185,10 @@ def _answer_without_target(study: Study) -> Answer:
             "No domain was held out, so "
             "<strong>nothing here tells how the model does on a domain it never saw</strong>."
         ),
-        sure=[f"The figures are accuracies on held-out images of the domains that were trained on. {_guess(study)}"],
+        sure=[
+            "The figures are accuracies on held-out images of the domains that were trained on. "
+            f"{chance_in_words(study)}"
+        ],
         table=rows,
         tiles=tiles,
     )
@@ -293,14 +237,6 @@ def _said(parts: list[tuple[Arm, str]], middle: str, tail: str) -> Markup:
 def _strong(value: str) -> Markup:
     """A figure in per cent that does not break over lines."""
     return Markup("<strong>{}</strong>").format(f"{value} %".replace(" ", "\u00a0"))
-
-
-def _chance(study: Study) -> float:
-    return 100 / len(study.classes)
-
-
-def _guess(study: Study) -> str:
-    return f"Guessing among the {len(study.classes)} classes would be right on {_chance(study):.1f} %."
 
 
 def _nobody_saw(study: Study) -> str:

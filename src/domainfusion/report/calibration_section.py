@@ -17,7 +17,7 @@ from markupsafe import Markup
 from domainfusion.errors import DomainFusionError
 from domainfusion.files import read_json_object
 from domainfusion.registry import ALGORITHMS
-from domainfusion.report.answer import binomial_error
+from domainfusion.report.certainty import binomial_error
 from domainfusion.report.charts import TICK, WIDTH, element, series_class
 from domainfusion.report.predictions import Predictions, read_predictions
 from domainfusion.report.reading import Run

@@ -1,0 +1,79 @@
+"""How far the report's answer can be trusted, in words: standard errors, chance, what one test does not show."""
+
+from __future__ import annotations
+
+import math
+
+from domainfusion.report.study import Arm, Study
+from domainfusion.results.statistics import Estimate
+
+
+def binomial_error(percent: float, count: int) -> float:
+    """The standard error, in points, of a share in per cent of `count` images: 100·√(p(1-p)/n).
+
+    A share of 0 or 1 is taken as half an image away from it, so that no figure looks certain.
+
+    >>> round(binomial_error(50.0, 100), 2)
+    5.0
+    """
+    share = min(max(percent / 100, 0.5 / count), 1 - 0.5 / count)
+    return 100 * math.sqrt(share * (1 - share) / count)
+
+
+def sure_of_one(leading: list[tuple[Arm, Estimate]], images: int, chance_said: str) -> list[str]:
+    """How far one test of one or two models can be trusted, in words."""
+    errors = " and ".join(f"{arm.title}'s figure is ± {figure.error:.1f}" for arm, figure in leading)
+    sure = [
+        f"One image more or less is {100 / images:.1f} points. With {images} images, the standard error of {errors} "
+        f"points. {chance_said}"
+    ]
+    if len(leading) > 1:
+        (_, first), (_, second) = leading
+        difference, error = first.mean - second.mean, math.hypot(first.error, second.error)
+        verdict = (
+            "It is smaller than twice that, so this one test does not show that one is better."
+            if abs(difference) < 2 * error
+            else "It is larger than twice that, so on these images it is hardly chance."
+        )
+        sure.append(
+            f"The difference of {difference:+.1f} points has a standard error of about ± {error:.1f} if the two models "
+            f"err independently, and less the more they err on the same images. {verdict}"
+        )
+    sure.append("This is one trial: another split or seed gives other figures. `domainfusion benchmark` runs several.")
+    return sure
+
+
+def sure_of_many(study: Study) -> list[str]:
+    """How far the figures of several tests can be trusted, in words."""
+    runs = [run for arm in study.arms for run in study.compared(arm)]
+    sizes, errors = [run.images for run in runs], [binomial_error(run.accuracy or 0.0, run.images) for run in runs]
+    span = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
+    sure = [
+        f"One test has {span} images. Their number alone gives a single figure a standard error of "
+        f"{min(errors):.1f} to {max(errors):.1f} points. {chance_in_words(study)}"
+    ]
+    trials = len(study.units)
+    if trials == 1:
+        sure.append(
+            "There is one trial, so chance in split and seed is not measured. "
+            "More trials: `domainfusion benchmark --trials 3`."
+        )
+    elif trials < 5:
+        sure.append(f"With {trials} trials a standard error is itself a rough figure; read p values with that in mind.")
+    if study.left_out:
+        count = "1 finished run takes" if study.left_out == 1 else f"{study.left_out} finished runs take"
+        sure.append(
+            f"{count} no part here, because another algorithm has no run on the same target, trial and seed. "
+            "The list of every run at the end has them all."
+        )
+    return sure
+
+
+def chance(study: Study) -> float:
+    """What guessing would be right on, in per cent."""
+    return 100 / len(study.classes)
+
+
+def chance_in_words(study: Study) -> str:
+    """The same as a sentence."""
+    return f"Guessing among the {len(study.classes)} classes would be right on {chance(study):.1f} %."
