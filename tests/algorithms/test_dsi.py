@@ -1,4 +1,4 @@
-"""DSI: the confidence order against a literal loop, the ensemble image by image, and whole runs."""
+"""DSI: the ensemble image by image against the literal loop, and whole runs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from domainfusion import cli
-from domainfusion.algorithms.dsi import choose_logits
 from domainfusion.config import DataConfig, DSIConfig, TrainConfig
 from domainfusion.data.domains import load_dataset
 from domainfusion.data.splits import build_split
@@ -36,72 +33,7 @@ from domainfusion.model import load
 from domainfusion.report.html import write_report
 from domainfusion.results.collect import collect
 from domainfusion.results.tables import run_summary
-
-
-def literal_order(
-    plain: list[list[float]], translated: list[list[list[list[float]]]], threshold: float, unsure: str
-) -> tuple[list[list[float]], list[int]]:
-    """One image at a time. `translated[s][d][i]`: logits of image i from start step s by the LDM of source d."""
-    chosen, accepted = [], []
-    for i, own in enumerate(plain):
-        answer, where = own, -1
-        if max(softmax(own)) > threshold:
-            where = 0
-        else:
-            for s, by_source in enumerate(translated):
-                several = [own] + [logits[i] for logits in by_source]
-                mean = [sum(values) / len(several) for values in zip(*several, strict=True)]
-                if max(softmax(mean)) > threshold:
-                    answer, where = mean, s + 1
-                    break
-                if unsure == "last":
-                    answer = mean
-        chosen.append(answer)
-        accepted.append(where)
-    return chosen, accepted
-
-
-def softmax(logits: list[float]) -> list[float]:
-    powers = np.exp(np.array(logits, dtype=np.float64))
-    return (powers / powers.sum()).tolist()
-
-
-@given(
-    st.integers(0, 10_000), st.integers(1, 12), st.integers(1, 3), st.integers(1, 3),
-    st.sampled_from([0.1, 0.5, 0.6, 0.9, 1.0]), st.sampled_from(["original", "last"]),
-)  # fmt: skip
-def test_the_confidence_order_is_the_literal_loops(
-    seed: int, images: int, sources: int, starts: int, threshold: float, unsure: Any
-) -> None:
-    rng = np.random.default_rng(seed)
-    plain = torch.from_numpy(rng.normal(size=(images, 4)) * 1.5)
-    translated = torch.from_numpy(rng.normal(size=(starts, sources, images, 4)) * 3)
-    asked: list[tuple[int, list[int]]] = []
-
-    def of(number: int, waiting: np.ndarray) -> torch.Tensor:
-        asked.append((number, waiting.tolist()))
-        return translated[number][:, waiting]
-
-    config = DSIConfig(starts=tuple(0.1 * (k + 1) for k in range(starts)), threshold=threshold, unsure=unsure)
-    logits, accepted = choose_logits(plain, of, config)
-    wanted, where = literal_order(plain.tolist(), translated.tolist(), threshold, unsure)
-    assert accepted.tolist() == where
-    np.testing.assert_allclose(logits.numpy(), wanted, rtol=1e-12)
-    # Nothing is asked for that was accepted before.
-    needed = [(s, [i for i in range(images) if not 0 <= where[i] <= s]) for s in range(starts)]
-    assert asked == [(s, left) for s, left in needed if left]
-
-
-def test_a_threshold_below_chance_takes_every_image_as_it_is() -> None:
-    """The threshold of the authors' README, 0.1, is below 1/7: on PACS nothing is ever translated."""
-    plain = torch.randn(20, 7, generator=torch.Generator().manual_seed(0)) * 0.01
-
-    def never(number: int, waiting: np.ndarray) -> torch.Tensor:
-        raise AssertionError(f"start step {number} was asked for")
-
-    logits, accepted = choose_logits(plain, never, DSIConfig(threshold=0.1))
-    assert torch.equal(logits, plain)
-    assert (accepted == 0).all()
+from literal_dsi import literal_order, softmax
 
 
 @pytest.fixture

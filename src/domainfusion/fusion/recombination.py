@@ -1,9 +1,9 @@
 """Synthetic images drawn anew in each step, from all candidates of a run's generations so far.
 
-The sampling strategy (`selection`) takes one content and one style of N candidates, and training then sees that one
-image until the next generation: the easiest of them, since the classifier trusts it most. Here each step takes the
-content of any candidate of any generation so far and the style of any, the same one included: g generations of N
-candidates are (gN)² images of a row, for the same work of the LDM.
+The sampling strategy (`selection`) takes one content, mostly the one that the classifier trusts most, and one style of
+N candidates, and training then sees that one image until the next generation. Here each step takes the content of any
+candidate of any generation so far and the style of any, the same one included: g generations of N candidates are (gN)²
+images of a row, for the same work of the LDM.
 
 The candidates are those of the stored images, which the shared cache keeps (so there is none of this with `updating`).
 """
