@@ -33,12 +33,12 @@ MOST_BYTES = 120  # of a name; file systems have room for 255, of which the rest
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}  # on Windows
 
 
-def safe_name(name: str) -> str:
+def portable_name(name: str) -> str:
     """`name` as any file system takes it: letters, digits and plain punctuation, of no more than `MOST_BYTES`.
 
     Where that is another than it was, a hash of `name` is put behind it, so that different names stay different.
 
-    >>> safe_name("IMG_0012 (2)"), safe_name("../.."), safe_name("a:b")
+    >>> portable_name("IMG_0012 (2)"), portable_name("../.."), portable_name("a:b")
     ('IMG_0012 (2)', 'image-e5ab1c21', 'a_b-8cc85723')
     """
     plain = unicodedata.normalize("NFC", name)
@@ -55,13 +55,13 @@ def safe_name(name: str) -> str:
 
 def picture_names(dataset: MultiDomainDataset) -> list[str]:
     """(N,) `DOMAIN/CLASS/NAME` of every image, all different, whether or not a file system tells a from A."""
-    folders = {text: safe_name(text) for text in (*dataset.domains, *dataset.classes)}
+    folders = {text: portable_name(text) for text in (*dataset.domains, *dataset.classes)}
     names = []
     for row, key in enumerate(dataset.keys):
         source = PurePosixPath(key)
         stem = source.stem if source.suffix.lower() in (*SUFFIXES, *OTHER_PICTURES) else source.name
         place = folders[dataset.domains[dataset.domain_of[row]]], folders[dataset.classes[dataset.labels[row]]]
-        names.append("/".join((*place, safe_name(stem))))
+        names.append("/".join((*place, portable_name(stem))))
     count = Counter(name.casefold() for name in names)
     return [
         name if count[name.casefold()] == 1 else f"{name}-{hash_of(key)[:8]}"
