@@ -21,8 +21,10 @@ from domainfusion.distillation import curves as curves_module
 from domainfusion.distillation.corruption import degrade
 from domainfusion.distillation.curves import GRID, Curves, CurveStore, curves_of, reads_curves
 from domainfusion.distillation.slopes import SlopeEstimator, draw
+from domainfusion.errors import UsageError
+from domainfusion.experiments import tabulating
 from domainfusion.experiments.runs import build_algorithm, build_context, train_run
-from domainfusion.experiments.tabulating import tabulate_curves, tabulation_text
+from domainfusion.experiments.tabulating import curve_store, tabulate_curves, tabulation_text
 from domainfusion.seeding import seed_hash
 from domainfusion.tensors import load_state
 from domainfusion.training.trainer import make_batch
@@ -210,7 +212,7 @@ def test_training_reads_the_table_and_loads_no_ldm(
     found = tabulate_curves(str(few_images), config)
     assert found["computed"] == found["images"] == 18
     assert tabulate_curves(str(few_images), config)["computed"] == 0
-    assert "18 images" in tabulation_text(found)
+    assert "18 of 18 images" in tabulation_text(found)
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the LDM was loaded")
@@ -235,6 +237,30 @@ def test_training_reads_the_table_and_loads_no_ldm(
     (by_hand,) = torch.autograd.grad(expected, logits)
     torch.testing.assert_close(by_loss, by_hand)
     assert by_loss.abs().max() > 0
+
+
+def test_processes_share_a_table_by_its_files(
+    few_images: Path, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (curves_module, tabulating):
+        monkeypatch.setattr(module, "SHARD", 8)  # 18 images in three files
+    second = tabulate_curves(str(few_images), config, shard=(1, 2))
+    assert (second["computed"], second["tabulated"]) == (8, 8)
+    assert "8 of 18 images tabulated" in tabulation_text(second)
+    with pytest.raises(UsageError, match=r"--export: the table has 8 of 18 images"):
+        tabulate_curves(str(few_images), config, shard=(1, 2), export=tmp_path / "table.safetensors")
+    first = tabulate_curves(str(few_images), config, shard=(0, 2), export=tmp_path / "table.safetensors")
+    assert (first["computed"], first["tabulated"]) == (10, 18)
+    store = curve_store(str(few_images), config)
+    assert not len(store.missing(np.arange(18)))
+    shared = store.load()
+    for path in store.folder.glob("shard-*"):
+        path.unlink()
+    tabulate_curves(str(few_images), config)
+    torch.testing.assert_close(store.load().slopes, shared.slopes)
+    for wrong in ((2, 2), (-1, 2), (0, 0)):
+        with pytest.raises(UsageError, match="--shard"):
+            tabulate_curves(str(few_images), config, shard=wrong)
 
 
 def test_training_tabulates_what_is_missing(few_images: Path, config: TrainConfig, tmp_path: Path) -> None:

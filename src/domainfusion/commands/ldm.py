@@ -78,6 +78,8 @@ class DistillCommand:
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
     """pictograms (embedded), a folder DOMAIN/CLASS/IMAGE or with metadata.csv, or hf://OWNER/NAME."""
     options: Annotated[TrainConfig, Flat]
+    shard: tuple[int, int] = (0, 1)
+    """I N: only every N-th file of 64 images from the I-th, so that N processes share the work."""
     export: Path | None = None
     """Also write the table as one file."""
     config: Path | None = None
@@ -135,7 +137,8 @@ def distill(words: list[str]) -> None:
     command = parse(DistillCommand, words, "domainfusion distill", options, hidden=unread)
     from domainfusion.experiments.tabulating import tabulate_curves, tabulation_text
 
-    found = tabulate_curves(command.data, drawn(command.options, command.data, words), command.export)
+    options = drawn(command.options, command.data, words)
+    found = tabulate_curves(command.data, options, shard=command.shard, export=command.export)
     show(found, tabulation_text(found), command.json)
 
 

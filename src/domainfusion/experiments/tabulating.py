@@ -14,15 +14,30 @@ from domainfusion.data.domains import load_dataset
 from domainfusion.devices import choose_device
 from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
 from domainfusion.distillation.curves import CurveStore
+from domainfusion.distillation.shards import SHARD
+from domainfusion.errors import UsageError
 from domainfusion.interruption import stoppable
 from domainfusion.results.tables import text_table
 
 
-def tabulate_curves(data: str, config: TrainConfig, export: Path | None = None) -> dict[str, Any]:
-    """Compute what is missing of a data set's curves; a summary of the table. `export` also writes it as one file."""
+def tabulate_curves(
+    data: str, config: TrainConfig, *, shard: tuple[int, int] = (0, 1), export: Path | None = None
+) -> dict[str, Any]:
+    """Compute what is missing of a data set's curves; a summary of the table.
+
+    Args:
+        shard: (i, n): every n-th file of the table (`SHARD` images) from the i-th, so that n processes share the work.
+        export: also write the table, which must be whole, as one file.
+
+    Raises:
+        UsageError: for a share that there is not, and for an export of a table that lacks images.
+    """
+    if not 0 <= shard[0] < shard[1]:
+        raise UsageError(f"--shard {shard[0]} {shard[1]} is not I N with I from 0 to N - 1")
     store = curve_store(data, config)
     dataset, options = store.dataset, store.config
     rows = np.arange(len(dataset))
+    rows = rows[rows // SHARD % shard[1] == shard[0]]
     before = len(store.missing(rows))
     started = time.monotonic()
     if before:
@@ -32,15 +47,23 @@ def tabulate_curves(data: str, config: TrainConfig, export: Path | None = None) 
     else:
         curves = store.load()
     seconds = time.monotonic() - started
+    known = int((curves.rounds > 0).sum())
     if export is not None:
+        if known < len(dataset):
+            raise UsageError(
+                f"--export: the table has {known} of {len(dataset)} images; when the other shares are done too, the "
+                "same command writes it"
+            )
         store.export(export)
+    slopes = curves.slopes[curves.rounds > 0]
     return {
         "data": data, "ldm": config.ldm, "key": store.key, "folder": str(store.folder), "images": len(dataset),
-        "computed": before, "seconds": round(seconds, 1), "size": curves.size(), "relative_error": curves.error(),
-        "draws_per_image": float(curves.rounds.float().mean()) * options.curve_samples,
+        "tabulated": known, "computed": before, "seconds": round(seconds, 1), "size": curves.size(),
+        "relative_error": curves.error(),
+        "draws_per_image": float(curves.rounds.sum()) / max(known, 1) * options.curve_samples,
         "grid": [round(float(p), 4) for p in curves.grid],
-        "mean_slope": [float(value) for value in curves.slopes.mean(0)],
-        "negative_share": [float(value) for value in (curves.slopes < 0).float().mean(0)],
+        "mean_slope": [float(value) for value in slopes.mean(0)],
+        "negative_share": [float(value) for value in (slopes < 0).float().mean(0)],
     }  # fmt: skip
 
 
@@ -73,8 +96,8 @@ def tabulation_text(found: dict[str, Any]) -> str:
         rows.append([f"{p:g}", f"{slope:+.5f}", f"{100 * share:.0f} %"])
     return (
         f"{text_table(rows)}\n\n"
-        f"{found['images']} images, {found['computed']} of them computed now in {found['seconds']:.0f} s, "
-        f"{found['draws_per_image']:.0f} draws an image\n"
+        f"{found['tabulated']} of {found['images']} images tabulated, {found['computed']} of them now in "
+        f"{found['seconds']:.0f} s, {found['draws_per_image']:.0f} draws an image\n"
         f"size of a slope {found['size']:.4f} (root mean square), standard error {100 * found['relative_error']:.0f} % "
         f"of it\nkept in {found['folder']}"
     )
