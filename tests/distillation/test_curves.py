@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from domainfusion.distillation import curves as curves_module
 from domainfusion.distillation.corruption import degrade
 from domainfusion.distillation.curves import GRID, Curves, CurveStore, curves_of, reads_curves
 from domainfusion.distillation.slopes import SlopeEstimator, draw
-from domainfusion.errors import UsageError
+from domainfusion.errors import Interrupted, UsageError
 from domainfusion.experiments import tabulating
 from domainfusion.experiments.runs import build_algorithm, build_context, train_run
 from domainfusion.experiments.tabulating import curve_store, tabulate_curves, tabulation_text
@@ -237,6 +238,66 @@ def test_training_reads_the_table_and_loads_no_ldm(
     (by_hand,) = torch.autograd.grad(expected, logits)
     torch.testing.assert_close(by_loss, by_hand)
     assert by_loss.abs().max() > 0
+
+
+@pytest.mark.parametrize(("curve_of", "corruption"), [("score", "contrast"), ("score", "pepper"), ("autograd", "mask")])
+def test_curves_are_the_same_in_smaller_passes(
+    exact_ldm: LatentDiffusion, dataset: MultiDomainDataset, curve_of: str, corruption: str
+) -> None:
+    config = dataclasses.replace(CONFIG, curve_of=curve_of, corruption=corruption)
+    estimator, prompts = SlopeEstimator(exact_ldm, config), list(dataset.words())
+    rows = np.array([1, 4])
+    whole = curves_of(estimator, dataset, rows, prompts, 16)
+    parts = curves_of(estimator, dataset, rows, prompts, 16, at_once=7)
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-3, atol=1e-4 * float(value.abs().max()))
+
+
+def test_a_table_goes_on_in_halves_where_memory_runs_out(
+    exact_ldm: LatentDiffusion, dataset: MultiDomainDataset, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    rows = np.array([0, 5, 9])
+    store = make_store(dataset, tiny_pipeline)
+    expected = store.tabulate(exact_ldm, rows, progress=False).slopes[rows]
+    for path in store.folder.glob("shard-*"):
+        path.unlink()
+    predict, sizes = exact_ldm.predict_noise, []
+
+    def small(noisy: torch.Tensor, *args: Any) -> torch.Tensor:
+        if len(noisy) > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        sizes.append(len(noisy))
+        return predict(noisy, *args)
+
+    monkeypatch.setattr(exact_ldm, "predict_noise", small)
+    found = store.tabulate(exact_ldm, rows, progress=False)
+    assert max(sizes) == 16
+    assert "out of memory in tabulating curves: 16 at once" in capsys.readouterr().err
+    torch.testing.assert_close(found.slopes[rows], expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_a_signal_within_a_file_of_the_table_keeps_what_is_known(
+    ldm: LatentDiffusion, dataset: MultiDomainDataset, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = np.arange(12)
+    seen: list[np.ndarray] = []
+    store = make_store(dataset, tiny_pipeline)
+
+    def slow(estimator: Any, data: Any, part: np.ndarray, *args: Any, **options: Any) -> dict[str, torch.Tensor]:
+        if len(seen) == 2:
+            raise Interrupted(signal.SIGTERM)
+        seen.append(part)
+        return curves_of(estimator, data, part, *args, **options)
+
+    monkeypatch.setattr(curves_module, "curves_of", slow)
+    with pytest.raises(Interrupted):
+        store.tabulate(ldm, rows, batch=2 * len(GRID), progress=False)
+    np.testing.assert_array_equal(store.missing(rows), np.setdiff1d(rows, np.concatenate(seen)))
+    assert len(np.concatenate(seen)) == 4
+    monkeypatch.setattr(curves_module, "curves_of", curves_of)
+    store.tabulate(ldm, rows, progress=False)
+    assert not len(store.missing(rows))
 
 
 def test_processes_share_a_table_by_its_files(

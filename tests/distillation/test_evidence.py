@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from domainfusion.config import AuditConfig, DataConfig, DistillConfig
 from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.data.transforms import from_uint8, resize
 from domainfusion.diffusion.ldm import LatentDiffusion
+from domainfusion.distillation import evidence as evidence_module
 from domainfusion.distillation.evidence import Evidence, EvidenceStore, evidence_of, shortlist, spread
 from domainfusion.distillation.slopes import draw
+from domainfusion.errors import Interrupted
 from domainfusion.seeding import seed_hash
 
 CONFIG = AuditConfig(
@@ -99,6 +102,30 @@ def test_only_what_is_lacking_is_computed(
     # What was computed for the other label changes nothing for the first.
     again = store.collect(not_needed, rows, dataset.labels[rows], progress=False)
     np.testing.assert_array_equal(again.losses, found.losses)
+
+
+def test_a_signal_within_a_file_of_the_table_keeps_what_is_known(
+    ldm: LatentDiffusion, dataset: MultiDomainDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evidence_module, "MOST_ROWS", 2)
+    spent = count_passes(ldm, monkeypatch)
+    rows = np.array([0, 4, 9, 17])
+    first_round = 2 * CONFIG.pairs * len(CONFIG.confidences) * 3  # passes of an image under its three labels
+
+    def stop() -> None:
+        if sum(spent) > 3 * first_round:  # in the second pair of images
+            raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(evidence_module, "check", stop)
+    store = EvidenceStore(dataset, "tiny", CONFIG)
+    with pytest.raises(Interrupted):
+        store.collect(lambda: ldm, rows, dataset.labels[rows], progress=False)
+    tried = np.isfinite(store.load(rows).losses).all((-1, -2))[:, :, 0].all(1)
+    assert tried.tolist() == [True, True, False, False]
+    spent.clear()
+    monkeypatch.setattr(evidence_module, "check", lambda: None)
+    found = store.collect(lambda: ldm, rows, dataset.labels[rows], progress=False)
+    assert sum(spent) == found.passes - 2 * first_round
 
 
 def test_neither_company_nor_batch_size_matters(ldm: LatentDiffusion, dataset: MultiDomainDataset) -> None:

@@ -8,13 +8,16 @@ variance, cancels within the pair. A round is an independent unbiased estimate, 
 standard error, and an image whose curve is known well enough gets no further round.
 
 A table is a fact about a data set, an LDM and the settings: all epochs, seeds, backbones, targets and trials share it.
-It is kept under the hash of these in shards of rows; a shard is written atomically, holds a checksum, and is made again
-where it is damaged, so a killed computation loses one shard at most.
+It is kept under the hash of these in shards of rows; a shard is written atomically about once a minute, holds a
+checksum, and is made again where it is damaged.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +34,7 @@ from domainfusion.distillation.shards import SHARD, ShardedTable
 from domainfusion.distillation.slopes import Draws, SlopeEstimator, draw
 from domainfusion.files import cache_folder, hash_of, make_folder
 from domainfusion.interruption import check
+from domainfusion.memory import halve_until_it_fits
 from domainfusion.seeding import seed_hash
 from domainfusion.tensors import load_state, save_state
 
@@ -42,8 +46,9 @@ GRID = (
     0.92, 0.94, 0.96, 0.98, 1.0,
 )  # fmt: skip
 FORMAT = 3  # raised when the computation changes, so that an older table is not taken for a new one
-# Options that decide what a slope is; the others decide how it is used.
+SAVE_SECONDS = 60  # a killed computation loses about as much, or an image
 TABLES = Path(__file__).parent / "tables"  # that come with the package
+# Options that decide what a slope is; the others decide how it is used.
 SHAPING = ("curve_of", "curve_samples", "curve_rounds", "curve_tolerance", "residual", "guidance", "corruption",
            "weighting", "min_timestep", "max_timestep")  # fmt: skip
 
@@ -128,26 +133,59 @@ class CurveStore:
         """Compute the curves of `rows` that are missing, shard by shard, and return all there are.
 
         Args:
-            batch: latents in a pass of the U-Net.
+            batch: latents in a pass of the U-Net; halved where memory runs out.
+
+        What is known so far is written when an error or a signal (see `domainfusion.interruption`) ends it.
         """
         missing = np.unique(self.missing(rows))
         estimator = SlopeEstimator(ldm, self.config)
         size = self.image_size or ldm.image_size
         if len(missing):
             make_folder(self.folder)
-        bar = tqdm(total=len(missing), desc="curves", unit="image", disable=not progress or not len(missing))
-        for number in np.unique(missing // SHARD):
-            mine = missing[missing // SHARD == number]
-            parts = [
-                curves_of(estimator, self.dataset, part, self.prompts, size)
-                for part in np.array_split(mine, min(len(mine), max(1, round(len(mine) * len(GRID) / batch))))
-            ]
-            found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-            self.table.write(int(number), torch.from_numpy(mine), found)
-            bar.update(len(mine))
-            check()
-        bar.close()
+        per_call, at_once = max(1, batch // len(GRID)), batch
+        with tqdm(
+            total=len(missing), desc="curves", unit="image", disable=not progress or not len(missing)
+        ) as bar:  # fmt: skip
+            for number in np.unique(missing // SHARD):
+                mine = missing[missing // SHARD == number]
+                with self._writing(int(number)) as add:
+                    for part in np.array_split(mine, -(-len(mine) // per_call)):
+
+                        def work(count: int, part: np.ndarray = part) -> dict[str, torch.Tensor]:
+                            return curves_of(estimator, self.dataset, part, self.prompts, size, at_once=count)
+
+                        found, at_once = halve_until_it_fits(work, at_once, "tabulating curves")
+                        add(part, found)
+                        bar.update(len(part))
+                        check()
         return self.load()
+
+    @contextlib.contextmanager
+    def _writing(self, number: int) -> Iterator[Callable[[np.ndarray, dict[str, torch.Tensor]], None]]:
+        """A function that takes in curves of rows of one shard; they are written once a minute and at the end, which a
+        signal or an error may bring on early."""
+        waiting: list[tuple[np.ndarray, dict[str, torch.Tensor]]] = []
+        written = time.monotonic()
+
+        def write() -> None:
+            nonlocal written
+            if waiting:
+                rows = torch.from_numpy(np.concatenate([part for part, _ in waiting]))
+                names = waiting[0][1]
+                found = {name: torch.cat([values[name] for _, values in waiting]) for name in names}
+                waiting.clear()
+                self.table.write(number, rows, found)
+            written = time.monotonic()
+
+        def add(rows: np.ndarray, found: dict[str, torch.Tensor]) -> None:
+            waiting.append((rows, found))
+            if time.monotonic() - written > SAVE_SECONDS:
+                write()
+
+        try:
+            yield add
+        finally:
+            write()
 
     def export(self, path: Path) -> None:
         """Write the whole table as one file (half precision), as it is shipped with the package."""
@@ -179,14 +217,16 @@ def reads_curves(config: TrainConfig, dataset: MultiDomainDataset, images: int, 
 
 @torch.no_grad()
 def curves_of(
-    estimator: SlopeEstimator, dataset: MultiDomainDataset, rows: np.ndarray, prompts: list[str], size: int
-) -> dict[str, torch.Tensor]:
+    estimator: SlopeEstimator, dataset: MultiDomainDataset, rows: np.ndarray, prompts: list[str], size: int,
+    *, at_once: int = 128,
+) -> dict[str, torch.Tensor]:  # fmt: skip
     """{"slopes": (n, G), "errors": (n, G), "rounds": (n,)} of rows (n,) of a data set.
 
     A row's draws depend on the row alone, so its curve is the same (but for rounding) however rows are batched.
 
     Args:
         prompts: the prompt of each class.
+        at_once: latents in a pass of the U-Net, and images in one of the encoder.
     """
     config, ldm = estimator.config, estimator.ldm
     count, grid = len(rows), torch.tensor(GRID)
@@ -198,16 +238,11 @@ def curves_of(
     active = torch.arange(count)
     path = None
     if config.method == "score" and config.corruption in ("contrast", "blur"):  # D(x) is the same in every round
-        many = images.repeat_interleave(points, 0)
-        degraded = degrade(images, config.corruption).repeat_interleave(points, 0)
-        path = tuple(
-            part.view(count, points, *part.shape[1:])
-            for part in estimator.path(many, degraded, grid.to(ldm.device).repeat(count))
-        )
+        path = _path(estimator, images, degrade(images, config.corruption), grid, at_once)
     for number in range(config.curve_rounds):
         chosen = None if path is None else (path[0][active], path[1][active])
         found = _round(
-            estimator, images[active], [given[i] for i in active], rows[active.numpy()], grid, number, chosen
+            estimator, images[active], [given[i] for i in active], rows[active.numpy()], grid, number, chosen, at_once
         )
         total[active] += found
         squares[active] += found.square()
@@ -235,9 +270,25 @@ def _known(total: torch.Tensor, squares: torch.Tensor, rounds: int, tolerance: f
     return error.square().mean(1).sqrt() <= tolerance * mean.square().mean(1).sqrt()
 
 
+def _path(
+    estimator: SlopeEstimator, images: torch.Tensor, degraded: torch.Tensor, grid: torch.Tensor, at_once: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """z(p) and dz/dp, each (n, G, C, h, w), of images and D(x) (n, 3, S, S) at all confidences (G,)."""
+    count, points = len(images), len(grid)
+    image = torch.arange(count).repeat_interleave(points)
+    confidence = grid.to(images.device).repeat(count)
+    parts = []
+    for chosen in torch.arange(count * points).split(at_once):
+        check()
+        which = image[chosen].to(images.device)
+        parts.append(estimator.path(images[which], degraded[which], confidence[chosen.to(images.device)]))
+    latents, tangents = (torch.cat(values) for values in zip(*parts, strict=True))
+    return latents.unflatten(0, (count, points)), tangents.unflatten(0, (count, points))
+
+
 def _round(
     estimator: SlopeEstimator, images: torch.Tensor, prompts: list[str], rows: np.ndarray, grid: torch.Tensor,
-    number: int, path: tuple[torch.Tensor, torch.Tensor] | None,
+    number: int, path: tuple[torch.Tensor, torch.Tensor] | None, at_once: int,
 ) -> torch.Tensor:  # fmt: skip
     """(n, G): one round's estimate from M/2 antithetic pairs for each image, shared by all its confidences.
 
@@ -246,24 +297,38 @@ def _round(
     """
     config = dataclasses.replace(estimator.config, samples=estimator.config.curve_samples // 2)
     count, points, size = len(images), len(grid), images.shape[-1]
-    draws, degraded = [], []
+    draws, seeds = [], []
     for row, image in zip(rows, images, strict=True):
         generator = torch.Generator().manual_seed(seed_hash("curve", int(row), number))
         draws.append(draw(estimator.ldm, 1, size, config, generator))
         if path is None:
-            degraded.append(degrade(image[None].cpu(), config.corruption, generator))
+            seeds.append(degrade(image[None].cpu(), config.corruption, generator))
     timesteps, noise = torch.cat([item.timesteps for item in draws], 1), torch.cat([item.noise for item in draws], 1)
-    shared = Draws(
-        torch.cat([timesteps, timesteps]).repeat_interleave(points, 1),
-        torch.cat([noise, -noise]).repeat_interleave(points, 1),
-        seed=0,
-    )
-    if path is not None:
-        embeds = estimator.ldm.prompt_embeds(prompts).repeat_interleave(points, 0)
-        slopes = estimator.project(path[0].flatten(0, 1), path[1].flatten(0, 1), embeds, shared)
-        return slopes.view(count, points).float().cpu()
-    slopes = estimator.slopes(
-        images.repeat_interleave(points, 0), [prompt for prompt in prompts for _ in range(points)], grid.repeat(count),
-        shared, degraded=torch.cat(degraded).to(images.device).repeat_interleave(points, 0),
-    )  # fmt: skip
-    return slopes.view(count, points).float().cpu()
+    shared = Draws(torch.cat([timesteps, timesteps]), torch.cat([noise, -noise]), seed=0)  # (M, n), (M, n, C, h, w)
+    degraded = torch.cat(seeds).to(images.device) if seeds else None
+    if path is None and config.method == "score":
+        assert degraded is not None
+        path = _path(estimator, images, degraded, grid, at_once)
+    image = torch.arange(count).repeat_interleave(points)  # of each of the n·G points
+    found = []
+    for chosen in torch.arange(count * points).split(at_once):
+        which = image[chosen]
+        given = [prompts[i] for i in which]
+        mine = shared.of(which.numpy())
+        if path is not None:
+            embeds = estimator.ldm.prompt_embeds(given)
+            latents, tangents = (part.flatten(0, 1)[chosen.to(part.device)] for part in path)
+            total = torch.zeros(len(chosen), device=latents.device)
+            for timestep, sample in zip(mine.timesteps, mine.noise, strict=True):
+                check()
+                total = total + estimator.project(latents, tangents, embeds, Draws(timestep[None], sample[None], 0))
+            slopes = total / len(mine.timesteps)
+        else:
+            check()
+            place = which.to(images.device)
+            slopes = estimator.slopes(
+                images[place], given, grid.repeat(count)[chosen], mine,
+                degraded=None if degraded is None else degraded[place],
+            )  # fmt: skip
+        found.append(slopes.float().cpu())
+    return torch.cat(found).view(count, points)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -147,8 +148,7 @@ class EvidenceStore:
             for number in np.unique(rows[todo] // SHARD):
                 ldm = ldm or load_ldm()
                 mine = todo[rows[todo] // SHARD == number]
-                self._fill(ldm, int(number), rows[mine], lacking[mine])
-                bar.update(len(mine))
+                self._fill(ldm, int(number), rows[mine], lacking[mine], bar)
                 check()
             bar.close()
         found = self.load(rows)
@@ -157,16 +157,21 @@ class EvidenceStore:
             values[:, :, 1:][dropped] = np.nan
         return found
 
-    def _fill(self, ldm: LatentDiffusion, number: int, rows: np.ndarray, lacking: np.ndarray) -> None:
-        """Compute what is lacking (n, K, R) of rows (n,) of one shard, and write it."""
+    def _fill(self, ldm: LatentDiffusion, number: int, rows: np.ndarray, lacking: np.ndarray, bar: tqdm[Any]) -> None:
+        """Compute what is lacking (n, K, R) of rows (n,) of one shard, and write it; `bar` counts rows."""
         make_folder(self.table.folder)
         before = self.load(rows)
         values = np.stack([before.losses, before.slopes], -1)
-        for part in np.array_split(np.arange(len(rows)), -(-len(rows) // MOST_ROWS)):
-            i, label, turn = np.nonzero(lacking[part])
-            found = evidence_of(ldm, self.dataset, rows[part], np.stack([i, turn, label], 1), self.prompts, self.config)
-            values[part[i], label, turn] = found
-        self.table.write(number, torch.from_numpy(rows), {"values": torch.from_numpy(values)})
+        try:
+            for part in np.array_split(np.arange(len(rows)), -(-len(rows) // MOST_ROWS)):
+                i, label, turn = np.nonzero(lacking[part])
+                tasks = np.stack([i, turn, label], 1)
+                values[part[i], label, turn] = evidence_of(
+                    ldm, self.dataset, rows[part], tasks, self.prompts, self.config
+                )
+                bar.update(len(part))
+        finally:  # a signal or an error: what is known is kept
+            self.table.write(number, torch.from_numpy(rows), {"values": torch.from_numpy(values)})
 
 
 def shortlist(misfit: np.ndarray, given: np.ndarray, keep: int) -> np.ndarray:
@@ -217,6 +222,7 @@ def evidence_of(
         torch.arange(len(passes)).split(config.batch_size),
         (block.unbind(1) for block in passes.to(ldm.device).split(config.batch_size)), strict=True,
     ):  # fmt: skip
+        check()
         drawn = torch.from_numpy(place.reshape(-1)).to(ldm.device)[task]
         t, image = timesteps[drawn, pair], task_image.to(ldm.device)[task]
         eps = noise[drawn, pair] * (1 - 2 * sign).view(-1, 1, 1, 1)
