@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +13,8 @@ from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
 
 from domainfusion.diffusion.image_to_image import image_to_image
 from domainfusion.diffusion.ldm import LatentDiffusion
+from domainfusion.errors import Interrupted
+from domainfusion.interruption import stoppable
 
 STEPS = 5
 PROMPTS = ["a cat, flat", "a dog, ink", "a house"]
@@ -207,3 +212,21 @@ def test_what_a_candidate_costs(
     )  # fmt: skip
     assert spent == [6 * passes] * STEPS
     assert encoded == [3]
+
+
+def test_a_signal_is_honoured_between_two_steps(
+    ldm: LatentDiffusion, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, passes = ldm.unet.forward, 0
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        nonlocal passes
+        passes += 1
+        if passes == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return forward(*args, **options)
+
+    monkeypatch.setattr(ldm.unet, "forward", interrupted)
+    with pytest.raises(Interrupted), stoppable():
+        image_to_image(ldm, images, PROMPTS, torch.full((3, 1), 0.6), noise=gaussian(3), steps=4)
+    assert passes == 2

@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from safetensors.torch import load_file
 
 from domainfusion.devices import choose_dtype
+from domainfusion.diffusion import ldm as ldm_module
 from domainfusion.diffusion.ldm import PARTS, LatentDiffusion
 from domainfusion.errors import LDMError
 
@@ -61,6 +62,24 @@ def test_encode_is_the_scaled_mean_of_the_posterior(
     assert latents.shape == (3, 4, 8, 8)
     torch.testing.assert_close(latents, moments.chunk(2, dim=1)[0] * 0.9, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(ldm.decode(latents), decoded, rtol=1e-5, atol=1e-5)
+
+
+def test_the_autoencoder_takes_few_pixels_at_once(
+    ldm: LatentDiffusion, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that the U-Net holds easily is many times too large for the autoencoder of Stable Diffusion."""
+    latents = ldm.encode(images)
+    decoded = ldm.decode(latents)
+    monkeypatch.setattr(ldm_module, "PIXELS_AT_ONCE", 2 * 16 * 16 + 1)
+    sizes: list[int] = []
+    for network in (ldm.vae.encoder, ldm.vae.decoder):
+        network.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    torch.testing.assert_close(ldm.encode(images), latents)
+    torch.testing.assert_close(ldm.decode(latents), decoded)
+    assert sizes == [2, 1, 2, 1]
+    monkeypatch.setattr(ldm_module, "PIXELS_AT_ONCE", 1)
+    torch.testing.assert_close(ldm.encode(images), latents)
+    assert sizes[4:] == [1, 1, 1]
 
 
 def test_shift_factor_is_taken_off_before_scaling(ldm: LatentDiffusion, images: torch.Tensor) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.solvers import Solver, SolverName, Spacing, denoising_timesteps
+from domainfusion.interruption import check
 
 
 @torch.no_grad()
@@ -43,6 +44,8 @@ def image_to_image(
             (Kynkäänniemi et al. 2024, arXiv 2404.07724).
         solver, spacing: see `domainfusion.diffusion.solvers`.
         batch_size: candidates denoised at once.
+
+    Raises `Interrupted` between two steps where a signal has come (see `domainfusion.interruption`).
     """
     count = len(images)
     if len(prompts) != count * candidates or strengths.shape != (count, candidates):
@@ -75,6 +78,7 @@ def _denoise(
     low, high = (share * (ldm.num_train_timesteps - 1) for share in guidance_interval)
     z = ldm.add_noise(latents, noise, timesteps[0])
     for number, t in enumerate(timesteps):
+        check()
         guided = (t >= low) & (t <= high) if guidance_scale > 1 else torch.zeros_like(t, dtype=torch.bool)
         some = guided.nonzero().flatten()
         passes = torch.cat([z, z[some]])

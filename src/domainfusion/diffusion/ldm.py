@@ -20,6 +20,9 @@ from domainfusion.errors import LDMError
 from domainfusion.files import hash_of_file
 
 PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
+# The autoencoder takes so many pixels at once: at Stable Diffusion's size it needs a gigabyte and more for an image of
+# 512 x 512, many times what the U-Net does, and gains nothing from more of them.
+PIXELS_AT_ONCE = 2**20
 WEIGHT_FILES = ("diffusion_pytorch_model", "model")
 
 
@@ -73,6 +76,10 @@ def _refuse_code(folder: Path, index: dict[str, Any]) -> None:
                 raise LDMError(f"{path} cannot be read as JSON: {error}") from error
             if isinstance(described, dict) and {"auto_map", "custom_pipeline"} & set(described):
                 raise LDMError(f"{path} asks for code of its own (auto_map), which is never run")
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class LatentDiffusion:
@@ -196,15 +203,18 @@ class LatentDiffusion:
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Scaled latents (B, C, h, w), the posterior's mean, of images (B, 3, H, W) in [-1, 1]; differentiable."""
         images = images.to(self.device, self.vae.dtype).contiguous(memory_format=torch.channels_last)
-        mean = self.vae.encode(images).latent_dist.mean
+        few = max(1, PIXELS_AT_ONCE // (images.shape[-2] * images.shape[-1]))
+        mean = _joined([self.vae.encode(part).latent_dist.mean for part in images.split(few)])
         return (mean - self.shift) * self.scaling_factor
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, H, W), about in [-1, 1], of scaled latents (B, C, h, w)."""
         latents = latents.to(self.vae.dtype) / self.scaling_factor + self.shift
         half = self.dtype in (torch.bfloat16, torch.float16)
+        few = max(1, PIXELS_AT_ONCE // (latents.shape[-2] * latents.shape[-1] * self.latent_factor**2))
         with torch.autocast(self.device.type, self.dtype if half else None, enabled=half):
-            return self.vae.decode(latents, return_dict=False)[0].to(latents.dtype)
+            parts = [self.vae.decode(part, return_dict=False)[0].to(latents.dtype) for part in latents.split(few)]
+        return _joined(parts)
 
     def signal_and_noise(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """√ᾱ_t and √(1-ᾱ_t) of timesteps (B,), each (B, 1, 1, 1)."""

@@ -121,7 +121,8 @@ class Making:
     def fill(self, cache: CandidateCache, *, wait: bool = True, progress: bool = True) -> None:
         """Make what `cache` lacks of stored images and no other process is making; then `wait` for what others make.
 
-        Should one of those end before it is done, its part is made here. A signal to stop is honoured between parts.
+        Should one of those end before it is done, its part is made here. A signal to stop is honoured between denoising
+        steps; the part that was begun is lost.
         """
         bar = tqdm(total=len(self.rows), desc=f"generation {self.number}", unit="image", disable=not progress)
         waiting = [np.arange(part.start, part.stop) for part in self.parts()]

@@ -57,7 +57,8 @@ class ImageCache:
     def claim(self, places: np.ndarray) -> Iterator[np.ndarray]:
         """What is missing of `places`, part by part, each kept from other processes until the next is asked for.
 
-        Ends when all are there, also those that other processes make. A signal to stop is honoured between parts.
+        Ends when all are there, also those that other processes make. A signal to stop is honoured between denoising
+        steps; the part that was begun is lost.
         """
         waiting = sorted(set((self.missing(places) // BLOCK).tolist()))
         with open_lock(self.path.with_suffix(".claims")) as descriptor:
