@@ -1,4 +1,4 @@
-"""How many passes of its U-Net an LDM makes."""
+"""An LDM under watch: how many passes of its U-Net it makes, and what happens where memory runs out."""
 
 from __future__ import annotations
 
@@ -19,3 +19,15 @@ def count_passes(ldm: LatentDiffusion, monkeypatch: pytest.MonkeyPatch) -> list[
 
     monkeypatch.setattr(ldm.unet, "forward", counted)
     return spent
+
+
+def run_out_above(ldm: LatentDiffusion, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on memory runs out where the U-Net is given a batch of more than `most`."""
+    forward = ldm.unet.forward
+
+    def limited(noisy: torch.Tensor, *rest: object, **options: object) -> object:
+        if len(noisy) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(noisy, *rest, **options)
+
+    monkeypatch.setattr(ldm.unet, "forward", limited)

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from counting import run_out_above
 from domainfusion.algorithms import diffusion_net
 from domainfusion.algorithms.diffusion_classifier import DiffusionClassifier, StagedSearch, stage_draws
 from domainfusion.algorithms.diffusion_net import DiffusionNet, PairedSearch, paired_p_values
@@ -149,6 +150,19 @@ def test_neither_batch_size_nor_company_matters(
     for found, one in zip(other.classify(images.flip(0), ROWS[::-1])[::-1], wanted, strict=True):
         assert_same(found, one)
     assert_same(other.classify(images[1:2], ROWS[1:2])[0], wanted[1])
+
+
+def test_it_goes_on_in_halves_where_memory_runs_out(
+    ldm: LatentDiffusion, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    config = ZeroShotConfig(samples=(2, 4), keep=(2, 1), batch_size=8)
+    expected = DiffusionClassifier(ldm, PROMPTS, config).classify(images)
+    run_out_above(ldm, 3, monkeypatch)
+    found = DiffusionClassifier(ldm, PROMPTS, config).classify(images)
+    assert capsys.readouterr().err.count("out of memory in classifying (--zero-shot.batch-size): 2 at once") == 1
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_same(ours, theirs)
 
 
 @both

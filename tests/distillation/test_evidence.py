@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from counting import count_passes
+from counting import count_passes, run_out_above
 from domainfusion.config import AuditConfig, DataConfig, DistillConfig
 from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.data.transforms import from_uint8, resize
@@ -126,6 +126,21 @@ def test_a_signal_within_a_file_of_the_table_keeps_what_is_known(
     monkeypatch.setattr(evidence_module, "check", lambda: None)
     found = store.collect(lambda: ldm, rows, dataset.labels[rows], progress=False)
     assert sum(spent) == found.passes - 2 * first_round
+
+
+def test_an_audit_goes_on_in_halves_where_memory_runs_out(
+    exact_ldm: LatentDiffusion, dataset: MultiDomainDataset, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    rows = np.array([2, 13])
+    expected = EvidenceStore(dataset, "whole", CONFIG).collect(
+        lambda: exact_ldm, rows, dataset.labels[rows], progress=False
+    )
+    run_out_above(exact_ldm, 3, monkeypatch)
+    store = EvidenceStore(dataset, "halves", CONFIG)
+    found = store.collect(lambda: exact_ldm, rows, dataset.labels[rows], progress=False)
+    assert capsys.readouterr().err.count("out of memory in the audit (--batch-size): 3 at once") == 1
+    np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-4)
 
 
 def test_neither_company_nor_batch_size_matters(ldm: LatentDiffusion, dataset: MultiDomainDataset) -> None:

@@ -25,6 +25,7 @@ from domainfusion.config import ZeroShotConfig
 from domainfusion.data.transforms import resize
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.errors import LDMError, UsageError
+from domainfusion.memory import halve_until_it_fits
 from domainfusion.seeding import seed_hash
 
 # New images join when fewer passes than this many batches are ready, so that only one batch in so many is not full.
@@ -133,6 +134,7 @@ class ZeroShot(abc.ABC):
         if len(prompts) < 2:
             raise UsageError("zero-shot classification chooses among classes: the data set has fewer than two")
         self.ldm, self.config = ldm, config
+        self.at_once = config.batch_size
         self.embeds = ldm.prompt_embeds(list(prompts))  # (K, L, D)
         self.image_size = image_size or ldm.image_size
 
@@ -218,8 +220,11 @@ class ZeroShot(abc.ABC):
     def _errors(self, tasks: list[_Task]) -> list[np.ndarray]:
         """(draws, classes) float64 errors of each task, all computed in batches across images, draws and classes."""
         passes = [(i, number, c) for i, task in enumerate(tasks) for number in task.draws for c in task.classes]
-        size = self.config.batch_size
-        values = np.concatenate([self._batch(tasks, passes[k : k + size]) for k in range(0, len(passes), size)])
+
+        def work(size: int) -> np.ndarray:
+            return np.concatenate([self._batch(tasks, passes[k : k + size]) for k in range(0, len(passes), size)])
+
+        values, self.at_once = halve_until_it_fits(work, self.at_once, "classifying (--zero-shot.batch-size)")
         bounds = np.cumsum([task.passes for task in tasks])[:-1]
         parts = np.split(values, bounds)
         for task, part in zip(tasks, parts, strict=True):

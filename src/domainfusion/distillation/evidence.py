@@ -33,6 +33,7 @@ from domainfusion.distillation.shards import SHARD, ShardedTable
 from domainfusion.distillation.slopes import SlopeEstimator, draw
 from domainfusion.files import cache_folder, hash_of, make_folder
 from domainfusion.interruption import check
+from domainfusion.memory import halve_until_it_fits
 from domainfusion.seeding import seed_hash
 
 FORMAT = 1  # raised when the computation changes
@@ -88,7 +89,7 @@ class EvidenceStore:
     """
 
     def __init__(self, dataset: MultiDomainDataset, ldm_fingerprint: str, config: AuditConfig) -> None:
-        self.dataset, self.config = dataset, config
+        self.dataset, self.config, self.at_once = dataset, config, config.batch_size
         self.prompts = [config.template.format(label=word) for word in dataset.words()]
         options = {name: plain_values(config)[name] for name in SHAPING}
         self.key = hash_of(
@@ -166,12 +167,20 @@ class EvidenceStore:
             for part in np.array_split(np.arange(len(rows)), -(-len(rows) // MOST_ROWS)):
                 i, label, turn = np.nonzero(lacking[part])
                 tasks = np.stack([i, turn, label], 1)
-                values[part[i], label, turn] = evidence_of(
-                    ldm, self.dataset, rows[part], tasks, self.prompts, self.config
-                )
+                values[part[i], label, turn] = self._evidence_of(ldm, rows[part], tasks)
                 bar.update(len(part))
         finally:  # a signal or an error: what is known is kept
             self.table.write(number, torch.from_numpy(rows), {"values": torch.from_numpy(values)})
+
+    def _evidence_of(self, ldm: LatentDiffusion, rows: np.ndarray, tasks: np.ndarray) -> np.ndarray:
+        """`evidence_of` of tasks (m, 3), in halves where memory runs out."""
+
+        def work(size: int) -> np.ndarray:
+            config = dataclasses.replace(self.config, batch_size=size)
+            return evidence_of(ldm, self.dataset, rows, tasks, self.prompts, config)
+
+        found, self.at_once = halve_until_it_fits(work, self.at_once, "the audit (--batch-size)")
+        return found
 
 
 def shortlist(misfit: np.ndarray, given: np.ndarray, keep: int) -> np.ndarray:
