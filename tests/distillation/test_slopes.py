@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from domainfusion.config import DistillConfig
@@ -282,6 +283,21 @@ class SmallClassifier(torch.nn.Module):
 
 def gradient(loss: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+
+
+def test_beside_cross_entropy_distillation_is_a_weight_of_each_image() -> None:
+    """∇(λ1·CE + λ2·LD) = w·∇(λ1·CE) with w = 1 - λ2/λ1·p·L'(p), as the page of the algorithm says."""
+    generator = torch.Generator().manual_seed(8)
+    logits = (2 * torch.randn(6, 5, generator=generator, dtype=torch.float64)).requires_grad_()
+    labels, slopes = torch.tensor([0, 3, 1, 4, 2, 2]), torch.tensor([-2.0, 9.0, 8.0, -0.5, 3.0, 4.0]).double()
+    p = logits.softmax(-1)[torch.arange(6), labels]
+    both = 0.7 * F.cross_entropy(logits, labels) + 3.0 * distillation_loss(slopes, p)
+    weights = 1 - 3.0 / 0.7 * (p * slopes).detach()
+    weighted = 0.7 * (weights * F.cross_entropy(logits, labels, reduction="none")).mean()
+    (found,) = torch.autograd.grad(both, logits, retain_graph=True)
+    torch.testing.assert_close(found, torch.autograd.grad(weighted, logits)[0])
+    assert (weights < 0).any()
+    assert (weights > 1).any()
 
 
 def test_gradient_of_the_loss_is_slope_times_gradient_of_confidence(images: torch.Tensor) -> None:
