@@ -41,13 +41,13 @@ HIDDEN = {
 
 
 def page_of(words: str, monkeypatch: pytest.MonkeyPatch, columns: int = 80) -> tuple[str, type, set[str]]:
-    """What `domainfusion WORDS --help` prints, of which class, and which flags and groups it was told to leave out."""
-    seen: list[tuple[type, set[str]]] = []
+    """What `domainfusion WORDS --help` prints, of which class, and which flags and groups that leaves out."""
+    seen: list[type] = []
     printed = io.StringIO()
 
-    def spy(kind: type, prog: str, default: Any = None, *, hidden: Any = ()) -> None:
-        seen.append((kind, set(hidden)))
-        help_page.print_help(kind, prog, default, hidden=hidden)
+    def spy(kind: type, prog: str, default: Any = None) -> None:
+        seen.append(kind)
+        help_page.print_help(kind, prog, default)
 
     with monkeypatch.context() as patch:
         patch.setenv("COLUMNS", str(columns))
@@ -56,8 +56,8 @@ def page_of(words: str, monkeypatch: pytest.MonkeyPatch, columns: int = 80) -> t
         with pytest.raises(SystemExit) as caught:
             cli.run([*words.split(), "--help"])
     assert caught.value.code == 0
-    ((kind, hidden),) = seen
-    return printed.getvalue(), kind, hidden
+    (kind,) = seen
+    return printed.getvalue(), kind, set(getattr(kind, "hidden", ()))
 
 
 def leaves(kind: Any, prefix: str = "") -> dict[str, Any]:

@@ -77,6 +77,16 @@ def fields_of(kind: Any, default: Any = None, prefix: str = "") -> Iterator[Fiel
             yield Field(prefix + field.name, hints[field.name], text, None if required else value, required, kind)
 
 
+def shown_fields(kind: type, default: Any = None) -> list[Field]:
+    """The fields of a command that its help and completion show.
+
+    A command's `hidden` holds the flags that they do not, and groups (`--data`) of which they show none: what the
+    command refuses or does not read.
+    """
+    hidden: Collection[str] = getattr(kind, "hidden", ())
+    return [f for f in fields_of(kind, default) if f.flag not in hidden and f"--{f.group}" not in hidden]
+
+
 def flags_without(kind: Any, read: Collection[str]) -> set[str]:
     """The flags of a config's options but those of `read`, which holds dotted names."""
     return {field.flag for field in fields_of(kind) if field.option not in read}

@@ -15,10 +15,9 @@ import shutil
 import sys
 import textwrap
 import typing
-from collections.abc import Collection
 from typing import Any, Literal, TextIO
 
-from domainfusion.commands.fields import Field, fields_of, plain_type
+from domainfusion.commands.fields import Field, plain_type, shown_fields
 
 TYPES = {int: "INT", float: "FLOAT", str: "TEXT", pathlib.Path: "PATH"}
 NARROWEST, WIDEST = 40, 120  # lines that are longer are hard to read
@@ -33,28 +32,25 @@ class Entry:
     text: str
 
 
-def print_help(kind: type, prog: str, default: Any = None, *, hidden: Collection[str] = ()) -> None:
+def print_help(kind: type, prog: str, default: Any = None) -> None:
     """Print the page of a command (`help_page`) as wide as the terminal, headings in bold where it shows them."""
     width = max(NARROWEST, min(shutil.get_terminal_size().columns, WIDEST))
-    page = help_page(kind, prog, default, hidden=hidden, width=width, bold=_shows_bold(sys.stdout))
+    page = help_page(kind, prog, default, width=width, bold=_shows_bold(sys.stdout))
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     print(page.encode(encoding, "replace").decode(encoding), flush=True)
 
 
-def help_page(
-    kind: type, prog: str, default: Any = None, *, hidden: Collection[str] = (), width: int = 80, bold: bool = False
-) -> str:
+def help_page(kind: type, prog: str, default: Any = None, *, width: int = 80, bold: bool = False) -> str:
     """The page of a command.
 
     Args:
         kind: the dataclass that the command's words are parsed as.
         default: an instance of it with the defaults to show; the class's own where it has none.
-        hidden: flags that are not shown, and groups (`--data`) of which none is.
         width: of a line, in characters.
         bold: whether headings and flags are bold, by the codes of a terminal.
     """
     start = COLUMN if width >= 3 * COLUMN else 6
-    sections, required = _sections(kind, default, hidden)
+    sections, required = _sections(kind, default)
     words = [prog, *(entry.typed for entry in sections["arguments"]), *required, "[OPTIONS]"]
     parts = [textwrap.fill(f"usage: {' '.join(words)}", width, subsequent_indent=" " * 7, break_on_hyphens=False)]
     parts += [_wrapped(_flowing(part), width) for part in inspect.cleandoc(kind.__doc__ or "").split("\n\n")]
@@ -68,17 +64,15 @@ def help_page(
     return "\n\n".join(parts)
 
 
-def _sections(kind: type, default: Any, hidden: Collection[str]) -> tuple[dict[str, list[Entry]], list[str]]:
+def _sections(kind: type, default: Any) -> tuple[dict[str, list[Entry]], list[str]]:
     """The entries of a page by heading, and what has to be typed of the options."""
     sections: dict[str, list[Entry]] = {"arguments": [], "options": []}
     required = []
     # A command's own options go before those of its flat config, which are many.
-    for field in sorted(fields_of(kind, default), key=lambda field: not issubclass(kind, field.owner)):
+    for field in sorted(shown_fields(kind, default), key=lambda field: not issubclass(kind, field.owner)):
         typed = metavar(field.hint)
         if field.positional:
             sections["arguments"].append(Entry(typed, _flowing(field.text)))
-            continue
-        if field.flag in hidden or f"--{field.group}" in hidden:
             continue
         typed = f"{field.flag} {typed}" if typed else f"{field.flag}, {field.negative}"
         if field.required:

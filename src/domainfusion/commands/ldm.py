@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -51,6 +52,8 @@ class GenerateCommand:
     that --target leaves are equal. Other options of a run are taken too, and change nothing.
     """
 
+    hidden: ClassVar[Collection[str]] = flags_without(TrainConfig, READ_TO_GENERATE)
+
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
     """pictograms (embedded), a folder DOMAIN/CLASS/IMAGE or with metadata.csv, or hf://OWNER/NAME."""
     options: Annotated[TrainConfig, Flat]
@@ -74,6 +77,8 @@ class DistillCommand:
     Training with --distill.estimator curve and the same --ldm, --distill and --generate options reads the table. Other
     options of a run are taken too, and change nothing.
     """
+
+    hidden: ClassVar[Collection[str]] = flags_without(TrainConfig, READ_TO_DISTILL)
 
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
     """pictograms (embedded), a folder DOMAIN/CLASS/IMAGE or with metadata.csv, or hf://OWNER/NAME."""
@@ -115,9 +120,8 @@ def pretrain(words: list[str]) -> None:
 
 def generate(words: list[str]) -> None:
     """`domainfusion generate`."""
-    unread = flags_without(TrainConfig, READ_TO_GENERATE)
     options = base_options(TrainConfig, words)
-    command = parse(GenerateCommand, words, "domainfusion generate", options, hidden=unread)
+    command = parse(GenerateCommand, words, "domainfusion generate", options)
     from domainfusion.experiments.generating import generate_candidates, generation_text
 
     found = generate_candidates(
@@ -132,9 +136,8 @@ def generate(words: list[str]) -> None:
 
 def distill(words: list[str]) -> None:
     """`domainfusion distill`."""
-    unread = flags_without(TrainConfig, READ_TO_DISTILL)
     options = base_options(TrainConfig, words)
-    command = parse(DistillCommand, words, "domainfusion distill", options, hidden=unread)
+    command = parse(DistillCommand, words, "domainfusion distill", options)
     from domainfusion.experiments.tabulating import tabulate_curves, tabulation_text
 
     options = drawn(command.options, command.data, words)

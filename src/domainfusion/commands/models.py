@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
@@ -103,6 +104,8 @@ class DoctorCommand:
     and change nothing.
     """
 
+    hidden: ClassVar[Collection[str]] = UNCOUNTED
+
     options: Annotated[TrainConfig, Flat]
     data: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[DATA]")] = None
     """Data set of a planned run: its time, disk and memory are estimated."""
@@ -198,7 +201,7 @@ def export(words: list[str]) -> None:
 
 def doctor(words: list[str]) -> int:
     """`domainfusion doctor`; 1 where something stops runs."""
-    command = parse(DoctorCommand, words, "domainfusion doctor", base_options(TrainConfig, words), hidden=UNCOUNTED)
+    command = parse(DoctorCommand, words, "domainfusion doctor", base_options(TrainConfig, words))
     from domainfusion.doctor import examine, machine_text, plan, plan_text
 
     found = examine(online=command.online)

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,14 +34,10 @@ COMMAND_LINE_ONLY = {"algorithms", "config", "data", "expect", "json", "output",
 OTHER_METHODS = {"--zero-shot", "--mixup", "--mixstyle", "--coral", "--groupdro", "--rsc", "--cdga", "--dsi"}
 
 
-def parse(
-    kind: type[T], words: list[str], prog: str, options: Any = None, defaults: dict[str, Any] | None = None, *,
-    hidden: Collection[str] = (),
-) -> T:  # fmt: skip
+def parse(kind: type[T], words: list[str], prog: str, options: Any = None, defaults: dict[str, Any] | None = None) -> T:
     """`kind` from the command line, with `options` as the defaults of its flat config, and others of its `defaults`.
 
-    `--help` prints the command's page and exits. Flags that the command refuses (`refuse`), and flags and groups of
-    flags that it does not read, are `hidden` from it.
+    `--help` prints the command's page and exits.
 
     Raises `UsageError` for an unknown or missing option (naming the nearest) and a value out of range.
     """
@@ -54,7 +50,7 @@ def parse(
     # tyro takes the fields of a flat config from the default of the whole command.
     default = None if options is None else _with_options(kind, options, defaults or {})
     if "--help" in words or "-h" in words:
-        print_help(kind, prog, default, hidden=hidden)
+        print_help(kind, prog, default)
         raise SystemExit(0)
     printed = io.StringIO()
     try:
@@ -224,7 +220,7 @@ def show(value: Any, text: str, as_json: bool) -> None:
     print(json.dumps(value, indent=2, sort_keys=True) if as_json else text)
 
 
-def refuse(words: list[str], flags: dict[str, str], command: str) -> None:
+def refuse(words: list[str], flags: Mapping[str, str], command: str) -> None:
     """Raise `UsageError` for options of a single run that `command` sets itself, naming what it has instead."""
     for word in words:
         flag = word.split("=")[0]

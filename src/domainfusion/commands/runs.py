@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
@@ -51,6 +52,11 @@ class TrainCommand:
 class BenchmarkCommand:
     """Train algorithms on every target domain and trial, and print the table of their accuracies."""
 
+    hidden: ClassVar[Mapping[str, str]] = {
+        "--target": "--targets", "--trial": "--trials", "--algorithm": "--algorithms",
+        "--second-target": "--selection leave-one-domain-out",
+    }  # fmt: skip
+
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
     """pictograms (embedded), a folder DOMAIN/CLASS/IMAGE or with metadata.csv, or hf://OWNER/NAME."""
     options: Annotated[TrainConfig, Flat]
@@ -81,6 +87,10 @@ class BenchmarkCommand:
 class ReproduceCommand:
     """Make tables of the paper, row by row, and write them beside the paper's values."""
 
+    hidden: ClassVar[Mapping[str, str]] = {
+        "--target": "--targets", "--trial": "--trials", "--algorithm": "a table's name", "--hparams-seed": ""
+    }  # fmt: skip
+
     tables: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="TABLE ...")]
     """table1 (costs), table2 (sampling, updating), table3 (N), table4 (corruptions), table5 (beside ERM and zero-shot
     classifiers), parts (each part off in turn), fig2 (corruptions and the LDM's prior), fig3 and fig4 (evolution and LD
@@ -105,6 +115,9 @@ class ReproduceCommand:
 @dataclasses.dataclass(frozen=True)
 class DemoCommand:
     """Train ERM and DomainFusion on the embedded benchmark without one drawing style, and test on that style."""
+
+    refused: ClassVar[Mapping[str, str]] = {"--algorithm": "", "--preset": "", "--hparams-seed": ""}
+    hidden: ClassVar[Collection[str]] = {*refused, *OTHER_METHODS}
 
     options: Annotated[TrainConfig, Flat]
     output: Path = Path("runs/demo")
@@ -186,10 +199,8 @@ def train(words: list[str]) -> None:
 
 def benchmark(words: list[str]) -> None:
     """`domainfusion benchmark`."""
-    chosen = {"--target": "--targets", "--trial": "--trials", "--algorithm": "--algorithms",
-              "--second-target": "--selection leave-one-domain-out"}  # fmt: skip
-    refuse(words, chosen, "benchmark")
-    command = parse(BenchmarkCommand, words, "domainfusion benchmark", base_options(TrainConfig, words), hidden=chosen)
+    refuse(words, BenchmarkCommand.hidden, "benchmark")
+    command = parse(BenchmarkCommand, words, "domainfusion benchmark", base_options(TrainConfig, words))
     for name in command.algorithms:
         ALGORITHMS.get(name)
     if command.hparams_seeds < 1:
@@ -220,9 +231,8 @@ def benchmark(words: list[str]) -> None:
 
 def reproduce(words: list[str]) -> None:
     """`domainfusion reproduce`."""
-    chosen = {"--target": "--targets", "--trial": "--trials", "--algorithm": "a table's name", "--hparams-seed": ""}
-    refuse(words, chosen, "reproduce")
-    command = parse(ReproduceCommand, words, "domainfusion reproduce", base_options(TrainConfig, words), hidden=chosen)
+    refuse(words, ReproduceCommand.hidden, "reproduce")
+    command = parse(ReproduceCommand, words, "domainfusion reproduce", base_options(TrainConfig, words))
     if not command.tables:
         raise UsageError("name what to reproduce: table1 to table5, parts, fig2 to fig5, or all")
     from domainfusion.experiments.reproducing import reproduce as make
@@ -239,9 +249,8 @@ def demo(words: list[str]) -> None:
     """`domainfusion demo`."""
     from domainfusion.experiments.demo import demo_options, run_demo
 
-    chosen = {"--algorithm": "", "--preset": "", "--hparams-seed": ""}
-    refuse(words, chosen, "demo")
-    command = parse(DemoCommand, words, "domainfusion demo", demo_options(), hidden={*chosen, *OTHER_METHODS})
+    refuse(words, DemoCommand.refused, "demo")
+    command = parse(DemoCommand, words, "domainfusion demo", demo_options())
     if command.options.target is None:
         raise UsageError("the demo tests on a style held out: give --target ink, or another of the five styles")
     result, text = run_demo(command.options, command.output)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import tyro
 from pydantic.dataclasses import dataclass
@@ -34,6 +35,10 @@ class SweepCommand(SweepConfig):
     The same command again goes on: finished runs are read, others resumed from their own checkpoints.
     """
 
+    hidden: ClassVar[Mapping[str, str]] = {
+        "--target": "--targets", "--trial": "--trials", "--algorithm": "--algorithms", "--hparams-seed": "--draws"
+    }  # fmt: skip
+
     data: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="DATA ...")] = ()
     """Data sets: embedded benchmarks (pictograms) or folders DOMAIN/CLASS/IMAGE."""
     options: Annotated[TrainConfig, Flat]
@@ -47,10 +52,9 @@ class SweepCommand(SweepConfig):
 
 def sweep(words: list[str]) -> int:
     """`domainfusion sweep`."""
-    taken = {"--target": "--targets", "--trial": "--trials", "--algorithm": "--algorithms", "--hparams-seed": "--draws"}
-    refuse(words, taken, "sweep")
+    refuse(words, SweepCommand.hidden, "sweep")
     options, defaults = read_options(words)
-    command = parse(SweepCommand, words, "domainfusion sweep", options, defaults, hidden=taken)
+    command = parse(SweepCommand, words, "domainfusion sweep", options, defaults)
     chosen = SweepConfig(**{name: getattr(command, name) for name in SweepConfig.__dataclass_fields__})
     for name in chosen.algorithms:
         ALGORITHMS.get(name)

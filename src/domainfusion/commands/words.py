@@ -12,7 +12,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from domainfusion.commands.fields import fields_of, plain_type
+from domainfusion.commands.fields import plain_type, shown_fields
 from domainfusion.registry import ALGORITHMS, BACKBONES, DATASETS, LDMS, PRESETS, TRACKERS
 
 Places = Literal["", "files", "domains"]
@@ -88,7 +88,7 @@ def describe(name: str, summary: str, kind: type) -> Command:
     """A command whose words are parsed as `kind`."""
     options: list[Option] = []
     arguments: list[Values] = []
-    for field in fields_of(kind):
+    for field in shown_fields(kind):
         plain, text = plain_type(field.hint), _first_line(field.text)
         values = _values(field.name, plain, name)
         if field.positional:
