@@ -28,6 +28,7 @@ from domainfusion.config import PretrainConfig, TrainConfig
 from domainfusion.config_files import build_config, load_toml, to_toml
 from domainfusion.data.archives import list_members, open_members
 from domainfusion.data.duplicates import print_of_image
+from domainfusion.data.imagefolder import find_metadata, list_metadata, why_no_metadata
 from domainfusion.data.images import read_image
 from domainfusion.errors import DataError, DomainFusionError, FileError, UsageError, printable
 from domainfusion.files import hash_of_file, read_json, read_json_lines, write_json
@@ -257,3 +258,19 @@ def archive(content: bytes, folder: Path) -> None:
         assert not any(member.name.startswith("/") or ".." in member.name.split("/") for member in members)
         for _, file in open_members(members):
             assert len(file.read(UNPACKED)) <= UNPACKED
+
+
+def metadata(content: bytes, folder: Path) -> None:
+    """The metadata of a folder with two images: rows of JSON where it begins with a brace, else CSV."""
+    path = folder / ("metadata.jsonl" if content.lstrip().startswith(b"{") else "metadata.csv")
+    path.write_bytes(content)
+    images = {folder / name for name in ("a.png", "b c.png")}
+    for image in images:
+        image.touch()
+    with permitted(DataError, naming=str(path)):
+        files = find_metadata(folder)
+        assert files in ([path], [])
+        if not files:
+            assert path.name in why_no_metadata(folder)
+        listing, _ = list_metadata(folder, files)
+        assert {image for classes in listing.values() for found in classes.values() for image in found} <= images

@@ -117,6 +117,22 @@ def state_words() -> list[str]:
             "F8_E4M3", "1e999", "null", "18446744073709551615"]  # fmt: skip
 
 
+def metadata() -> list[bytes]:
+    """Tables of two images, in both forms, and what is none of ours."""
+    rows = [{"file_name": "a.png", "label": "cat", "domain": "ink"},
+            {"file_name": "b c.png", "class": "dog, \"odd\"", "domain": "flat"}]  # fmt: skip
+    table = b'file_name,label,domain\na.png,cat,ink\n"b c.png","dog, ""odd""",flat\n'
+    numbers = b"\xef\xbb\xbffile_name,class,domain\r\na.png,0,ink\r\n"
+    captions = lines_of({"file_name": "a.png", "text": "a cat"})
+    return [table, numbers, lines_of(*rows), captions, b"file_name\na.png\n", b"{"]
+
+
+def metadata_words() -> list[str]:
+    """Names of columns, and values that are odd."""
+    columns = ["file_name", "label", "class", "domain"]
+    return [*columns, "a.png", "../", "/", "null", "[[[[", "\\u0000", "\\ud800", '\\"', ","]
+
+
 def model() -> list[bytes]:
     """Each file of a run that `load` reads, after its number; of the weights, which are long, only the beginning."""
     files = run_files()

@@ -38,6 +38,7 @@ TARGETS = {
     "records": _target("records"),
     # An image may have 89 million pixels: in four channels and as whole numbers these are more than two gigabytes.
     "image": _target("image", "PIL", megabytes=4096, seconds=20),
+    "metadata": _target("metadata", "csv", "json.decoder"),
     "state": _target("state"),
     "model": _target("model", "tomllib", longest=8192),
     "archive": _target("archive", "zipfile", "tarfile", longest=8192),

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fuzz import properties
 from PIL import Image
 
-from domainfusion.config import TrainConfig
+from domainfusion.config import DataConfig, TrainConfig
 from domainfusion.config_files import build_config, load_toml
 from domainfusion.data.archives import list_members, open_members
+from domainfusion.data.domains import load_dataset
 from domainfusion.data.duplicates import decode_all
 from domainfusion.data.images import read_image
 from domainfusion.errors import DataError, FileError, UsageError
@@ -135,3 +137,22 @@ def test_what_pillow_remarks_about_odd_tags_is_not_printed(tmp_path: Path) -> No
         warnings.simplefilter("error")
         assert abs(read_image(path, 8).astype(int) - (200, 30, 40)).max() < 5
         assert decode_all(tmp_path, {"photo": {"cat": [path]}}, 1, False) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metadata.csv", f"file_name,label,domain\n{300 * 'a'}.png,cat,ink\n"),  # longer than file systems allow
+        ("metadata.csv", f"file_name,label,domain\n{200_000 * 'a'},cat,ink\n"),  # than csv allows
+        ("metadata.csv", f"{100_000 * 'a'},label\n"),
+        ("metadata.jsonl", '{"file_name": ' + 100_000 * "["),
+        ("metadata.jsonl", json.dumps({"file_name": "../" + 100_000 * "a", "label": "x", "domain": "y"})),
+        ("metadata.jsonl", json.dumps({"file_name": "\ud800", "label": "x", "domain": "y"})),
+    ],
+)
+def test_metadata_that_is_too_much(name: str, content: str, tmp_path: Path) -> None:
+    properties.metadata(content.encode(), tmp_path)
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=name.replace(".", r"\.")) as caught:
+        load_dataset(str(tmp_path), DataConfig())
+    assert len(str(caught.value)) < 1000

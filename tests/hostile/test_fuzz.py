@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import struct
+import tempfile
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,17 @@ def test_records_of_any_content(tmp_path: Path, content: bytes) -> None:
 def test_lists_of_checksums_of_any_content(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "SHA256SUMS").write_bytes(content)
     assert isinstance(altered_files(tmp_path), list)
+
+
+# Metadata
+
+
+@given(data=st.data())
+@settings(max_examples=100)
+def test_metadata_of_any_content(data: st.DataObject) -> None:
+    seed = data.draw(st.sampled_from(seeds.metadata()))
+    with tempfile.TemporaryDirectory() as folder:
+        properties.metadata(data.draw(mutated(seed) | st.binary(max_size=60)), Path(folder))
 
 
 # Images

@@ -22,7 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from domainfusion.data.listing import NUMBERS, is_file, list_folders
-from domainfusion.errors import DataError, UsageError
+from domainfusion.errors import DataError, UsageError, shortened
 from domainfusion.files import cache_folder, hash_of, locked, make_folder
 
 METADATA = ("metadata.csv", "metadata.jsonl")
@@ -48,7 +48,7 @@ def why_no_metadata(root: Path) -> str:
     for path in (root / name for name in METADATA):
         if is_file(path):
             columns = next((list(row) for _, row in _rows(path)), [])
-            named = ", ".join(map(str, columns)) or "none"
+            named = shortened(", ".join(map(str, columns)) or "none")
             return (
                 f"; {path.name} is not used: it needs the columns file_name, label (or class) and domain, separated "
                 f"by commas, and has {named}"
@@ -64,18 +64,29 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise DataError(f"{path} cannot be read: {error}") from error
     if path.suffix == ".csv":
         reader = csv.DictReader(io.StringIO(text, newline=""))
-        for row in reader:
-            yield reader.line_num, row
+        try:
+            for row in reader:
+                yield reader.line_num, row
+        except csv.Error as error:
+            raise DataError(f"{path}, line {reader.line_num + 1}, is not CSV: {error}") from error
         return
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{path}, line {number}, is not JSON: {error}") from error
             if not isinstance(row, dict):
                 raise DataError(f"{path}, line {number}, is no JSON object")
             yield number, row
+
+
+def _is_there(image: Path) -> bool:
+    """Whether a file is there, under a name that may be none that the file system can have."""
+    try:
+        return image.is_file()
+    except OSError:  # too long a name
+        return False
 
 
 def list_metadata(root: Path, metadata: list[Path]) -> tuple[dict[str, dict[str, list[Path]]], list[str]]:
@@ -95,13 +106,16 @@ def list_metadata(root: Path, metadata: list[Path]) -> tuple[dict[str, dict[str,
                     raise DataError(f"{where}: no {column}; every row needs file_name, label and domain")
             parts = Path(str(name)).parts
             if Path(str(name)).is_absolute() or ".." in parts:
-                raise DataError(f"{where}: {name} lies outside of {path.parent}; name files relative to the metadata")
+                raise DataError(
+                    f"{where}: {shortened(name)} lies outside of {path.parent}; name files relative to the metadata"
+                )
             image = path.parent / str(name)
-            if not image.is_file():
-                raise DataError(f"{where}: the image {image} is missing; restore it or remove the row")
+            if not _is_there(image):
+                raise DataError(f"{where}: the image {shortened(name)} is missing; restore it or remove the row")
             pair = (str(domain), str(label))
             if seen.setdefault(image, pair) != pair:
-                raise DataError(f"{where}: {name} is {'/'.join(pair)} here and {'/'.join(seen[image])} elsewhere")
+                here, before = (shortened("/".join(labels)) for labels in (pair, seen[image]))
+                raise DataError(f"{where}: {shortened(name)} is {here} here and {before} elsewhere")
     listing: dict[str, dict[str, list[Path]]] = {}
     for image, (domain, label) in seen.items():
         listing.setdefault(domain, {}).setdefault(label, []).append(image)
