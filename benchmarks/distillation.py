@@ -20,7 +20,7 @@ from domainfusion.data.splits import build_split
 from domainfusion.data.transforms import resize
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.distillation.corruption import degrade
-from domainfusion.distillation.curves import GRID, curves_of
+from domainfusion.distillation.curve_rounds import GRID, curves_of
 from domainfusion.distillation.slopes import Draws, SlopeEstimator, draw
 from domainfusion.seeding import seed_hash
 

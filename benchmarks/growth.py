@@ -27,7 +27,7 @@ from domainfusion.config import DataConfig, DistillConfig, ZeroShotConfig
 from domainfusion.data.domains import load_dataset
 from domainfusion.data.transforms import resize
 from domainfusion.diffusion.ldm import LatentDiffusion
-from domainfusion.distillation.curves import curves_of
+from domainfusion.distillation.curve_rounds import curves_of
 from domainfusion.distillation.slopes import SlopeEstimator
 from domainfusion.files import write_json
 

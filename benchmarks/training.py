@@ -15,7 +15,8 @@ from benchmarks.timing import compare, row, seconds_of
 from domainfusion.algorithms.base import Algorithm
 from domainfusion.algorithms.domainfusion import DomainFusion
 from domainfusion.config import DistillConfig, TrainConfig
-from domainfusion.distillation.curves import GRID, Curves
+from domainfusion.distillation.curve_rounds import GRID
+from domainfusion.distillation.curves import Curves
 from domainfusion.experiments.runs import build_algorithm, build_context
 from domainfusion.fusion.generation import make_generation
 from domainfusion.training.trainer import compute_losses, descend, make_batch

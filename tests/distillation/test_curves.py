@@ -19,9 +19,11 @@ from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.data.transforms import from_uint8, resize
 from domainfusion.diffusion import ldm as ldm_module
 from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
+from domainfusion.distillation import curve_rounds
 from domainfusion.distillation import curves as curves_module
 from domainfusion.distillation.corruption import degrade
-from domainfusion.distillation.curves import GRID, Curves, CurveStore, curves_of, reads_curves
+from domainfusion.distillation.curve_rounds import GRID, curves_of
+from domainfusion.distillation.curves import Curves, CurveStore, reads_curves
 from domainfusion.distillation.slopes import SlopeEstimator, draw
 from domainfusion.errors import Interrupted, UsageError
 from domainfusion.experiments import tabulating
@@ -95,7 +97,7 @@ def test_the_error_is_honest(
     ldm: LatentDiffusion, dataset: MultiDomainDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Against a reference of many more draws, curves are off by as much as their standard errors say."""
-    monkeypatch.setattr(curves_module, "GRID", (0.02, 0.05, 0.1, 0.16, 0.24, 0.35, 0.5, 0.65, 0.8, 1.0))
+    monkeypatch.setattr(curve_rounds, "GRID", (0.02, 0.05, 0.1, 0.16, 0.24, 0.35, 0.5, 0.65, 0.8, 1.0))
     rows = np.arange(0, 18, 2)
     words = list(dataset.words())
     config = dataclasses.replace(CONFIG, curve_samples=4, curve_rounds=6)
@@ -372,3 +374,19 @@ def test_auto_reads_a_table_that_comes_with_the_package(
     store.shipped.write_bytes(b"")
     assert reads_curves(config, dataset, images=6, batch=16)
     assert not reads_curves(dataclasses.replace(config, distill_weight=0.0), dataset, images=6, batch=16)
+
+
+def test_the_table_of_pictograms_comes_with_the_package_and_is_what_the_embedded_ldm_says() -> None:
+    config = TrainConfig(target="ink")
+    store = curve_store("pictograms", config)
+    assert reads_curves(config, store.dataset, images=1700, batch=64)
+    assert not list(store.folder.glob("shard-*"))  # nothing but what is shipped
+    shipped = store.load()
+    assert (shipped.rounds > 0).all()
+    rows = np.array([123, 3210])
+    ldm = LatentDiffusion.load("embedded")
+    found = curves_of(SlopeEstimator(ldm, store.config), store.dataset, rows, store.prompts, ldm.image_size)
+    # The same draws; half precision and the processor's arithmetic are what is left.
+    for name in ("slopes", "errors"):
+        kept, made = getattr(shipped, name)[rows], found[name]
+        assert float((kept - made).square().mean().sqrt()) < 0.1 * float(made.square().mean().sqrt())

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import CLIPTextModel
 
 from domainfusion.config import DistillConfig, GenerateConfig
-from domainfusion.distillation.curves import GRID
+from domainfusion.distillation.curve_rounds import GRID
 from domainfusion.errors import UsageError
 from domainfusion.experiments.costs import (
     GPUS,

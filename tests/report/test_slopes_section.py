@@ -15,7 +15,8 @@ from domainfusion.config import DataConfig, DistillConfig
 from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.data.splits import build_split
 from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
-from domainfusion.distillation.curves import GRID, Curves, CurveStore
+from domainfusion.distillation.curve_rounds import GRID
+from domainfusion.distillation.curves import Curves, CurveStore
 from domainfusion.distillation.shards import SHARD
 from domainfusion.report.html import write_report
 from domainfusion.report.reading import read_runs

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from domainfusion.config import DistillConfig, GenerateConfig
-from domainfusion.distillation.curves import GRID
+from domainfusion.distillation.curve_rounds import GRID
 from domainfusion.errors import UsageError, unknown_name
 from domainfusion.fusion.schedule import generations_due
 

@@ -25,7 +25,8 @@ from domainfusion.config import TrainConfig
 from domainfusion.data.domains import MultiDomainDataset, folder_address, in_order, list_images, load_dataset
 from domainfusion.data.images import read_image
 from domainfusion.diffusion.ldm import source_fingerprint
-from domainfusion.distillation.curves import GRID, CurveStore, curves_of, reads_curves
+from domainfusion.distillation.curve_rounds import GRID, curves_of
+from domainfusion.distillation.curves import CurveStore, reads_curves
 from domainfusion.errors import DataError
 from domainfusion.experiments.runs import build_algorithm, context_of
 from domainfusion.files import cache_folder
