@@ -39,7 +39,8 @@ COMMANDS = {
 
 # Which module of `commands` each is in; `list` and `completion` are here.
 PLACES = {
-    **dict.fromkeys(("demo", "train", "benchmark", "reproduce", "evaluate", "collect", "report"), "runs"),
+    **dict.fromkeys(("demo", "train", "benchmark", "reproduce"), "runs"),
+    **dict.fromkeys(("evaluate", "collect", "report"), "results"),
     **dict.fromkeys(("pretrain", "generate", "distill", "judge"), "ldm"),
     **dict.fromkeys(("predict", "explain", "export", "doctor"), "models"),
     "sweep": "sweep",

@@ -9,7 +9,6 @@ import re
 import shlex
 import sys
 import typing
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,11 +19,9 @@ from domainfusion import cli
 from domainfusion.commands import data, help_page, ldm, models, parsing
 from domainfusion.commands.fields import fields_of
 from domainfusion.commands.words import subcommands_of
-from domainfusion.config import DataConfig, DistillConfig, GenerateConfig, TrainConfig
-from domainfusion.config_files import build_config, flat_values, plain_values
-from domainfusion.errors import UsageError
+from domainfusion.config import TrainConfig
+from domainfusion.config_files import plain_values
 from domainfusion.experiments.demo import demo_options
-from domainfusion.experiments.hyperparameters import nested
 
 COMMANDS = [
     " ".join(words)
@@ -264,91 +261,6 @@ def test_bold_letters(terminal: str, no_color: str | None, bold: bool, monkeypat
     monkeypatch.undo()
     page = help_page.help_page(data.VerifyCommand, "x", width=80)
     assert re.sub(r"\x1b\[\d+m", "", help_page.help_page(data.VerifyCommand, "x", width=80, bold=True)) == page
-
-
-def changed(config: TrainConfig, flags: set[str]) -> TrainConfig:
-    """`config` with another value of each of these options that can have one beside the others."""
-    values = flat_values(plain_values(config))
-    others = {"algorithm": "erm", "backbone": "resnet18"}
-    count = 0
-    for field in fields_of(TrainConfig):
-        if not (flags & {field.flag, f"--{field.group}"}) or field.option not in values:
-            continue
-        value, choices = values[field.option], typing.get_args(field.hint)
-        if field.option in others:
-            new: Any = others[field.option]
-        elif isinstance(value, bool):
-            new = not value
-        elif typing.get_origin(field.hint) is Literal:
-            new = next(choice for choice in reversed(choices) if choice != value)
-        elif isinstance(value, (int, float)):
-            new = value + 1 if isinstance(value, int) else value / 2 or 0.25
-        else:
-            new = f"{value}x" if isinstance(value, str) else value
-        try:
-            build_config(TrainConfig, nested({**values, field.option: new}), "")
-        except UsageError:  # a rule about several options
-            continue
-        count += new != value
-        values[field.option] = new
-    assert count >= len(flags) // 2
-    config: TrainConfig = build_config(TrainConfig, nested(values), "")
-    return config
-
-
-@pytest.fixture
-def config(tiny_pipeline: Path) -> TrainConfig:
-    return TrainConfig(
-        ldm=str(tiny_pipeline), precision="float32", device="cpu", target="sketch", data=DataConfig(size=16),
-        generate=GenerateConfig(candidates=2, steps=1), distill=DistillConfig(curve_samples=2), backbone="resnet10t",
-    )  # fmt: skip
-
-
-def test_options_that_generate_does_not_show_change_nothing(
-    config: TrainConfig, make_image_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from domainfusion.experiments.generating import generate_candidates
-
-    images = str(make_image_folder("few", count=1))
-    _, _, hidden = page_of("generate", monkeypatch)
-    pictures = []
-    for number, options in enumerate((config, changed(config, hidden))):
-        monkeypatch.setenv("DOMAINFUSION_CACHE", str(tmp_path / f"cache{number}"))  # nothing of the first is read
-        generate_candidates(images, options, output=tmp_path / f"out{number}")
-        found = sorted((tmp_path / f"out{number}").rglob("*.png"))
-        pictures.append([(path.name, path.read_bytes()) for path in found])
-    assert len(pictures[0]) == 2 * 9
-    assert pictures[0] == pictures[1]
-
-
-def test_options_that_distill_does_not_show_change_nothing(
-    config: TrainConfig, make_image_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from domainfusion.experiments.tabulating import tabulate_curves
-
-    images = str(make_image_folder("few", count=1))
-    _, _, hidden = page_of("distill", monkeypatch)
-    found = []
-    for number, options in enumerate((config, changed(config, hidden))):
-        monkeypatch.setenv("DOMAINFUSION_CACHE", str(tmp_path / f"cache{number}"))
-        one = tabulate_curves(images, options)
-        found.append({name: value for name, value in one.items() if name not in ("seconds", "folder")})
-    assert found[0]["computed"] == 9
-    assert found[0] == found[1]
-
-
-def test_options_that_doctor_does_not_show_change_no_count(
-    config: TrainConfig, make_image_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from domainfusion.experiments import planning
-
-    monkeypatch.setattr(planning, "BUDGET", 0.0)
-    images = str(make_image_folder("few", count=4))
-    config = dataclasses.replace(config, steps=4, evaluations=2, batch_size=2)
-    plans = [planning.plan_run(images, options) for options in (config, changed(config, set(models.UNCOUNTED)))]
-    assert plans[0]["counts"]["generated_images"] > 0
-    for part in ("counts", "bytes", "notes", "sources", "algorithm"):
-        assert plans[0][part] == plans[1][part]
 
 
 def test_the_demo_shows_the_groups_of_its_two_algorithms_alone(monkeypatch: pytest.MonkeyPatch) -> None:

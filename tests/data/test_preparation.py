@@ -1,75 +1,22 @@
+"""`data prepare` on small copies of the benchmarks: trees, lists, what is gone on from, what is refused."""
+
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import os
 import shutil
-import tarfile
 import zipfile
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from domainfusion import cli
 from domainfusion.data import preparation
-from domainfusion.data.archives import Member, list_members, open_members
-from domainfusion.data.benchmarks import BENCHMARKS, Benchmark
-from domainfusion.data.preparation import prepare
+from domainfusion.data.benchmarks import BENCHMARKS
 from domainfusion.errors import DataError, FileError, UsageError
-
-PACS, VLCS, OFFICE = BENCHMARKS["PACS"], BENCHMARKS["VLCS"], BENCHMARKS["OfficeHome"]
-TERRA, DOMAIN_NET = BENCHMARKS["TerraIncognita"], BENCHMARKS["DomainNet"]
-
-
-def picture(number: int) -> bytes:
-    """A PNG file, another one for every number."""
-    file = io.BytesIO()
-    Image.fromarray(np.random.default_rng(number).integers(0, 255, (6, 6, 3), dtype=np.uint8)).save(file, "PNG")
-    return file.getvalue()
-
-
-def write_tree(root: Path, names: list[str]) -> Path:
-    """Distinct pictures (or, of other suffixes, texts) at these paths."""
-    for number, name in enumerate(names):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(picture(number) if name.endswith((".png", ".jpg")) else b"text")
-    return root
-
-
-def files_of(root: Path) -> dict[str, bytes]:
-    """Path and contents of every visible file."""
-    return {
-        path.relative_to(root).as_posix(): path.read_bytes()
-        for path in sorted(root.rglob("*"))
-        if path.is_file() and not path.name.startswith(".")
-    }
-
-
-def pack_zip(root: Path, path: Path) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in files_of(root).items():
-            archive.writestr(name, data)
-    return path
-
-
-def pack_tar(root: Path, path: Path) -> Path:
-    with tarfile.open(path, "w:gz") as archive:
-        archive.add(root, arcname=".")
-    return path
-
-
-def run(benchmark: Benchmark, source: Path, output: Path, **options: Any) -> dict[str, Any]:
-    return prepare(benchmark, source, output, progress=False, **options)
-
-
-PACS_NAMES = [
-    f"kfold/{domain}/{name}/pic_{n}.jpg" for domain in PACS.domains for name in PACS.class_names for n in (1, 2)
-]
+from preparing import DOMAIN_NET, OFFICE, PACS, PACS_NAMES, VLCS, files_of, pack_tar, pack_zip, picture, run, write_tree
 
 
 class TestTrees:
@@ -215,111 +162,6 @@ class TestDomainNet:
             run(DOMAIN_NET, source, tmp_path / "o", duplicates=tmp_path / "list.txt")
 
 
-def domainbed_copies(parts: list[dict[str, list[dict[str, Any]]]]) -> set[str]:
-    """The reference: every image against every annotation, as DomainBed does it."""
-    data: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for part in parts:
-        for key, values in part.items():
-            data[key] += values
-    names = {entry["id"]: entry["name"] for entry in data["categories"]}
-    copies = set()
-    for image in data["images"]:
-        if str(image["location"]) in ("38", "46", "100", "43"):
-            for annotation in data["annotations"]:
-                if annotation["image_id"] == image["id"] and names[annotation["category_id"]] in TERRA.class_names:
-                    copies.add(f"location_{image['location']}/{names[annotation['category_id']]}/{image['file_name']}")
-    return copies
-
-
-class TestTerraIncognita:
-    FILES = ("cis_test", "cis_val", "train", "trans_test", "trans_val")
-
-    @pytest.fixture
-    def parts(self) -> list[dict[str, list[dict[str, Any]]]]:
-        """Five annotation files: some images in two of them, with two boxes, two classes, none, or other classes."""
-        rng = np.random.default_rng(0)
-        categories = [{"id": n, "name": name} for n, name in enumerate([*TERRA.class_names, "deer", "car"])]
-        images = [
-            # The five files have numbers as strings, the older single one may have integers.
-            {"id": f"i{n}", "file_name": f"{n:04d}.jpg", "location": ("38", 43, "46", 100, "7")[n % 5]}
-            for n in range(200)
-        ]
-        annotations = [
-            {"id": f"a{n}", "image_id": f"i{n % 190}", "category_id": int(rng.integers(12))} for n in range(260)
-        ]
-        parts = []
-        for k in range(5):
-            mine = [image for n, image in enumerate(images) if n % 5 == k or n % 17 == k]
-            ids = {image["id"] for image in mine}
-            kept = [annotation for annotation in annotations if annotation["image_id"] in ids]
-            parts.append({"categories": categories, "images": mine, "annotations": kept})
-        return parts
-
-    @pytest.fixture
-    def source(self, tmp_path: Path, parts: list[dict[str, Any]]) -> Path:
-        """The two archives that are offered."""
-        folder = tmp_path / "source"
-        tree = write_tree(tmp_path / "images", [f"eccv_18_all_images_sm/{n:04d}.jpg" for n in range(200)])
-        labels = tmp_path / "labels" / "eccv_18_annotation_files"
-        labels.mkdir(parents=True)
-        for name, part in zip(self.FILES, parts, strict=True):
-            (labels / f"{name}_annotations.json").write_text(json.dumps(part))
-        folder.mkdir()
-        pack_tar(tree, folder / "eccv_18_all_images_sm.tar.gz")
-        pack_tar(labels.parent, folder / "eccv_18_annotations.tar.gz")
-        return folder
-
-    def test_it_is_what_domainbed_makes(self, source: Path, tmp_path: Path, parts: list[dict[str, Any]]) -> None:
-        done = run(TERRA, source, tmp_path / "o")
-        found = files_of(tmp_path / "o")
-        assert set(found) == domainbed_copies(parts)
-        assert all(data == picture(int(Path(name).stem)) for name, data in found.items())
-        twice = len(found) - len({Path(name).name for name in found})
-        assert twice > 3
-        listed = {image["file_name"] for part in parts for image in part["images"] if image["location"] != "7"}
-        other = len(listed) - len({Path(name).name for name in found})
-        assert other > 3
-        assert f"left {other} images of the four locations that show none of the ten classes" in done["notes"]
-        assert any("of the classes and are under" in note for note in done["notes"])
-
-    def test_missing_images_stop_it_unless_allowed(
-        self, source: Path, tmp_path: Path, parts: list[dict[str, Any]]
-    ) -> None:
-        gone = sorted(domainbed_copies(parts))[0]
-        shutil.rmtree(tmp_path / "images" / "eccv_18_all_images_sm")
-        write_tree(tmp_path / "images", [f"eccv_18_all_images_sm/{n:04d}.jpg" for n in range(200)])
-        (tmp_path / "images" / "eccv_18_all_images_sm" / Path(gone).name).unlink()
-        pack_tar(tmp_path / "images", source / "eccv_18_all_images_sm.tar.gz")
-        with pytest.raises(DataError, match=r"1 annotated images are not in the source .* --allow-missing"):
-            run(TERRA, source, tmp_path / "o")
-        run(TERRA, source, tmp_path / "o", allow_missing=True)
-        assert set(files_of(tmp_path / "o")) == {
-            name for name in domainbed_copies(parts) if Path(name).name != Path(gone).name
-        }
-
-    def test_a_finished_folder_is_taken_as_it_is(self, tmp_path: Path) -> None:
-        names = [f"terra_incognita/{d}/{c}/1.jpg" for d in TERRA.domains for c in TERRA.class_names]
-        run(TERRA, write_tree(tmp_path / "tree", names), tmp_path / "o")
-        assert set(files_of(tmp_path / "o")) == {name.removeprefix("terra_incognita/") for name in names}
-
-    def test_ten_thousand_images_take_one_pass(self) -> None:
-        from domainfusion.data.layouts import plan_terra
-
-        class Counted(list):
-            passes = 0
-
-            def __iter__(self) -> Any:
-                Counted.passes += 1
-                return super().__iter__()
-
-        images = [{"id": n, "file_name": f"{n}.jpg", "location": 38} for n in range(10_000)]
-        annotations = Counted({"image_id": n, "category_id": 0} for n in range(10_000))
-        part = {"images": images, "annotations": annotations, "categories": [{"id": 0, "name": "cat"}]}
-        members = [Member(Path("x"), f"all/{n}.jpg", 1) for n in range(10_000)]
-        assert len(plan_terra(TERRA, members, [part], False).targets) == 10_000
-        assert Counted.passes == 1
-
-
 class TestResuming:
     def test_an_interrupted_run_goes_on(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         tree = write_tree(tmp_path / "tree", PACS_NAMES)
@@ -375,86 +217,6 @@ class TestResuming:
         monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
         with pytest.raises(FileError, match="free some space"):
             run(PACS, source, tmp_path / "o")
-
-
-def tar_with(path: Path, name: str, kind: bytes = tarfile.REGTYPE) -> None:
-    with tarfile.open(path, "w:gz") as archive:
-        info = tarfile.TarInfo(name)
-        info.type, info.size, info.linkname = kind, 3 if kind == tarfile.REGTYPE else 0, "/etc/passwd"
-        archive.addfile(info, io.BytesIO(b"abc"))
-
-
-class TestArchives:
-    @pytest.mark.parametrize(
-        "name", ["../evil.jpg", "photo/dog/../../../evil.jpg", "/tmp/evil.jpg", "..\\evil.jpg", "C:\\evil.jpg"]
-    )
-    @pytest.mark.parametrize("form", ["zip", "tar.gz"])
-    def test_members_that_lead_out_are_refused(self, tmp_path: Path, name: str, form: str) -> None:
-        path = tmp_path / "in" / f"PACS.{form}"
-        path.parent.mkdir()
-        if form == "zip":
-            with zipfile.ZipFile(path, "w") as archive:
-                archive.writestr(name, b"abc")
-        else:
-            tar_with(path, name)
-        with pytest.raises(DataError, match=r"is refused: its member .* leads out of the folder"):
-            run(PACS, path, tmp_path / "o")
-        assert [p for p in tmp_path.rglob("*") if p.is_file()] == [path]
-
-    @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
-    def test_links_and_devices_are_refused(self, tmp_path: Path, kind: bytes) -> None:
-        tar_with(tmp_path / "PACS.tar.gz", "photo/dog/1.jpg", kind)
-        with pytest.raises(DataError, match="holds a link or device"):
-            run(PACS, tmp_path / "PACS.tar.gz", tmp_path / "o")
-        info = zipfile.ZipInfo("photo/dog/1.jpg")
-        info.external_attr = 0o120777 << 16
-        with zipfile.ZipFile(tmp_path / "PACS.zip", "w") as archive:
-            archive.writestr(info, "/etc/passwd")
-        with pytest.raises(DataError, match="holds a link"):
-            run(PACS, tmp_path / "PACS.zip", tmp_path / "o")
-
-    @pytest.mark.parametrize("form", ["zip", "tar.gz"])
-    def test_archives_cut_short_are_named(self, tmp_path: Path, form: str) -> None:
-        tree = write_tree(tmp_path / "tree", PACS_NAMES)
-        path = (pack_zip if form == "zip" else pack_tar)(tree, tmp_path / f"PACS.{form}")
-        path.write_bytes(path.read_bytes()[:-2000])
-        with pytest.raises(DataError, match=rf"PACS.{form} cannot be read .* get it again"):
-            run(PACS, path, tmp_path / "o")
-
-    def test_a_damaged_member_is_found_while_reading(self, tmp_path: Path) -> None:
-        path = pack_zip(write_tree(tmp_path / "tree", PACS_NAMES), tmp_path / "PACS.zip")
-        data = bytearray(path.read_bytes())
-        data[200] ^= 0xFF
-        path.write_bytes(bytes(data))
-        with pytest.raises(DataError, match=r"PACS.zip cannot be read \(BadZipFile"):
-            run(PACS, path, tmp_path / "o")
-        assert not (tmp_path / "o").exists()
-
-    def test_members_that_cannot_be_unpacked_are_named(self, tmp_path: Path) -> None:
-        path = pack_zip(write_tree(tmp_path / "tree", PACS_NAMES), tmp_path / "PACS.zip")
-        data = path.read_bytes()
-        directory = data.index(b"PK\x01\x02")  # the first entry of the central directory: flags at 8, method at 10
-        for offset, value, said in ((8, 1, "is encrypted"), (10, 99, "is packed by method 99")):
-            changed = bytearray(data)
-            changed[directory + offset] = value
-            path.write_bytes(bytes(changed))
-            with pytest.raises(DataError, match=rf"PACS.zip: .* {said}, which is not read here: unpack it by hand"):
-                run(PACS, path, tmp_path / "o")
-
-    def test_members_come_with_their_contents(self, tmp_path: Path) -> None:
-        tree = write_tree(tmp_path / "tree", ["a/1.png", "a/.hidden", "__MACOSX/1.png", "b.txt"])
-        for source in (tree, pack_zip(tree, tmp_path / "a.zip"), pack_tar(tree, tmp_path / "a.tgz")):
-            members = list_members(source)
-            assert sorted(member.name.removeprefix("./") for member in members) == ["a/1.png", "b.txt"]
-            contents = {member.name.removeprefix("./"): file.read() for member, file in open_members(members)}
-            assert contents == {"a/1.png": picture(0), "b.txt": b"text"}
-
-    def test_other_files_are_no_source(self, tmp_path: Path) -> None:
-        (tmp_path / "x.rar").write_bytes(b"")
-        with pytest.raises(DataError, match="neither a folder nor an archive"):
-            run(PACS, tmp_path / "x.rar", tmp_path / "o")
-        with pytest.raises(UsageError, match="there is no"):
-            run(PACS, tmp_path / "absent", tmp_path / "o")
 
 
 def test_what_is_prepared_can_be_loaded_and_verified(

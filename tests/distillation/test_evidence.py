@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from counting import count_passes, run_out_above
-from domainfusion.config import AuditConfig, DataConfig, DistillConfig
-from domainfusion.data.domains import MultiDomainDataset, load_dataset
+from domainfusion.config import AuditConfig, DistillConfig
+from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.data.transforms import from_uint8, resize
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.distillation import evidence as evidence_module
@@ -25,11 +23,6 @@ from domainfusion.seeding import seed_hash
 CONFIG = AuditConfig(
     confidences=(0.4, 1.0), pairs=2, rounds=2, keep=1, min_timestep=0.2, max_timestep=0.8, batch_size=7
 )
-
-
-@pytest.fixture
-def dataset(make_image_folder: Callable[..., Path]) -> MultiDomainDataset:
-    return load_dataset(str(make_image_folder("few", count=2)), DataConfig(size=32))
 
 
 @torch.no_grad()
@@ -64,11 +57,6 @@ def test_evidence_is_losses_and_slopes_written_out(exact_ldm: LatentDiffusion, d
                 loss, slope = one_value(exact_ldm, dataset, int(rows[i]), turn, label, pair, p)
                 assert values[pair, level, 0] == pytest.approx(loss, rel=2e-3)
                 assert values[pair, level, 1] == pytest.approx(slope, rel=1e-2, abs=1e-4)
-
-
-@pytest.fixture(scope="module")
-def ldm(tiny_pipeline: Path) -> LatentDiffusion:
-    return LatentDiffusion.load(str(tiny_pipeline), precision="float32")
 
 
 def test_only_what_is_lacking_is_computed(

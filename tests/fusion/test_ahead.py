@@ -8,7 +8,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,105 +18,21 @@ from domainfusion.algorithms.base import Batch
 from domainfusion.config import DataConfig, GenerateConfig, TrainConfig
 from domainfusion.data.domains import MultiDomainDataset, load_folder
 from domainfusion.diffusion.ldm import LatentDiffusion
-from domainfusion.errors import Interrupted, UsageError
+from domainfusion.errors import Interrupted
 from domainfusion.experiments.generating import generate_candidates
 from domainfusion.experiments.runs import train_run
-from domainfusion.files import open_lock, read_json
+from domainfusion.files import read_json
 from domainfusion.fusion import ahead
 from domainfusion.fusion.ahead import Ahead, Order, Worker
-from domainfusion.fusion.candidate_cache import CandidateCache, cache_path, cached_rows
+from domainfusion.fusion.candidate_cache import cached_rows
 from domainfusion.fusion.candidates import Making
-from domainfusion.fusion.image_cache import claimed
 from domainfusion.fusion.synthetic import load_generation
-from domainfusion.fusion.worker_decision import Decision, Situation, check_device, decide
+from domainfusion.fusion.worker_decision import Decision
 from domainfusion.interruption import requested
 from domainfusion.tensors import load_state
 from same_run import tensors_of
 
 CONFIG = GenerateConfig(candidates=2, steps=2, batch_size=4)
-
-# Whether there is a worker
-
-CPU = Situation(
-    mode="auto", updating=False, device=torch.device("cpu"), wanted_device="auto", gpus=0, threads=2, missing=3, ahead=3
-)
-GPU = dataclasses.replace(CPU, device=torch.device("cuda"), gpus=2)
-
-
-@pytest.mark.parametrize(
-    ("now", "changes", "device", "threads"),
-    [
-        (CPU, {}, "cpu", 1),
-        (CPU, {"threads": 16}, "cpu", 8),
-        (CPU, {"threads": 5}, "cpu", 2),
-        (CPU, {"mode": "on", "threads": 1}, "cpu", 1),
-        (CPU, {"mode": "on", "ahead": 0}, "cpu", 1),
-        (GPU, {}, "cuda:1", 1),
-        (GPU, {"device": torch.device("cuda", 1)}, "cuda:0", 1),
-        (GPU, {"wanted_device": "cuda:0"}, "cuda:0", 1),
-        (GPU, {"gpus": 1, "mode": "on"}, "cuda", 1),
-        (GPU, {"processes": 2, "gpus": 3}, "cuda:2", 1),
-        (CPU, {"threads": 8, "began": 3}, "cpu", 3),  # as the run began, on whatever machine
-        (CPU, {"threads": 2, "began": 4}, "cpu", 1),
-    ],
-)
-def test_a_worker_is_there_where_it_helps(now: Situation, changes: Any, device: str, threads: int) -> None:
-    assert decide(dataclasses.replace(now, **changes)) == Decision(device, threads)
-
-
-@pytest.mark.parametrize(
-    ("now", "changes", "threads", "reason"),
-    [
-        (CPU, {"mode": "off"}, 0, ""),
-        (CPU, {"mode": "on", "first": False}, 0, ""),
-        (CPU, {"updating": True}, 0, "with --generate.updating"),
-        (CPU, {"mode": "on", "missing": 0, "ahead": 0}, 0, "in the cache"),
-        (CPU, {"missing": 1, "ahead": 0}, 0, "no generation is due later"),
-        (CPU, {"threads": 1}, 0, "one thread"),
-        (CPU, {"processes": 2}, 0, "train together"),
-        (CPU, {"began": 0}, 0, "began without a worker"),
-        (CPU, {"missing": 0, "ahead": 0, "began": 1}, 1, "in the cache"),  # training keeps its share of the threads
-        (CPU, {"mode": "off", "began": 1}, 1, ""),
-        (GPU, {"gpus": 1}, 0, "no second GPU"),
-        (GPU, {"processes": 2}, 0, "no second GPU"),
-        (CPU, {"device": torch.device("mps")}, 0, "one mps device"),
-    ],
-)
-def test_and_nowhere_else(now: Situation, changes: Any, threads: int, reason: str) -> None:
-    found = decide(dataclasses.replace(now, **changes))
-    assert (found.device, found.threads) == (None, threads)
-    assert reason in found.reason
-    assert bool(reason) == bool(found.reason)
-
-
-def test_what_no_worker_can_do_is_refused() -> None:
-    with pytest.raises(ValueError, match="worker on needs no-updating"):
-        GenerateConfig(worker="on", updating=True)
-    check_device("auto")
-    check_device("cpu")
-    with pytest.raises(UsageError, match=r"--generate\.worker-device cuda:99: there are "):
-        check_device("cuda:99")
-    with pytest.raises(UsageError, match=r"--generate\.worker-device gpu"):
-        check_device("gpu")
-
-
-def test_training_has_its_share_of_the_threads_until_the_last_generation(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[int] = []
-    monkeypatch.setattr(ahead, "threads_to_share", lambda: 8)
-    monkeypatch.setattr(ahead, "_set_threads", given.append)
-    beside = Ahead(Decision(None, 3), None, total=2)
-    for made in (0, 1, 2, 2):
-        beside.look(made)
-    beside.close()
-    assert given == [5, 5, 8, 8, 8]
-    given.clear()
-    alone = Ahead(Decision(None, 0, "why"), None, total=2)
-    alone.look(0)
-    alone.close()
-    assert given == []
-
-
-# The order
 
 
 def test_a_worker_reads_the_images_that_training_has(
@@ -153,74 +68,6 @@ def test_what_is_damaged_in_the_cache_is_mended_before_a_worker_reads_it(
     Order(ldm, again, np.arange(3, 9), CONFIG, (), {}).write(tmp_path, "cpu")
     assert read_json(tmp_path / "order.json")["images"] == str(path.resolve())
     assert np.array_equal(np.load(path), sound)
-
-
-# Claims
-
-
-def test_a_claim_holds_against_other_processes_and_ends_with_its_own(tmp_path: Path) -> None:
-    numbers = np.array([3, 7, 8, 900_000_000_000])
-    with open_lock(tmp_path / "claims") as descriptor:
-        with claimed(descriptor, numbers[:3]) as ours:
-            assert ours.all()
-            assert in_child(lambda: claims_of(tmp_path, numbers)) == [False, False, False, True]
-        assert in_child(lambda: claims_of(tmp_path, numbers)) == [True] * 4
-
-
-def claims_of(folder: Path, numbers: np.ndarray) -> list[bool]:
-    with open_lock(folder / "claims") as descriptor, claimed(descriptor, numbers) as ours:
-        return ours.tolist()
-
-
-def in_child(work: Callable[[], list[bool]]) -> list[bool]:
-    """What `work` returns in a forked process."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.write(write, bytes(work()))
-        os._exit(0)
-    os.close(write)
-    with os.fdopen(read, "rb") as pipe:
-        found = list(map(bool, pipe.read()))
-    assert os.waitpid(child, 0)[1] == 0
-    return found
-
-
-def test_what_another_process_has_begun_is_waited_for_and_made_where_that_dies(
-    ldm: LatentDiffusion, dataset: MultiDomainDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = np.arange(0, 40, 2)
-    plain = Making(ldm, dataset, rows, CONFIG, number=0, styles=ldm.styles)
-    expected = np.concatenate([plain.make(np.arange(part.start, part.stop)) for part in plain.parts()])
-    cache = CandidateCache(cache_path(ldm, dataset, CONFIG, 0, ldm.styles), dataset, CONFIG)
-    stored, dead = rows[:8], rows[8:16]  # a part that the other process finishes, and one that it does not
-    ready, begun = os.pipe()
-    child = os.fork()
-    if child == 0:
-        with open_lock(cache.path.with_suffix(".claims")) as descriptor, claimed(descriptor, rows[:16]):
-            os.write(begun, b".")
-            time.sleep(0.5)
-            cache.store(stored, expected[:8])
-            time.sleep(0.2)
-            os._exit(0)
-    assert os.read(ready, 1) == b"."
-    made: list[int] = []
-    make = Making.make
-
-    def noting(self: Making, positions: np.ndarray) -> np.ndarray:
-        made.extend(self.rows[positions].tolist())
-        return make(self, positions)
-
-    monkeypatch.setattr(Making, "make", noting)
-    plain.fill(cache, wait=False, progress=False)
-    assert sorted(made) == rows[16:].tolist()  # at once, without the other's
-    plain.fill(cache, progress=False)
-    assert os.waitpid(child, 0)[1] == 0
-    assert sorted(made) == sorted([*rows[16:].tolist(), *dead.tolist()])
-    assert np.array_equal(cache.images[rows], expected)
-
-
-# Whole runs
 
 
 @pytest.fixture(scope="module")

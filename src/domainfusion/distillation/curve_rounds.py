@@ -111,15 +111,15 @@ def _round(
     """
     config = dataclasses.replace(estimator.config, samples=estimator.config.curve_samples // 2)
     count, points, size = len(images), len(grid), images.shape[-1]
-    draws, seeds = [], []
-    for row, image in zip(rows, images, strict=True):
+    draws, drawn = [], []  # drawn: D(x) (1, 3, S, S) of each image, where it is another one in every round
+    for row, x in zip(rows, images, strict=True):
         generator = torch.Generator().manual_seed(seed_hash("curve", int(row), number))
         draws.append(draw(estimator.ldm, 1, size, config, generator))
         if path is None:
-            seeds.append(degrade(image[None].cpu(), config.corruption, generator))
+            drawn.append(degrade(x[None].cpu(), config.corruption, generator))
     timesteps, noise = torch.cat([item.timesteps for item in draws], 1), torch.cat([item.noise for item in draws], 1)
     shared = Draws(torch.cat([timesteps, timesteps]), torch.cat([noise, -noise]), seed=0)  # (M, n), (M, n, C, h, w)
-    degraded = torch.cat(seeds).to(images.device) if seeds else None
+    degraded = torch.cat(drawn).to(images.device) if drawn else None
     if path is None and config.method == "score":
         assert degraded is not None
         path = _path(estimator, images, degraded, grid, at_once)

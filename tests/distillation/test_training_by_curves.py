@@ -1,0 +1,98 @@
+"""Training that reads slopes from a table, and when it does."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from domainfusion.algorithms.domainfusion import DomainFusion
+from domainfusion.config import DistillConfig, TrainConfig
+from domainfusion.data.domains import MultiDomainDataset
+from domainfusion.diffusion import ldm as ldm_module
+from domainfusion.diffusion.ldm import source_fingerprint
+from domainfusion.distillation import curves as curves_module
+from domainfusion.distillation.curve_rounds import GRID
+from domainfusion.distillation.curves import CurveStore, reads_curves
+from domainfusion.experiments.runs import build_algorithm, build_context, train_run
+from domainfusion.experiments.tabulating import tabulate_curves, tabulation_text
+from domainfusion.training.trainer import make_batch
+
+
+def test_training_reads_the_table_and_loads_no_ldm(
+    few_images: Path, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = tabulate_curves(str(few_images), config)
+    assert found["computed"] == found["images"] == 18
+    assert tabulate_curves(str(few_images), config)["computed"] == 0
+    assert "18 of 18 images" in tabulation_text(found)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the LDM was loaded")
+
+    monkeypatch.setattr(ldm_module.LatentDiffusion, "load", refuse)
+    result = train_run(str(few_images), config, tmp_path / "run", progress=False)
+    assert result["steps"] == 3
+    algorithm = build_algorithm(build_context(str(few_images), config, tmp_path / "other", progress=False))
+    assert isinstance(algorithm, DomainFusion)
+    batch = make_batch(algorithm, 0)
+    logits = algorithm.predict(batch.images)
+    p = logits.softmax(-1)[torch.arange(len(batch.labels)), batch.labels]
+    table = algorithm.curves
+    assert table is not None
+    slopes = [
+        np.interp(float(q), GRID, table.slopes[row].numpy()) for q, row in zip(p.detach(), batch.rows, strict=True)
+    ]
+    expected = (torch.tensor(slopes, dtype=torch.float32) * p).mean()
+    loss = algorithm.distill(batch, logits)
+    torch.testing.assert_close(loss, expected)
+    (by_loss,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    (by_hand,) = torch.autograd.grad(expected, logits)
+    torch.testing.assert_close(by_loss, by_hand)
+    assert by_loss.abs().max() > 0
+
+
+def test_training_tabulates_what_is_missing(few_images: Path, config: TrainConfig, tmp_path: Path) -> None:
+    algorithm = build_algorithm(build_context(str(few_images), config, tmp_path / "run", progress=False))
+    assert isinstance(algorithm, DomainFusion)
+    assert algorithm.curves is not None
+    known = set((algorithm.curves.rounds > 0).nonzero().flatten().tolist())
+    assert known == set(algorithm.rows.tolist())  # the target's images, and the held-out ones, are left alone
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"steps": 100}, False),  # a short run asks for fewer slopes than a table has
+        ({"steps": 10**6}, True),
+        ({"distill_weight": 0.0, "steps": 10**6}, False),
+        ({"distill": DistillConfig(estimator="curve")}, True),
+        ({"distill": DistillConfig(estimator="score"), "steps": 10**6}, False),
+        # The table's passes: 6 images x 24 confidences x 2 draws x 2 rounds = 576; training's: 72 steps x 8 images.
+        ({"distill": DistillConfig(curve_samples=2, curve_rounds=2), "steps": 72}, True),
+        ({"distill": DistillConfig(curve_samples=2, curve_rounds=2), "steps": 71}, False),
+        ({"distill": DistillConfig(curve_samples=2, curve_rounds=2, images_per_step=0), "steps": 36}, True),
+        ({"distill": DistillConfig(curve_samples=2, curve_rounds=2, images_per_step=0), "steps": 35}, False),
+    ],
+)
+def test_auto_takes_the_way_with_fewer_passes(
+    dataset: MultiDomainDataset, tiny_pipeline: Path, changes: dict[str, Any], expected: bool
+) -> None:
+    config = TrainConfig(**{"ldm": str(tiny_pipeline), **changes})
+    assert reads_curves(config, dataset, images=6, batch=16) is expected
+
+
+def test_auto_reads_a_table_that_comes_with_the_package(
+    dataset: MultiDomainDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TrainConfig(steps=1)
+    assert not reads_curves(config, dataset, images=6, batch=16)
+    monkeypatch.setattr(curves_module, "TABLES", tmp_path)
+    store = CurveStore(dataset, source_fingerprint("embedded"), config.distill, config.generate.plain_template, 0)
+    store.shipped.write_bytes(b"")
+    assert reads_curves(config, dataset, images=6, batch=16)
+    assert not reads_curves(dataclasses.replace(config, distill_weight=0.0), dataset, images=6, batch=16)
