@@ -11,7 +11,7 @@ import pytest
 
 from domainfusion.cli import run
 from domainfusion.config import DataConfig, DistillConfig, GenerateConfig, TrainConfig
-from domainfusion.errors import UsageError
+from domainfusion.errors import LDMError, UsageError
 from domainfusion.experiments import planning
 from domainfusion.experiments.planning import plan_run
 from domainfusion.experiments.runs import train_run
@@ -100,6 +100,25 @@ def test_curves_are_counted_and_not_tabulated(image_folder: Path, tiny_pipeline:
 def test_without_an_ldm_none_is_loaded(image_folder: Path, tiny_pipeline: Path) -> None:
     planned = plan_run(str(image_folder), options(tiny_pipeline, algorithm="erm", ldm="./absent"))
     assert set(planned["seconds"]) == {"decoding", "loading", "steps", "evaluations", "total"}
+
+
+def test_no_published_weights_are_fetched_and_an_ldm_out_of_reach_is_left_out(
+    image_folder: Path, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import timm
+    from diffusers import AutoencoderKL
+
+    def unreachable(*arguments: Any, **options: Any) -> None:
+        raise OSError("the hub cannot be reached")
+
+    monkeypatch.setattr(timm.models._builder, "load_pretrained", unreachable)
+    monkeypatch.setattr(AutoencoderKL, "from_pretrained", unreachable)
+    config = options(tiny_pipeline, pretrained=True, backbone="resnet10t", ldm="somebody/model")
+    planned = plan_run(str(image_folder), config)
+    assert set(planned["seconds"]) == {"decoding", "loading", "steps", "evaluations", "total"}
+    assert any("somebody/model" in n and "Generations and distillation are not counted" in n for n in planned["notes"])
+    with pytest.raises(LDMError, match=r"there is no folder \./absent"):
+        plan_run(str(image_folder), dataclasses.replace(config, ldm="./absent"))
 
 
 def test_an_unreadable_image_is_named(image_folder: Path, tiny_pipeline: Path) -> None:

@@ -59,6 +59,15 @@ def check_folder(folder: Path) -> None:
             raise LDMError(f"{folder}: {part} has no safetensors weights (pickled .bin files are not loaded)")
 
 
+def is_hub_id(source: str) -> bool:
+    """Whether `source` names a model of the hub, which may have to be fetched: OWNER/NAME, and no folder here.
+
+    >>> is_hub_id("CompVis/stable-diffusion-v1-4"), is_hub_id("embedded"), is_hub_id("./ldm"), is_hub_id("/a/b")
+    (True, False, False, False)
+    """
+    return source.count("/") == 1 and not source.startswith((".", "/", "~")) and not Path(source).exists()
+
+
 def _refuse_code(folder: Path, index: dict[str, Any]) -> None:
     """Raise `LDMError` where a folder asks for code of its own, by diffusers' ways or by transformers'.
 
@@ -137,7 +146,7 @@ class LatentDiffusion:
         where = str(embedded_folder()) if source == "embedded" else source
         if Path(where).exists():
             check_folder(Path(where))
-        elif where.startswith((".", "/", "~")) or where.count("/") != 1:
+        elif not is_hub_id(where):
             raise LDMError(f"there is no folder {where}; give a diffusers folder, a hub id OWNER/NAME, or 'embedded'")
         device = torch.device(device)
         dtype = choose_dtype(precision, device)
@@ -154,7 +163,7 @@ class LatentDiffusion:
             tokenizer = CLIPTokenizer.from_pretrained(where, subfolder="tokenizer")
             scheduler = DDIMScheduler.from_pretrained(where, subfolder="scheduler")
         except Exception as error:  # whatever configs, weights and vocabularies that are none make the libraries raise
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            first = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
             if not Path(where).exists():  # the libraries' words are those of a file that the hub does not have
                 first += "; is the name right, and the hub within reach? A folder that was fetched does as well"
             raise LDMError(f"the LDM {source} cannot be loaded: {first}") from error

@@ -24,10 +24,10 @@ from domainfusion.algorithms.domainfusion import DomainFusion
 from domainfusion.config import TrainConfig
 from domainfusion.data.domains import MultiDomainDataset, folder_address, in_order, list_images, load_dataset
 from domainfusion.data.images import read_image
-from domainfusion.diffusion.ldm import source_fingerprint
+from domainfusion.diffusion.ldm import is_hub_id, source_fingerprint
 from domainfusion.distillation.curve_rounds import GRID, curves_of
 from domainfusion.distillation.curves import CurveStore, reads_curves
-from domainfusion.errors import DataError
+from domainfusion.errors import DataError, LDMError
 from domainfusion.experiments.runs import build_algorithm, context_of
 from domainfusion.files import cache_folder
 from domainfusion.fusion.candidate_cache import cache_path, cached_rows
@@ -59,7 +59,8 @@ def plan_run(data: str, config: TrainConfig) -> dict[str, Any]:
     Raises what the run itself would raise for a wrong name, folder or option.
     """
     ALGORITHMS.get(config.algorithm)
-    plan = Plan()
+    # A step takes as long from random weights; published ones are for the run to fetch.
+    config, plan = dataclasses.replace(config, pretrained=False), Plan()
     with tempfile.TemporaryDirectory(prefix="domainfusion-plan-") as work:
         dataset = outline(data, config, plan)
         context = context_of(dataset, config, Path(work), progress=False)
@@ -71,8 +72,8 @@ def plan_run(data: str, config: TrainConfig) -> dict[str, Any]:
         _time_evaluations(algorithm, plan)
         if isinstance(algorithm, DomainFusion):
             _time_generations(algorithm, plan)
-        if _by_curves(context):
-            _time_curves(context, plan)
+            if _by_curves(context):
+                _time_curves(context, plan)
     plan.seconds["total"] = sum(plan.seconds.values())
     plan.bytes["total"] = sum(plan.bytes.values())
     return {
@@ -122,7 +123,10 @@ def _by_curves(context: Context) -> bool:
 
 
 def _build(context: Context, plan: Plan) -> Algorithm:
-    """The algorithm as a run builds it, but that no curve is tabulated for it."""
+    """The algorithm as a run builds it, but that no curve is tabulated for it.
+
+    Where the LDM is a hub's and cannot be fetched, ERM in its place: nothing is known of its cost.
+    """
     config = context.config
     if config.algorithm not in KNOWN:
         plan.notes.append(f"for {config.algorithm} only the steps of a plain classifier are counted, not its own work")
@@ -130,7 +134,13 @@ def _build(context: Context, plan: Plan) -> Algorithm:
     elif _by_curves(context):  # reading a table costs nothing
         weight = config.raw_weight or (0.0 if config.synthetic_weight else 1.0)
         config = dataclasses.replace(config, distill_weight=0.0, raw_weight=weight)
-    algorithm = build_algorithm(dataclasses.replace(context, config=config))
+    try:
+        algorithm = build_algorithm(dataclasses.replace(context, config=config))
+    except LDMError as error:
+        if not is_hub_id(config.ldm):
+            raise
+        plan.notes.append(f"{error}. Generations and distillation are not counted")
+        algorithm = build_algorithm(dataclasses.replace(context, config=dataclasses.replace(config, algorithm="erm")))
     return algorithm.to(context.device)
 
 
