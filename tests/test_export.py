@@ -151,9 +151,13 @@ class TestFolder:
 
 
 @pytest.mark.parametrize(
-    "name", ["test_vit", "test_convnext", "test_efficientnet", "resnet10t", "mobilenetv3_small_050"]
-)
-def test_every_kind_of_backbone_goes_into_timms_layout(name: str, model: Model, tmp_path: Path) -> None:
+    "name",
+    [
+        "test_vit", "test_convnext", "test_efficientnet", "resnet10t", "mobilenetv3_small_050",
+        "torchvision:mobilenet_v3_small",
+    ],
+)  # fmt: skip
+def test_every_kind_of_backbone_goes_into_its_librarys_layout(name: str, model: Model, tmp_path: Path) -> None:
     from domainfusion.algorithms.classifier import build_classifier
 
     config = dataclasses.replace(model.config, backbone=name)
@@ -164,6 +168,22 @@ def test_every_kind_of_backbone_goes_into_timms_layout(name: str, model: Model, 
     export.export_folder(other, tmp_path / name)
     pixels = export._probes(size, 2)
     assert (domainfusion.load(tmp_path / name).logits(pixels) == other.logits(pixels)).all()
+
+
+def test_torchvision_alone_reads_a_folder_of_its_backbone(model: Model, tmp_path: Path, pictures: list[Path]) -> None:
+    from domainfusion.algorithms.classifier import build_classifier
+
+    config = dataclasses.replace(model.config, backbone="torchvision:resnet18.IMAGENET1K_V1")
+    torch.manual_seed(0)
+    classifier = build_classifier(config, 3, initialize=False).eval()
+    other = dataclasses.replace(model, classifier=classifier, config=config, temperature=2.0)
+    export.export_folder(other, tmp_path)
+    assert ModelCard.load(tmp_path / "README.md").data.library_name == "pytorch"
+    text = (tmp_path / "README.md").read_text()
+    code = "\n".join(line[4:] for line in text.splitlines() if line.startswith("    "))
+    scope: dict[str, Any] = {"image": Image.open(pictures[0])}
+    exec(code.replace("PATH", str(tmp_path)).replace("image.jpg", str(pictures[0])), scope)
+    assert scope["p"].detach().numpy() == pytest.approx(other.probabilities(pictures[:1]), abs=1e-5)
 
 
 def test_a_backbone_with_two_heads_is_refused(model: Model, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""A trained model as files to deploy: a folder that `domainfusion.load` and timm read, or one ONNX file.
+"""A trained model as files to deploy: a folder for `domainfusion.load` and timm (or torchvision), or one ONNX file.
 
-Both are checked before they are left behind: the folder's weights in timm's own model, the ONNX file in onnxruntime,
-each against the classifier itself, on the same images.
+Both are checked before they are left behind: the folder's weights in the library's own model, the ONNX file in
+onnxruntime, each against the classifier itself, on the same images.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from domainfusion import __version__
-from domainfusion.algorithms.backbones import architecture_of
+from domainfusion.algorithms.backbones import TORCHVISION, architecture_of, whole_network
 from domainfusion.data.transforms import normalize
 from domainfusion.errors import DomainFusionError, UsageError
 from domainfusion.files import atomic_path, make_folder, write_json, write_text
 from domainfusion.model import Model
-from domainfusion.model_card import build_card
+from domainfusion.model_card import build_card, library_of
 from domainfusion.tensors import checksum
 
 Input = Literal["uint8", "float"]
@@ -33,31 +33,18 @@ OPSET = 18  # the first whose Resize can antialias, as training does
 
 
 def export_folder(model: Model, output: Path) -> list[Path]:
-    """Write model.safetensors (in timm's names), config.json and README.md to `output`; their paths.
+    """Write model.safetensors (in timm's or torchvision's names), config.json and README.md to `output`; their paths.
 
     Raises `DomainFusionError` for a backbone whose classifier timm does not keep in one last layer.
     """
     refuse_tester(model)
-    head, tensors = timm_weights(model)
-    backbone: Any = model.classifier.backbone
-    described = dict(backbone.pretrained_cfg)
+    head, tensors = library_weights(model)
     name = architecture_of(model.config)
-    architecture, _, tag = name.partition(".")
-    mean, std = list(model.classifier.mean), list(model.classifier.std)
-    config = {
-        "architecture": architecture, "num_classes": len(model.classes), "num_features": int(backbone.num_features),
-        "label_names": list(model.classes),
-        "pretrained_cfg": {
-            "tag": tag, "custom_load": False, "input_size": [3, model.size, model.size], "pool_size": None,
-            "fixed_input_size": bool(described.get("fixed_input_size", False)), "interpolation": "bilinear",
-            "crop_pct": 1.0, "crop_mode": "squash", "mean": mean, "std": std,
-            "num_classes": len(model.classes), "first_conv": described.get("first_conv"), "classifier": head,
-        },
-        "domainfusion": {
-            "version": __version__, "backbone": name, "precision": model.config.precision,
-            "head": head, "classes": list(model.classes), "size": model.size, "mean": mean, "std": std,
-            "temperature": model.temperature, "facts": model.facts,
-        },
+    config = {} if name.startswith(TORCHVISION) else timm_config(model, head)
+    config["domainfusion"] = {
+        "version": __version__, "backbone": name, "precision": model.config.precision, "head": head,
+        "classes": list(model.classes), "size": model.size, "mean": list(model.classifier.mean),
+        "std": list(model.classifier.std), "temperature": model.temperature, "facts": model.facts,
     }  # fmt: skip
     refuse_run_folder(output)
     make_folder(output)
@@ -68,6 +55,24 @@ def export_folder(model: Model, output: Path) -> list[Path]:
         temporary.chmod((output / "README.md").stat().st_mode)
     write_json(output / "config.json", config)  # last: with it the folder is a model
     return [output / name for name in ("model.safetensors", "config.json", "README.md")]
+
+
+def timm_config(model: Model, head: str) -> dict[str, Any]:
+    """What timm reads from a model folder's config.json."""
+    backbone: Any = model.classifier.backbone
+    described = dict(backbone.pretrained_cfg)
+    architecture, _, tag = architecture_of(model.config).partition(".")
+    return {
+        "architecture": architecture, "num_classes": len(model.classes), "num_features": int(backbone.num_features),
+        "label_names": list(model.classes),
+        "pretrained_cfg": {
+            "tag": tag, "custom_load": False, "input_size": [3, model.size, model.size], "pool_size": None,
+            "fixed_input_size": bool(described.get("fixed_input_size", False)), "interpolation": "bilinear",
+            "crop_pct": 1.0, "crop_mode": "squash", "mean": list(model.classifier.mean),
+            "std": list(model.classifier.std), "num_classes": len(model.classes),
+            "first_conv": described.get("first_conv"), "classifier": head,
+        },
+    }  # fmt: skip
 
 
 def refuse_tester(model: Model) -> None:
@@ -87,36 +92,32 @@ def refuse_run_folder(output: Path) -> None:
         )
 
 
-def timm_weights(model: Model) -> tuple[str, dict[str, torch.Tensor]]:
-    """The name of timm's last layer, and all weights under timm's names, checked in timm's own model."""
-    import timm
+def library_weights(model: Model) -> tuple[str, dict[str, torch.Tensor]]:
+    """The library's name of the last layer, and all weights under its names, checked in the library's own model.
 
-    classifier = _on_cpu(model)
-    backbone: Any = classifier.backbone
-    name = architecture_of(model.config)
-    head = getattr(backbone, "pretrained_cfg", {}).get("classifier")
-    if not isinstance(head, str):
-        raise DomainFusionError(
-            f"the backbone {name} has no single last layer in timm ({head!r}), so a model folder cannot hold it; "
-            "export it with --format onnx"
-        )
+    The library is timm, or torchvision for a backbone of its.
+    """
+    classifier, name = _on_cpu(model), architecture_of(model.config)
+    remedy = "a model folder cannot hold it; export it with --format onnx"
+    try:
+        whole, head = whole_network(model.config, len(model.classes))
+    except DomainFusionError as error:
+        raise DomainFusionError(f"{error}: {remedy}") from error
     tensors = {f"{head}.{name}": value for name, value in classifier.head.state_dict().items()}
-    tensors |= backbone.state_dict()
+    tensors |= classifier.backbone.state_dict()
     tensors = {name: value.detach().contiguous().clone() for name, value in tensors.items()}
-    whole = timm.create_model(name, num_classes=len(model.classes)).eval()
     images = torch.from_numpy(_probes(model.size, 3)).permute(0, 3, 1, 2).float() / 255
     try:
         whole.load_state_dict(tensors)
     except RuntimeError as error:
-        raise DomainFusionError(f"timm's {name} does not take the weights: {error}") from error
+        raise DomainFusionError(f"the library's own {name} does not take the weights: {error}") from error
     with torch.no_grad():
         ours = classifier(images)
-        theirs = whole(normalize(images, classifier.mean, classifier.std)).float()
+        theirs = whole.eval()(normalize(images, classifier.mean, classifier.std)).float()
     difference = float((ours - theirs).abs().max() / ours.abs().max().clamp_min(1))
     if not difference <= TOLERANCE:
         raise DomainFusionError(
-            f"timm's {name} and the classifier differ by {difference:.2g} with the same weights, so a "
-            "model folder would be wrong; export it with --format onnx"
+            f"the library's own {name} and the classifier differ by {difference:.2g} with the same weights: {remedy}"
         )
     return head, tensors
 
@@ -265,4 +266,4 @@ Resizing, normalisation and temperature are in the graph; images of one batch ha
 """
     card = build_card(model)
     before, after = card.index("## Use\n"), card.index("The classes, in the order")
-    return f"{card[:before]}{use}\n{card[after:]}".replace("library_name: timm", "library_name: onnx")
+    return f"{card[:before]}{use}\n{card[after:]}".replace(f"library_name: {library_of(model)}", "library_name: onnx")

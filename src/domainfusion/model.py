@@ -222,7 +222,7 @@ def _load_export(folder: Path, device: torch.device) -> Model:
     if not isinstance(size, int) or not 8 <= size <= 2048:
         raise FileError(f"{path}: size is a number of pixels from 8 to 2048, not {size!r}")
     if not isinstance(head, str) or not head:
-        raise FileError(f"{path}: head is the name of timm's last layer, not {head!r}")
+        raise FileError(f"{path}: head is the name of the last layer, not {head!r}")
     statistics = [ours.get("mean"), ours.get("std")]
     if not all(isinstance(part, list) and len(part) == 3 and all(map(_is_share, part)) for part in statistics):
         raise FileError(
@@ -237,7 +237,7 @@ def _load_export(folder: Path, device: torch.device) -> Model:
     tensors = read_weights(folder / "model.safetensors")
     classifier = build_classifier(config, len(classes), initialize=False)
     classifier.mean, classifier.std = (tuple(map(float, part or ())) for part in statistics)
-    fill_weights(classifier, from_timm_names(tensors, head), folder / "model.safetensors")
+    fill_weights(classifier, from_library_names(tensors, head), folder / "model.safetensors")
     temperature = _checked_calibration(ours, path)["temperature"]
     return Model(
         classifier.to(device).eval(), config, tuple(classes), size, float(temperature), device,
@@ -249,8 +249,8 @@ def _is_share(number: Any) -> bool:
     return isinstance(number, (int, float)) and not isinstance(number, bool) and 0 < number <= 1
 
 
-def from_timm_names(tensors: dict[str, torch.Tensor], head: str) -> dict[str, torch.Tensor]:
-    """The weights of a whole timm model under `Classifier`'s names; `head` is timm's name of the last layer."""
+def from_library_names(tensors: dict[str, torch.Tensor], head: str) -> dict[str, torch.Tensor]:
+    """The weights of a model of timm or torchvision under `Classifier`'s names; `head` is its last layer."""
     return {
         (f"head.{name[len(head) + 1 :]}" if name.startswith(f"{head}.") and name.count(".") == head.count(".") + 1
          else f"backbone.{name}"): tensor

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from domainfusion.algorithms.backbones import TORCHVISION
 from domainfusion.errors import UsageError
 from domainfusion.experiments.expectation import HELD_OUT
 from domainfusion.files import read_json
@@ -14,7 +15,7 @@ from domainfusion.model import Model
 
 CARD = """\
 ---
-library_name: timm
+library_name: {library}
 pipeline_tag: image-classification
 tags:
 - image-classification
@@ -40,13 +41,7 @@ tags:
     model = domainfusion.load("PATH")                      # this folder
     labels, confidences = model.predict(["image.jpg"])     # paths, PIL images or arrays
 
-or `domainfusion predict PATH IMAGES...`. With timm alone (written with timm {timm}), dividing by the temperature:
-
-    import timm, torch
-    from timm.data import create_transform, resolve_data_config
-    model = timm.create_model("local-dir:PATH", pretrained=True).eval()
-    transform = create_transform(**resolve_data_config({{}}, model=model))
-    p = (model(transform(image.convert("RGB"))[None]) / {temperature!r}).softmax(-1)
+or `domainfusion predict PATH IMAGES...`. {alone}
 
 The classes, in the order of the outputs: {classes}.
 
@@ -58,6 +53,27 @@ in proportion), scaled to [0, 1], and normalised with mean {mean} and standard d
 The classifier knows these {count} classes alone and answers one of them whatever it is shown. Its weights carry no
 licence of their own: what may be done with them follows from the images and the weights that they were trained from.
 """
+
+TIMM = """\
+With timm alone (written with timm {version}), dividing by the temperature:
+
+    import timm, torch
+    from timm.data import create_transform, resolve_data_config
+    model = timm.create_model("local-dir:PATH", pretrained=True).eval()
+    transform = create_transform(**resolve_data_config({{}}, model=model))
+    p = (model(transform(image.convert("RGB"))[None]) / {temperature!r}).softmax(-1)"""
+
+TORCHVISION_ALONE = """\
+With torchvision alone (written with torchvision {version}), dividing by the temperature:
+
+    from safetensors.torch import load_file
+    from torchvision.models import get_model
+    from torchvision.transforms.v2.functional import normalize, pil_to_tensor
+    model = get_model("{name}", num_classes={count})
+    model.load_state_dict(load_file("PATH/model.safetensors"))
+    image = image.convert("RGB").resize(({size}, {size}), 2)           # 2: bilinear
+    pixels = normalize(pil_to_tensor(image)[None] / 255, {mean}, {std})
+    p = (model.eval()(pixels) / {temperature!r}).softmax(-1)"""
 
 
 def find_leave_one_out(model: Model, given: Path | None) -> dict[str, Any] | None:
@@ -88,13 +104,24 @@ def find_leave_one_out(model: Model, given: Path | None) -> dict[str, Any] | Non
 def build_card(model: Model) -> str:
     """The card of a model as Markdown, with the front matter that model hubs read."""
     facts = model.facts
-    return CARD.format(
-        title=_plain(f"{facts.get('dataset')}, {facts.get('algorithm')}"),
-        summary=_summary(model), accuracy=_accuracy(facts), confidence=_confidence(model),
-        temperature=model.temperature, classes=", ".join(f"`{_plain(name)}`" for name in model.classes),
-        size=model.size, timm=version("timm"), mean=_numbers(model.classifier.mean),
-        std=_numbers(model.classifier.std), count=len(model.classes),
+    mean, std = _numbers(model.classifier.mean), _numbers(model.classifier.std)
+    name = model.config.backbone
+    named = name.startswith(TORCHVISION)
+    alone = (TORCHVISION_ALONE if named else TIMM).format(
+        version=version("torchvision" if named else "timm"), temperature=model.temperature, count=len(model.classes),
+        name=name.removeprefix(TORCHVISION).partition(".")[0], size=model.size, mean=mean, std=std,
     )  # fmt: skip
+    return CARD.format(
+        library=library_of(model), title=_plain(f"{facts.get('dataset')}, {facts.get('algorithm')}"),
+        summary=_summary(model), accuracy=_accuracy(facts), confidence=_confidence(model), alone=alone,
+        classes=", ".join(f"`{_plain(name)}`" for name in model.classes), size=model.size, mean=mean, std=std,
+        count=len(model.classes),
+    )  # fmt: skip
+
+
+def library_of(model: Model) -> str:
+    """What a hub calls the library that reads a model's folder."""
+    return "pytorch" if model.config.backbone.startswith(TORCHVISION) else "timm"
 
 
 def _plain(text: str) -> str:

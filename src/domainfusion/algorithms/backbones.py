@@ -87,6 +87,30 @@ def architecture_of(config: TrainConfig) -> str:
     return LITE_ARCHITECTURE if uses_package(config) else config.backbone
 
 
+def whole_network(config: TrainConfig, classes: int) -> tuple[nn.Module, str]:
+    """The library's own classifier around a backbone, with random weights, and the name of its last linear layer.
+
+    Raises `DomainFusionError` where timm keeps the classifier in more than one layer.
+    """
+    name = architecture_of(config)
+    if name.startswith(TORCHVISION):
+        from torchvision import models
+
+        module: Any = models.get_model(name.removeprefix(TORCHVISION).partition(".")[0], num_classes=classes)
+        return module, _linear_layers(module)[-1][0]
+    import timm
+
+    module = timm.create_model(name, num_classes=classes)
+    head = (getattr(module, "pretrained_cfg", None) or {}).get("classifier")
+    if not isinstance(head, str):
+        raise DomainFusionError(f"the backbone {name} has no single last layer in timm ({head!r})")
+    return module, head
+
+
+def _linear_layers(module: nn.Module) -> list[tuple[str, nn.Linear]]:
+    return [(place, layer) for place, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+
+
 def input_statistics(config: TrainConfig) -> tuple[Triple, Triple]:
     """(mean, std) by channel that images in [0, 1] are normalised with, as `normalization` says.
 
@@ -132,7 +156,7 @@ def _torchvision(backbone: str, published: bool) -> tuple[nn.Module, int, tuple[
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torchvision's remarks about its own initial weights
         module: Any = models.get_model(name, weights=chosen)
-    layers = [(place, layer) for place, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+    layers = _linear_layers(module)
     if not layers or layers[-1][1].out_features != 1000 or getattr(module, "aux_logits", False):
         raise UsageError(
             f"--backbone {backbone}: it does not end in one linear layer; timm has {', '.join(_near_timm(name))}"
