@@ -16,6 +16,7 @@ from domainfusion.config import TrainConfig
 from domainfusion.config_files import build_config, load_toml
 from domainfusion.errors import UsageError
 from domainfusion.experiments.hyperparameters import read_space
+from domainfusion.fusion.schedule import generations_due
 from domainfusion.presets import load_preset
 from domainfusion.registry import PRESETS
 
@@ -60,7 +61,10 @@ def test_the_papers_preset() -> None:
     assert (generate.candidates, generate.interval, generate.content_weight) == (3, 5, 0.4)
     assert (generate.image_size, generate.updating, generate.sampling) == (320, True, True)
     assert options.synthetic_share == pytest.approx(1 / 3)
-    assert (options.ldm, options.distill.residual) == ("CompVis/stable-diffusion-v1-4", "plain")
+    assert generations_due(120 * 50 - 1, 120 * 50, 50, generate) == 24  # at the beginning of epochs 5, 10, ..., 120
+    distill = options.distill
+    assert (options.ldm, distill.residual) == ("CompVis/stable-diffusion-v1-4", "plain")
+    assert (distill.min_timestep, distill.max_timestep, distill.confidence_floor) == (0, 1, 0)
     table = load_preset("paper")["search"]
     assert table == {"lr": [1e-4, 3e-4, 5e-4, 7e-4, 9e-4, 1e-3], "generate": {"candidates": [1, 3, 5]}}
     assert options.lr in table["lr"]

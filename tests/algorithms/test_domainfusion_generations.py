@@ -24,9 +24,9 @@ from domainfusion_runs import MakeConfig, build, load
 def test_generations_are_due_where_algorithm_1_makes_them(
     few_images: Path, make_config: MakeConfig, tmp_path: Path, interval: int, generations: int
 ) -> None:
-    generate = GenerateConfig(interval=interval, generations=generations)
-    algorithm = build(few_images, make_config(generate=generate, steps=100_000), tmp_path)
-    epoch = algorithm.context.steps_per_epoch
+    generate = GenerateConfig(interval=interval, generations=generations, until=1.0)
+    epoch = build(few_images, make_config(generate=generate), tmp_path).context.steps_per_epoch
+    algorithm = build(few_images, make_config(generate=generate, steps=120 * epoch), tmp_path)
     made = 0
     for i in range(1, 121):  # lines 2 and 4: for i ← 1 to N_e, if i % Itv == 0
         if i % interval == 0 and (made < generations or not generations):

@@ -218,7 +218,7 @@ def test_epochs_of_a_sweep_are_those_of_its_data(image_folder: Path, tiny_pipeli
     run, options = chosen[0]
     context = build_context(str(image_folder), options, tmp_path / "run", progress=False)
     assert plan.steps_of(run.place, options) == context.config.steps == 20 * 7
-    due = generations_due(139, 140, 7, 4)
+    due = generations_due(139, 140, 7, config.generate)
     assert due == 4
     assert sorted({job.number for job in find_jobs(plan, chosen)}) == list(range(due))
 

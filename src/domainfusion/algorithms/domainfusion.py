@@ -92,10 +92,7 @@ class DomainFusion(Algorithm):
 
     def generations_due(self, step: int) -> int:
         """How many generations there are to be before `step` (see `domainfusion.fusion.schedule`)."""
-        config = self.config
-        return generations_due(
-            step, config.steps, self.context.steps_per_epoch, config.generate.interval, config.generate.generations
-        )
+        return generations_due(step, self.config.steps, self.context.steps_per_epoch, self.config.generate)
 
     def before_step(self, step: int, epoch: int) -> None:
         """Refresh the synthetic dataset when a generation is due (lines 4 to 13)."""

@@ -23,6 +23,8 @@ class GenerateConfig:
     """Epochs from one generation to the next."""
     generations: Annotated[int, Field(ge=0)] = 0
     """Most generations in a run (0: no limit)."""
+    until: Share = 0.9
+    """Share of the run's steps after which no generation is begun: it would hardly be used (1: Algorithm 1's way)."""
     strength: StrengthRange = (0.5, 0.9)
     """Range of image-to-image strengths; each image draws one, anew in each generation, for all its candidates."""
     steps: Count = 4

@@ -66,10 +66,7 @@ def needed_images(dataset: MultiDomainDataset, split: Split, config: TrainConfig
     sources = len(split.sources)
     train = sum(len(split.train[domain]) for domain in split.sources)
     generate, dsi, steps = config.generate.needed(), config.dsi, with_steps(config, split).steps
-    count = generations_due(
-        steps - 1, steps, steps_per_epoch(split, config.batch_size), generate.interval,
-        generate.generations,
-    )  # fmt: skip
+    count = generations_due(steps - 1, steps, steps_per_epoch(split, config.batch_size), generate)
     return {
         "dsi": {
             "fine_tuned": sources * dsi.tune_steps * dsi.tune_batch_size,

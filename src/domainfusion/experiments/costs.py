@@ -111,7 +111,7 @@ def generation_flops(passes: PassCosts, work: Workload, config: GenerateConfig, 
 def generations(work: Workload, config: GenerateConfig) -> int:
     """Generations that a run of these epochs makes (`fusion.schedule`; they do not depend on the steps of an epoch)."""
     steps = work.epochs * STEPS_AN_EPOCH
-    return generations_due(steps - 1, steps, STEPS_AN_EPOCH, config.interval, config.generations)
+    return generations_due(steps - 1, steps, STEPS_AN_EPOCH, config)
 
 
 def curve_flops(passes: PassCosts, work: Workload, config: DistillConfig) -> dict[str, float]:

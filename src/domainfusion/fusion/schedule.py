@@ -2,10 +2,13 @@
 
 Algorithm 1 makes one at the beginning of every `interval`-th epoch, counted from 1, the first of them early in its 120
 epochs. A run of fewer than 4·`interval` epochs would wait for a quarter of its time and more; it has three generations,
-at 1, 4 and 7 tenths of the run's steps. None falls into the last tenth, which would hardly use it.
+at 1, 4 and 7 tenths of the run's steps. None is begun after `until` of the steps, by default in the last tenth, which
+would hardly use it.
 """
 
 from __future__ import annotations
+
+from domainfusion.config import GenerateConfig
 
 TENTHS = (1, 4, 7)
 
@@ -19,19 +22,23 @@ def is_short(steps: int, steps_per_epoch: int, interval: int) -> bool:
     return steps < 4 * interval * steps_per_epoch
 
 
-def generations_due(step: int, steps: int, steps_per_epoch: int, interval: int, most: int = 0) -> int:
-    """How many generations there are to be before `step` (counted from 0), at most `most` of them (0: no limit).
+def generations_due(step: int, steps: int, steps_per_epoch: int, config: GenerateConfig) -> int:
+    """How many generations there are to be before `step` (counted from 0) of a run of `steps`.
 
-    >>> [generations_due(step, 400, 21, 5) for step in (39, 40, 160, 280, 399)]
+    >>> often = GenerateConfig(interval=5)
+    >>> [generations_due(step, 400, 21, often) for step in (39, 40, 160, 280, 399)]
     [0, 1, 2, 3, 3]
-    >>> [generations_due(step, 1000, 10, 5) for step in (39, 40, 90, 999)]
+    >>> [generations_due(step, 1000, 10, often) for step in (39, 40, 90, 999)]
     [0, 1, 2, 18]
+    >>> [generations_due(1199, 1200, 10, GenerateConfig(interval=5, until=share)) for share in (1, 0.9, 0.5)]
+    [24, 21, 12]
     """
-    if is_short(steps, steps_per_epoch, interval):
-        due = sum(step >= steps * tenth / 10 for tenth in TENTHS)
+    last = min(step, int(config.until * steps))
+    if is_short(steps, steps_per_epoch, config.interval):
+        due = sum(last >= steps * tenth / 10 for tenth in TENTHS)
     else:
-        due = (min(step, int(0.9 * steps)) // steps_per_epoch + 1) // interval
-    return min(due, most) if most else due
+        due = (last // steps_per_epoch + 1) // config.interval
+    return min(due, config.generations) if config.generations else due
 
 
 def describe(steps: int, steps_per_epoch: int, interval: int, most: int = 0) -> str:

@@ -81,9 +81,7 @@ def _wanted(config: TrainConfig, epoch: int, curves: bool) -> Iterator[tuple[str
         key = [{name: distill[name] for name in CURVE_SHAPING}, generate["plain_template"], generate["image_size"]]
         yield "curves", 0, key
     if config.synthetic_weight > 0:
-        due = generations_due(
-            config.steps - 1, config.steps, epoch, config.generate.interval, config.generate.generations
-        )
+        due = generations_due(config.steps - 1, config.steps, epoch, config.generate)
         folder = embedded_folder() if config.ldm == "embedded" else Path(config.ldm)
         styles = allowed_styles(read_styles(folder), config.target, config.second_target)
         for number in range(min(due, 1) if config.generate.updating else due):  # later ones start from a run's own
