@@ -10,7 +10,18 @@ from typing import Any
 
 import torch
 
-from benchmarks import alternatives, candidates, distillation, growth, labels, overlap, startup, training, zero_shot
+from benchmarks import (
+    alternatives,
+    candidates,
+    distillation,
+    growth,
+    labels,
+    overlap,
+    slope_views,
+    startup,
+    training,
+    zero_shot,
+)
 
 ROWS = {
     "startup": startup.startup,
@@ -19,6 +30,7 @@ ROWS = {
     "slope_variance": distillation.slope_variance,
     "distillation_run": distillation.distillation_run,
     "curve_error": distillation.curve_error,
+    "slope_views": slope_views.slope_views,
     "sweep_share": distillation.sweep_share,
     "candidates": candidates.candidates,
     "solver_error": candidates.solver_error,
