@@ -118,5 +118,5 @@ def select(records: list[Record], method: str) -> Selected | None:
 
 
 def draw_order(seed: int | str) -> tuple[bool, int | str]:
-    """The place of a hyperparameter draw among others: by its seed, and behind those the draws that have none (text)."""
+    """The place of a hyperparameter draw among others: by its seed, and last the draws that have none (text)."""
     return isinstance(seed, str), seed
