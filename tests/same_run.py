@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from domainfusion.files import read_json, read_json_lines
 from domainfusion.tensors import load_state
 
-CLOCKS = ("seconds", "wall_seconds", "step_time")
+CLOCKS = ("seconds", "wall_seconds", "step_time", "mem_gb")  # and what the process took on a GPU
 
 
 def without_clocks(value: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Running out of memory: how it shows, on whatever device, and work done in smaller parts where it does."""
+"""Memory of the machine and its accelerator: what was used, how running out of it shows, and work in smaller parts."""
 
 from __future__ import annotations
 
@@ -26,6 +26,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in SIGNS)
+
+
+def peak_memory(device: torch.device) -> float:
+    """GPU memory in GiB that this process's tensors took at most so far on `device`; 0 where it is no CUDA device.
+
+    >>> peak_memory(torch.device("cpu"))
+    0.0
+    """
+    return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
 
 
 def release() -> None:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from domainfusion import cli
+from domainfusion.config import DataConfig
 from domainfusion.data.archives import Member
+from domainfusion.data.benchmarks import BENCHMARKS
+from domainfusion.data.domains import load_folder
+from domainfusion.data.likeness import overlap_notes
+from domainfusion.data.verification import verify_folder
 from domainfusion.errors import DataError
 from preparing import TERRA, files_of, pack_tar, picture, run, write_tree
 
@@ -82,6 +89,54 @@ class TestTerraIncognita:
         assert other > 3
         assert f"left {other} images of the four locations that show none of the ten classes" in done["notes"]
         assert any("of the classes and are under" in note for note in done["notes"])
+
+    def test_an_image_under_two_of_its_classes_is_as_it_should_be(
+        self, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run(TERRA, source, tmp_path / "o")
+        for location in TERRA.domains:  # so that every location has every class
+            for number, name in enumerate(TERRA.class_names):
+                fill = tmp_path / "o" / location / name / "fill.png"
+                fill.parent.mkdir(parents=True, exist_ok=True)
+                fill.write_bytes(picture(1000 + 10 * TERRA.domains.index(location) + number))
+        found = [Path(name) for name in files_of(tmp_path / "o")]
+        places = Counter((path.parts[0], path.name) for path in found if path.name != "fill.png")
+        several = [place for place, count in places.items() if count > 1]
+        counts = tuple(sum(path.parts[0] == location for path in found) for location in TERRA.domains)
+        monkeypatch.setitem(BENCHMARKS, "TerraIncognita", dataclasses.replace(TERRA, counts=counts))
+        assert cli.run(["data", "verify", str(tmp_path / "o"), "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert told["ok"]
+        assert told["problems"] == []
+        (note,) = [note for note in told["notes"] if note["kind"] == "several-classes"]
+        assert note["message"] == f"{len(several)} images under more than one class, each of which it shows"
+        expected = {f"{domain}/{path.parts[1]}/{name}" for domain, name in several for path in found
+                    if (path.parts[0], path.name) == (domain, name)}  # fmt: skip
+        assert {path for line in note["where"] for path in line.split(" = ")} == expected
+        assert cli.run(["data", "verify", str(tmp_path / "o")]) == 0
+        assert f"note: {len(several)} images under more than one class" in capsys.readouterr().out
+
+        dataset = load_folder(tmp_path / "o", DataConfig(size=32))
+        said = overlap_notes(dataset, np.arange(len(dataset)), np.arange(0))
+        assert [" under another class that they show too" in line for line in said] == [True]
+
+        # The same picture under another name, and in another location, was not put there by the annotations.
+        domain, label, name = TERRA.domains[0], *TERRA.class_names[:2]
+        shutil.copy(tmp_path / "o" / domain / label / "fill.png", tmp_path / "o" / domain / name / "other.png")
+        shutil.copy(tmp_path / "o" / TERRA.domains[1] / label / "fill.png", tmp_path / "o" / TERRA.domains[2] / name)
+        state = verify_folder(tmp_path / "o", progress=False)
+        assert {problem.kind for problem in state.problems} == {"count", "leak", "two-labels"}
+        (torn,) = [problem for problem in state.problems if problem.kind == "two-labels"]
+        assert f"{domain}/{label}/fill.png = {domain}/{name}/other.png" in torn.where
+        assert len(torn.where) == 2
+
+    def test_the_same_folder_as_another_data_set_is_torn(self, source: Path, tmp_path: Path) -> None:
+        run(TERRA, source, tmp_path / "o")
+        for number, location in enumerate(TERRA.domains):
+            (tmp_path / "o" / location).rename(tmp_path / "o" / f"site {number}")
+        state = verify_folder(tmp_path / "o", progress=False)
+        assert state.benchmark is None
+        assert "two-labels" in {problem.kind for problem in state.problems}
 
     def test_missing_images_stop_it_unless_allowed(
         self, source: Path, tmp_path: Path, parts: list[dict[str, Any]]

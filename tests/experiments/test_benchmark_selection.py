@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from domainbed_scripts import load_records, selected
 from domainfusion.cli import run
 from domainfusion.config import AverageConfig, DataConfig, TrainConfig
 from domainfusion.errors import UsageError
@@ -67,7 +68,7 @@ def test_the_figure_is_the_one_that_the_other_domains_prefer(done: tuple[Path, d
     folder, summary = done
     for trial in (0, 1):
         best, reported, chosen, at = -1.0, np.nan, -1, -1
-        for draw in (0, 1):
+        for draw in (1, 0):  # of draws that are equally good the last counts, of steps the first
             single = records_of(folder, "photo", trial, draw)
             assert sorted(single) == [1, 2, 3]
             for step in (1, 2, 3):
@@ -111,6 +112,22 @@ def test_collect_prints_every_method_of_these_runs(done: tuple[Path, dict[str, A
     for table in tables:
         assert len(table.accuracy["ERM"]["photo"]) == 2
         assert all(len(table.accuracy["ERM"][domain]) == 0 for domain in DOMAINS if domain != "photo")
+
+
+def test_domainbeds_scripts_find_these_runs_in_the_layout(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, _ = done
+    output = tmp_path / "for-domainbed"
+    assert run(["collect", str(folder), "--domainbed", str(output)]) == 0
+    records = load_records(output)
+    assert len(records) == 3 * len(list(folder.rglob("results.jsonl")))
+    assert all((path / "done").exists() for path in output.iterdir() if path.is_dir())
+    fields = {f"env{number}_{part}_acc" for number in range(4) for part in ("in", "out")}
+    fields |= {"args", "epoch", "hparams", "loss", "mem_gb", "step", "step_time"}  # all that its train.py writes
+    assert all(set(record) == fields and record["mem_gb"] == 0 for record in records)
+    for table in collect([folder])[0]:
+        theirs = selected(records, table.method)
+        assert [theirs[table.dataset, "ERM", 2, trial] for trial in (0, 1)] == table.accuracy["ERM"]["photo"]
+        assert {target for _, _, target, _ in theirs} == {2}
 
 
 def test_the_report_shows_the_draws_that_count_as_one_arm(done: tuple[Path, dict[str, Any]]) -> None:

@@ -72,6 +72,24 @@ def test_methods_are_their_definitions(sweep: list[dict[str, Any]], method: str)
         assert found.test == chosen(sweep, method, target, trial)
 
 
+@pytest.mark.parametrize("method", list(METHODS))
+def test_of_equals_the_last_draw_and_its_first_step_count(method: str) -> None:
+    """As in DomainBed: draws are sorted by validation, those of equal validation by seed, and the last is taken."""
+    rng = np.random.default_rng(3)
+    records = []
+    for draw in (10, 9, 2):  # in the order of their folders' names
+        for step in (600, 0, 300):
+            for targets in ([0], [0, 1], [0, 2], [0, 3]):
+                same = record(rng, targets, draw=draw, step=step)
+                same |= {name: 0.5 for name in same if name.endswith("_acc")}
+                records.append(same | {"env0_in_acc": (draw * 1000 + step) / 20000})
+    found = select(records, method)
+    assert found is not None
+    assert found.hparams_seed == 10
+    assert found.step == {"training-domain": 600, "leave-one-domain-out": 0, "oracle": 600}[method]
+    assert found.test == (10_000 + found.step) / 20000
+
+
 def test_leave_one_domain_out_needs_every_pair(sweep: list[dict[str, Any]]) -> None:
     records = [r for r in sweep if sorted(r["args"]["test_envs"]) != [1, 2]]
     groups = group_records(records)

@@ -50,6 +50,8 @@ class CollectCommand:
     """Form of the tables."""
     selection: tuple[Literal["training-domain", "leave-one-domain-out", "oracle"], ...] = ()
     """Model selection methods (default: all three)."""
+    domainbed: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Lay the runs' records out in DIR too, as DomainBed's own scripts read them (collect_results --input_dir DIR)."""
     json: bool = False
     """The same as --format json."""
 
@@ -91,16 +93,21 @@ def collect(words: list[str]) -> None:
     command = parse(CollectCommand, words, "domainfusion collect")
     if not command.folders:
         raise UsageError("name the folders that hold the runs")
-    from domainfusion.results.collect import collect as collect_tables
-    from domainfusion.results.collect import tables_json, tables_text
+    from domainfusion.results.collect import build_tables, tables_json, tables_text
+    from domainfusion.results.domainbed import read_records
+    from domainfusion.results.domainbed_layout import check_output, lay_out
 
     for folder in command.folders:
         if not folder.exists():
             raise UsageError(f"there is no folder {folder}")
-    tables, notes = collect_tables(list(command.folders), list(command.selection) or None)
-    if not tables:
+    if command.domainbed is not None:
+        check_output(command.domainbed, command.folders)
+    found = read_records(list(command.folders))
+    if not found.records:
         raise UsageError(f"no records (results.jsonl) at or below {', '.join(map(str, command.folders))}")
-    for note in notes:
+    laid_out = lay_out(found.records, command.domainbed) if command.domainbed is not None else []
+    for note in (*found.notes, *laid_out):
         show_note(note)
+    tables = build_tables(found.records, list(command.selection) or None)
     form = "json" if command.json else command.format
     show(tables_json(tables), tables_text(tables, form), form == "json")

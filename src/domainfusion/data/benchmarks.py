@@ -39,6 +39,7 @@ class Benchmark:
     domain_aliases: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # other spellings
     class_aliases: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     versions: tuple[Version, ...] = ()
+    several_classes: bool = False  # an image may show several of its classes, and lies in the folder of each
 
     @property
     def classes(self) -> int:
@@ -127,6 +128,7 @@ BENCHMARKS = {
                     "24,788 images", total=24330,
                 ),
             ),
+            several_classes=True,
         ),
         Benchmark(
             "DomainNet", "domain_net", ("clipart", "infograph", "painting", "quickdraw", "real", "sketch"),

@@ -1,6 +1,7 @@
 """Images that cannot be decoded, and pictures that occur more than once.
 
-A picture in two domains leaks from source to target; a picture under two labels has one that is wrong.
+A picture in two domains leaks from source to target; a picture under two labels has one that is wrong, unless the data
+set puts an image that shows two of its classes under both.
 """
 
 from __future__ import annotations
@@ -59,9 +60,18 @@ def hash_of_image(path: Path) -> bytes:
 
 
 def decode_all(
-    root: Path, listing: dict[str, dict[str, list[Path]]], workers: int, progress: bool
+    root: Path,
+    listing: dict[str, dict[str, list[Path]]],
+    workers: int,
+    progress: bool,
+    *,
+    several_classes: bool = False,
 ) -> tuple[list[Finding], list[Finding]]:
-    """Problems and notes: what of {domain: {class: [paths]}} cannot be decoded, and what occurs more than once."""
+    """Problems and notes: what of {domain: {class: [paths]}} cannot be decoded, and what occurs more than once.
+
+    Args:
+        several_classes: an image may show several classes, and is then in the folder of each under its one name.
+    """
     problems, notes = [], []
     files = [(d, c, path) for d in sorted(listing) for c in sorted(listing[d]) for path in listing[d][c]]
     places: dict[bytes, list[Place]] = defaultdict(list)
@@ -87,7 +97,20 @@ def decode_all(
                 effect="training stops at them; --data.bad-images skip leaves them out, which changes the splits",
             )
         )  # fmt: skip
-    problems += _equal_images(places)
+    both: list[list[Place]] = []
+    others: list[list[Place]] = []
+    for same in places.values():
+        (both if several_classes and _shows_several(same) else others).append(same)
+    if both:
+        notes.append(
+            Finding(
+                "several-classes", f"{number(len(both), 'image')} under more than one class, each of which it shows",
+                effect="as DomainBed places them: each place counts as an image, and the held-out part of a domain may "
+                "hold images that train under their other class",
+                where=tuple(" = ".join(path for *_, path in same) for same in both),
+            )
+        )  # fmt: skip
+    problems += _equal_images(others)
     notes += _near_images(places, prints)
     repeated = [same for same in places.values() if len(same) > 1 and len({place[:2] for place in same}) == 1]
     if repeated:
@@ -139,10 +162,16 @@ def _near_images(places: dict[bytes, list[Place]], prints: dict[bytes, Print]) -
     ]  # fmt: skip
 
 
-def _equal_images(places: dict[bytes, list[Place]]) -> list[Finding]:
-    """Pictures in two domains, and pictures under two labels."""
-    leaks = [same for same in places.values() if len({domain for domain, *_ in same}) > 1]
-    torn = [same for same in places.values() if len({name for _, name, _ in same}) > 1]
+def _shows_several(same: list[Place]) -> bool:
+    """Whether the places of one picture are those of one file in the folders of several classes of a domain."""
+    files = {(domain, Path(path).name) for domain, _, path in same}
+    return len(files) == 1 and len({name for _, name, _ in same}) > 1
+
+
+def _equal_images(pictures: list[list[Place]]) -> list[Finding]:
+    """Pictures in two domains, and pictures under two labels, of the places of each picture."""
+    leaks = [same for same in pictures if len({domain for domain, *_ in same}) > 1]
+    torn = [same for same in pictures if len({name for _, name, _ in same}) > 1]
     findings = []
     if leaks:
         pairs: dict[str, int] = defaultdict(int)

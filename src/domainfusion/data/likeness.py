@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from domainfusion.data.benchmarks import recognise
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.files import atomic_path, cache_folder
 
@@ -183,12 +184,26 @@ def overlap_notes(dataset: MultiDomainDataset, used: np.ndarray, test: np.ndarra
                 f"{len(pairs)} of {len(test)} test images {what} in the source domains, which flatters the target's "
                 f"accuracy: {_shown(dataset, pairs)}; `domainfusion data verify` lists all, leave one of each out"
             )
+    known = recognise(dataset.domains, dataset.classes)
+    both = [pair for pair in torn if known is not None and known.several_classes and _is_one_file(dataset, pair)]
+    torn = [pair for pair in torn if pair not in both]
+    if both:
+        notes.append(
+            f"{len(both)} images are there under another class that they show too, as DomainBed has them: "
+            f"{_shown(dataset, both)}"
+        )
     if torn:
         notes.append(
             f"{len(torn)} images are there under another label too, so one of the labels is wrong: "
             f"{_shown(dataset, torn)}"
         )
     return notes
+
+
+def _is_one_file(dataset: MultiDomainDataset, pair: tuple[int, int]) -> bool:
+    """Whether both rows are of one domain and of files of one name."""
+    here, there = (Path(dataset.keys[row]) for row in pair)
+    return here.name == there.name and dataset.domain_of[pair[0]] == dataset.domain_of[pair[1]]
 
 
 def _shown(dataset: MultiDomainDataset, pairs: Pairs, most: int = 3) -> str:

@@ -2,7 +2,8 @@
 
 The folder is compared with the benchmark that its names say it is, or with itself where it is none: every domain
 should have every class. Each image is decoded in full, and its pixels hashed, so that damaged files and pictures that
-occur twice (in two domains: a leak from source to target; under two labels: an error in one of them) are found.
+occur twice (in two domains: a leak from source to target; under two labels: an error in one of them, unless the
+benchmark has images of several classes) are found.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ def verify_folder(
         _compare_counts(state, benchmark)
     _compare_domains(state)
     if not quick:
-        problems, notes = decode_all(root, listing, workers or min(8, os.cpu_count() or 1), progress)
+        several = benchmark is not None and benchmark.several_classes
+        threads = workers or min(8, os.cpu_count() or 1)
+        problems, notes = decode_all(root, listing, threads, progress, several_classes=several)
         state.problems += problems
         state.notes += notes
     return state

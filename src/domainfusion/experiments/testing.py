@@ -41,5 +41,6 @@ def write_final_record(algorithm: Algorithm, result: dict[str, Any], done: Progr
         config, context.dataset.name, context.dataset.domains, shares, output=context.folder, step=done.best_step,
         epoch=done.best_step / context.steps_per_epoch, loss=measured["raw_loss"],
         step_time=done.seconds / max(1, done.step), frequency=max(1, config.steps // config.evaluations),
+        device=context.device,
     )  # fmt: skip
     append_json_line(path, record)

@@ -231,7 +231,7 @@ def write_record(context: Context, found: ZeroShotResult) -> None:
     shares[str(config.target)] = {"in": found.test.accuracy, "out": found.held_out.accuracy}
     record = build_record(
         config, context.dataset.name, context.dataset.domains, shares, output=context.folder, step=0, epoch=0.0,
-        loss=found.test.loss, step_time=0.0, frequency=1,
+        loss=found.test.loss, step_time=0.0, frequency=1, device=context.device,
     )  # fmt: skip
     path = context.folder / "results.jsonl"
     path.unlink(missing_ok=True)  # an interrupted run's

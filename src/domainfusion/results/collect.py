@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from domainfusion.data.benchmarks import BENCHMARKS
 from domainfusion.results.domainbed import read_records
@@ -51,24 +54,33 @@ def format_mean(shares: list[float], plus_minus: str = "+/-") -> str:
     """
     if not shares:
         return "X"
-    mean = sum(shares) / len(shares)
-    error = (sum((share - mean) ** 2 for share in shares) / len(shares)) ** 0.5 / len(shares) ** 0.5
-    return f"{100 * mean:.1f} {plus_minus} {100 * error:.1f}"
+    error = 100 * np.std(np.array(shares) / np.sqrt(len(shares)))
+    return f"{_percent(shares):.1f} {plus_minus} {error:.1f}"
+
+
+def _percent(shares: list[float]) -> float:
+    """Their mean in per cent, rounded as DomainBed's is: the last decimal that is printed depends on it."""
+    return 100 * float(np.mean(shares))
 
 
 def _average(cells: Any) -> str:
-    means = [sum(shares) / len(shares) if shares else None for shares in cells]
+    means = [_percent(shares) if shares else None for shares in cells]
     if any(mean is None for mean in means):
         return "X"
-    return f"{100 * sum(mean for mean in means if mean is not None) / len(means):.1f}"
+    return f"{sum(mean for mean in means if mean is not None) / len(means):.1f}"
 
 
 def collect(roots: list[Path], methods: list[str] | None = None) -> tuple[list[Table], list[str]]:
     """Tables for every selection method and data set of the runs at or below `roots`, and notes on odd files."""
     found = read_records(roots)
-    groups = group_records(found.records)
+    return build_tables(found.records, methods), found.notes
+
+
+def build_tables(records: Sequence[dict[str, Any]], methods: list[str] | None = None) -> list[Table]:
+    """Tables for every selection method (default: all) and data set of records in DomainBed's form."""
+    groups = group_records(records)
     names: dict[str, list[str]] = {}
-    for record in found.records:
+    for record in records:
         args = record["args"]
         count = domain_count(record)
         known = BENCHMARKS[args["dataset"]].domains if args["dataset"] in BENCHMARKS else ()
@@ -78,7 +90,7 @@ def collect(roots: list[Path], methods: list[str] | None = None) -> tuple[list[T
     for method in methods or list(METHODS):
         for dataset in sorted(names):
             tables.append(_table(groups, dataset, method, names[dataset]))
-    return tables, found.notes
+    return tables
 
 
 def _table(

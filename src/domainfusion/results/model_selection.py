@@ -2,6 +2,8 @@
 
 A method sees the records of one (data set, algorithm, target, trial) and says which accuracy on the target to report:
 that of the hyperparameter draw and step with the best validation. The reported figure is the target's `in` accuracy.
+Where several are best, the choice is that of DomainBed's scripts: of steps the first, of draws the last. Its means are
+NumPy's, and so are these: another order of summation would break such ties by rounding.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
+
+import numpy as np
 
 Record = dict[str, Any]
 
@@ -42,7 +46,7 @@ def training_domain_validation(records: list[Record]) -> Selected | None:
     for record in _held_out(records, 1):
         (target,) = record["args"]["test_envs"]
         sources = [i for i in range(domain_count(record)) if i != target]
-        validation = sum(record[f"env{i}_out_acc"] for i in sources) / len(sources)
+        validation = float(np.mean([record[f"env{i}_out_acc"] for i in sources]))
         choices.append(Selected(validation, record[f"env{target}_in_acc"], record["step"]))
     return max(choices, key=lambda choice: choice.validation, default=None)
 
@@ -52,7 +56,7 @@ def oracle(records: list[Record]) -> Selected | None:
     single = _held_out(records, 1)
     if not single:
         return None
-    last = max(single, key=lambda record: record["step"])
+    last = sorted(single, key=lambda record: record["step"])[-1]  # of a run made twice in one folder the later one
     (target,) = last["args"]["test_envs"]
     return Selected(last[f"env{target}_out_acc"], last[f"env{target}_in_acc"], last["step"])
 
@@ -67,7 +71,7 @@ def leave_one_domain_out(records: list[Record]) -> Selected | None:
     by_step: dict[int, list[Record]] = defaultdict(list)
     for record in records:
         by_step[record["step"]].append(record)
-    for step, found in by_step.items():
+    for step, found in sorted(by_step.items()):
         single = _held_out(found, 1)
         if len(single) != 1:
             continue
@@ -78,7 +82,7 @@ def leave_one_domain_out(records: list[Record]) -> Selected | None:
             (also,) = set(record["args"]["test_envs"]) - {target}
             left[also] = record[f"env{also}_in_acc"]
         if others <= set(left):
-            validation = sum(left[i] for i in others) / len(others)
+            validation = float(np.sum([left[i] for i in sorted(others)])) / len(others)
             choices.append(Selected(validation, single[0][f"env{target}_in_acc"], step))
     return max(choices, key=lambda choice: choice.validation, default=None)
 
@@ -106,8 +110,13 @@ def select(records: list[Record], method: str) -> Selected | None:
     for record in records:
         draws[record["args"]["hparams_seed"]].append(record)
     best: Selected | None = None
-    for seed, found in draws.items():
-        chosen = METHODS[method](found)
-        if chosen is not None and (best is None or chosen.validation > best.validation):
+    for seed in sorted(draws, key=draw_order):
+        chosen = METHODS[method](draws[seed])
+        if chosen is not None and (best is None or chosen.validation >= best.validation):
             best = dataclasses.replace(chosen, hparams_seed=seed)
     return best
+
+
+def draw_order(seed: int | str) -> tuple[bool, int | str]:
+    """The place of a hyperparameter draw among others: by its seed, and last the draws that have none (text)."""
+    return isinstance(seed, str), seed

@@ -1,4 +1,7 @@
-"""A run's evaluations as DomainBed's records, which its own `collect_results` reads (`results.jsonl`, file `done`)."""
+"""A run's evaluations as DomainBed's records (`results.jsonl`): its fields, under its names.
+
+Its own scripts read them as `domainfusion collect --domainbed` lays them out.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from domainfusion.config import TrainConfig
 from domainfusion.config_files import plain_values
 from domainfusion.data.benchmarks import canonical_name
+from domainfusion.memory import peak_memory
 
 ALGORITHM_NAMES = {
     "erm": "ERM", "domainfusion": "DomainFusion", "diffusion_classifier": "DiffusionClassifier",
@@ -23,6 +29,7 @@ HYPERPARAMETERS = ("lr", "batch_size", "weight_decay", "dropout", "raw_weight", 
 def build_record(
     config: TrainConfig, data: str, domains: tuple[str, ...], accuracies: Mapping[str, Mapping[str, float]], *,
     output: Path, step: int, epoch: float, loss: float, step_time: float, frequency: int,
+    device: torch.device,
 ) -> dict[str, Any]:  # fmt: skip
     """One record of a run, as DomainBed writes it.
 
@@ -30,6 +37,7 @@ def build_record(
         data: name of the data set.
         domains: all domains, in sorted order (their places are DomainBed's numbers).
         accuracies: {domain: {"in": share, "out": share}}; a part that was not measured is left out.
+        device: where the run computes; its memory at most allocated so far is `mem_gb`, as in DomainBed.
     """
     hparams = {name: getattr(config, name) for name in HYPERPARAMETERS} | {"backbone": config.backbone}
     name = ALGORITHM_NAMES.get(config.algorithm, config.algorithm)
@@ -48,7 +56,8 @@ def build_record(
             "task": "domain_generalization", "trial_seed": config.trial, "uda_holdout_fraction": 0,
             "test_envs": held, "env_names": list(domains),
         },
-        "epoch": epoch, "hparams": hparams, "loss": loss, "step": step, "step_time": step_time,
+        "epoch": epoch, "hparams": hparams, "loss": loss, "mem_gb": peak_memory(device),
+        "step": step, "step_time": step_time,
     }  # fmt: skip
     for number, domain in enumerate(domains):
         for part, value in accuracies.get(domain, {}).items():

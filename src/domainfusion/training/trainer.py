@@ -235,6 +235,7 @@ def _evaluate_and_save(
                 epoch=done / context.steps_per_epoch, loss=sum(means.values()),
                 step_time=(progress.seconds - meter.seconds) / meter.steps,
                 frequency=config.evaluate_every or max(1, config.steps // config.evaluations),
+                device=context.device,
             ),
         )  # fmt: skip
     if average.ready and measured["validation_accuracy"] >= progress.best_validation:
