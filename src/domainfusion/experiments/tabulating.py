@@ -38,9 +38,8 @@ def tabulate_curves(
     dataset, options = store.dataset, store.config
     rows = np.arange(len(dataset))
     rows = rows[rows // SHARD % shard[1] == shard[0]]
-    before = len(store.missing(rows))
     started = time.monotonic()
-    if before:
+    if len(store.missing(rows)):
         ldm = LatentDiffusion.load(config.ldm, device=choose_device(config.device), precision=config.precision)
         with stoppable():
             curves = store.tabulate(ldm, rows)
@@ -58,7 +57,7 @@ def tabulate_curves(
     slopes = curves.slopes[curves.rounds > 0]
     return {
         "data": data, "ldm": config.ldm, "key": store.key, "folder": str(store.folder), "images": len(dataset),
-        "tabulated": known, "computed": before, "seconds": round(seconds, 1), "size": curves.size(),
+        "tabulated": known, "computed": store.computed, "seconds": round(seconds, 1), "size": curves.size(),
         "relative_error": curves.error(),
         "draws_per_image": float(curves.rounds.sum()) / max(known, 1) * options.curve_samples,
         "grid": [round(float(p), 4) for p in curves.grid],
@@ -77,7 +76,7 @@ def curve_store(data: str, config: TrainConfig) -> CurveStore:
 
 
 def tabulate_part(data: str, config: TrainConfig, rows: np.ndarray) -> int:
-    """Compute what is missing of the curves of rows (n,), for processes that share a table; returns how many.
+    """Compute what is missing of the curves of rows (n,), for processes that share a table; how many it computed.
 
     Rows that lie in the same file of the store belong into the same part.
     """
@@ -86,7 +85,7 @@ def tabulate_part(data: str, config: TrainConfig, rows: np.ndarray) -> int:
     if len(missing):
         ldm = LatentDiffusion.load(config.ldm, device=choose_device(config.device), precision=config.precision)
         store.tabulate(ldm, missing, progress=False)
-    return len(missing)
+    return store.computed
 
 
 def tabulation_text(found: dict[str, Any]) -> str:
