@@ -2,8 +2,8 @@
 
 The size of an image's slopes is their root mean square over the confidences of the table, what noise there is in them
 included (its standard error, likewise). Their mean over a span of confidences is the change of the LDM's loss over it,
-so where it is negative, fading the image in, from nothing to half or from half to all of it, lowers the loss. It mostly
-rises: what is drawn is harder to denoise than a plain ground, whatever the label says of it.
+so where it is negative, fading the image in, from nothing to half or from half to all of it, lowers the loss. (In
+Pictograms it rises for two thirds of the images, with their right labels.)
 """
 
 from __future__ import annotations
