@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from children import answers
 from counting import count_passes, run_out_above
 from domainfusion.config import TrainConfig
 from domainfusion.data.domains import MultiDomainDataset
@@ -130,8 +131,10 @@ def test_a_signal_within_a_file_of_the_table_keeps_what_is_known(
         return curves_of(estimator, data, part, *args, **options)
 
     monkeypatch.setattr(curves_module, "curves_of", slow)
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted) as ended:
         store.tabulate(ldm, rows, batch=2 * len(GRID), progress=False)
+    assert ended.tb is not None  # what was under way is still there, but its claim is not
+    assert answers(lambda: [number == 0 for number in store.table.claim([0])]) == [True]
     np.testing.assert_array_equal(store.missing(rows), np.setdiff1d(rows, np.concatenate(seen)))
     assert len(np.concatenate(seen)) == 4
     monkeypatch.setattr(curves_module, "curves_of", curves_of)

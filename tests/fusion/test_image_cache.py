@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from domainfusion import claims
 from domainfusion.errors import Interrupted
-from domainfusion.fusion import image_cache
 from domainfusion.fusion.image_cache import BLOCK, ImageCache
 from domainfusion.interruption import stoppable
 
@@ -66,7 +66,7 @@ for part in cache.claim(np.array([0, 64])):
 def test_a_block_that_another_process_is_at_comes_last_or_not_at_all(
     path: Path, killed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_cache, "PAUSE", 0.05)
+    monkeypatch.setattr(claims, "PAUSE", 0.05)
     command = [sys.executable, "-c", HOLD, str(path), str(COUNT)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None

@@ -74,6 +74,7 @@ class GenerateCommand:
 class DistillCommand:
     """Tabulate the slopes of latent distillation for every image of DATA; the same command again goes on.
 
+    Started several times at once, on one cache, it shares out the work; so do runs that tabulate what they miss.
     Training with --distill.estimator curve and the same --ldm, --distill and --generate options reads the table. Other
     options of a run are taken too, and change nothing.
     """
@@ -87,6 +88,10 @@ class DistillCommand:
     """I N: only every N-th file of 64 images from the I-th, so that N processes share the work."""
     export: Path | None = None
     """Also write the table as one file."""
+    csv: Path | None = None
+    """Also write a CSV file with a line for each image, the most informative (the largest slopes) first: row, image,
+    domain, class, size of its slopes (root mean square over the confidences), standard error, rounds, and the mean
+    slope below and above a confidence of a half; negative where fading the image in lowers the LDM's loss."""
     config: Path | None = None
     """TOML file with options; the command line has the last word."""
     json: bool = False
@@ -141,7 +146,7 @@ def distill(words: list[str]) -> None:
     from domainfusion.experiments.tabulating import tabulate_curves, tabulation_text
 
     options = drawn(command.options, command.data, words)
-    found = tabulate_curves(command.data, options, shard=command.shard, export=command.export)
+    found = tabulate_curves(command.data, options, shard=command.shard, export=command.export, csv=command.csv)
     show(found, tabulation_text(found), command.json)
 
 

@@ -5,7 +5,7 @@ classifier trains. Its slope is therefore computed ahead, on a grid of p (`curve
 
 A table is a fact about a data set, an LDM and the settings: all epochs, seeds, backbones, targets and trials share it.
 It is kept under the hash of these in shards of rows; a shard is written atomically about once a minute, holds a
-checksum, and is made again where it is damaged.
+checksum, and is made again where it is damaged. Processes that tabulate it at the same time share out the shards.
 """
 
 from __future__ import annotations
@@ -96,6 +96,7 @@ class CurveStore:
         self.folder = cache_folder() / "curves" / key
         self.table = ShardedTable(self.folder, "curves")
         self.shipped = TABLES / f"{key}.safetensors"
+        self.computed = 0  # images whose curves `tabulate` has computed here
 
     def load(self) -> Curves:
         """What has been tabulated so far: a table that came with the package, and the shards on disk."""
@@ -119,6 +120,10 @@ class CurveStore:
     def tabulate(self, ldm: LatentDiffusion, rows: np.ndarray, *, batch: int = 128, progress: bool = True) -> Curves:
         """Compute the curves of `rows` that are missing, shard by shard, and return all there are.
 
+        Shards that another process has begun are left to it, and waited for; should it end before they are done, the
+        rest of them is computed here. What is batched together is the same whoever computes it, so for the same rows
+        the table is equal to the last bit (unless memory runs out, which makes batches smaller).
+
         Args:
             batch: latents in a pass of the U-Net; halved where memory runs out.
 
@@ -130,12 +135,19 @@ class CurveStore:
         if len(missing):
             make_folder(self.folder)
         per_call, at_once = max(1, batch // len(GRID)), batch
-        with tqdm(
-            total=len(missing), desc="curves", unit="image", disable=not progress or not len(missing)
-        ) as bar:  # fmt: skip
-            for number in np.unique(missing // SHARD):
-                mine = missing[missing // SHARD == number]
-                with self._writing(int(number)) as add:
+        bar = tqdm(total=len(missing), desc="curves", unit="image", disable=not progress or not len(missing))
+        claims = self.table.claim(
+            np.unique(missing // SHARD).tolist(), on_wait=lambda: bar.set_postfix_str("waiting for another process")
+        )
+        with bar, contextlib.closing(claims):
+            for number in claims:
+                asked = missing[missing // SHARD == number]
+                known, _ = self.table.read(self.table.path(number))  # by another process, perhaps a moment ago
+                mine = asked[~np.isin(asked, known.numpy())]
+                bar.update(len(asked) - len(mine))
+                if not len(mine):
+                    continue
+                with self._writing(number) as add:
                     for part in np.array_split(mine, -(-len(mine) // per_call)):
 
                         def work(count: int, part: np.ndarray = part) -> dict[str, torch.Tensor]:
@@ -143,6 +155,7 @@ class CurveStore:
 
                         found, at_once = halve_until_it_fits(work, at_once, "tabulating curves")
                         add(part, found)
+                        self.computed += len(part)
                         bar.update(len(part))
                         check()
         return self.load()

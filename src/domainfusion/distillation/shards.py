@@ -3,12 +3,13 @@ for, by as many processes as like to."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from domainfusion.claims import claim_each
 from domainfusion.errors import FileError, show_note
 from domainfusion.files import locked
 from domainfusion.tensors import load_state, save_state
@@ -33,14 +34,30 @@ class ShardedTable:
 
     def read(self, path: Path) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Rows (n,) of a file and their tensors; a damaged file is set aside, said so, and counts as empty ({})."""
-        if path.exists():
-            try:
-                found = load_state(path)
-                return found.pop("row"), found
-            except FileError as error:
-                path.replace(path.with_suffix(".damaged"))
-                show_note(f"{error}; its {self.content} are computed again")
-        return torch.zeros(0, dtype=torch.int64), {}
+        try:
+            return self._load(path)
+        except FileError:  # by one process; the others find that it is gone, or made again
+            with locked(self._lock(path)):
+                return self._load_or_set_aside(path)
+
+    def _lock(self, path: Path) -> Path:
+        """The lock of a file: `.00007.lock` of `shard-00007.safetensors`."""
+        return self.folder / f".{path.stem.removeprefix('shard-')}.lock"
+
+    def _load(self, path: Path) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        if not path.exists():
+            return torch.zeros(0, dtype=torch.int64), {}
+        found = load_state(path)
+        return found.pop("row"), found
+
+    def _load_or_set_aside(self, path: Path) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """`read` for a process that has the file's lock."""
+        try:
+            return self._load(path)
+        except FileError as error:
+            path.replace(path.with_suffix(".damaged"))
+            show_note(f"{error}; its {self.content} are computed again")
+            return self._load(path)
 
     def read_all(self) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
         """Rows and tensors of every file that holds some."""
@@ -51,11 +68,17 @@ class ShardedTable:
 
     def write(self, number: int, rows: torch.Tensor, found: dict[str, torch.Tensor]) -> None:
         """Put rows (n,) into a file; processes that write the same one wait for each other, and none is lost."""
-        with locked(self.folder / f".{number:05d}.lock"):
-            old_rows, old = self.read(self.path(number))
+        with locked(self._lock(self.path(number))):
+            old_rows, old = self._load_or_set_aside(self.path(number))
             keep = ~torch.isin(old_rows, rows)
             merged: dict[str, Any] = {
                 name: torch.cat([old[name][keep], value]) if keep.any() else value for name, value in found.items()
             }
             merged["row"] = torch.cat([old_rows[keep], rows])
             save_state(self.path(number), merged)
+
+    def claim(
+        self, numbers: Iterable[int], *, on_wait: Callable[[], object] | None = None
+    ) -> Generator[int, None, None]:
+        """Each of the files `numbers`, kept from others that claim theirs (`domainfusion.claims.claim_each`)."""
+        return claim_each(self.folder / "claims", numbers, on_wait=on_wait)

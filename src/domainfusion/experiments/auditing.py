@@ -8,9 +8,7 @@ what the choice adds.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import time
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ from domainfusion.files import write_json, write_text
 from domainfusion.interruption import stoppable
 from domainfusion.report.audit import write_audit_page
 from domainfusion.results.rankings import order_of
-from domainfusion.results.tables import text_table
+from domainfusion.results.tables import csv_table, text_table
 from domainfusion.seeding import derive_numpy_rng
 
 RANKINGS = ("both", "slopes", "losses")
@@ -128,7 +126,7 @@ def audit_labels(
         "trained_on": 0 if losses is None else int(losses.trained_on[rows].sum()),
         "labels": entries,
     }  # fmt: skip
-    write_text(output / "audit.csv", table_csv(entries))
+    write_text(output / "audit.csv", csv_table(entries, list(entries[0]) if entries else ["rank"]))
     write_json(output / "audit.json", found)
     write_audit_page(output / "audit.html", found, dataset, top)
     return {**found, "labels": entries[:top], "output": str(output)}
@@ -157,15 +155,6 @@ def describe_labels(
             }  # fmt: skip
         entries.append(entry)
     return entries
-
-
-def table_csv(entries: list[dict[str, Any]]) -> str:
-    """The entries as CSV with a heading."""
-    lines = io.StringIO()
-    writer = csv.DictWriter(lines, list(entries[0]) if entries else ["rank"])
-    writer.writeheader()
-    writer.writerows(entries)
-    return lines.getvalue()
 
 
 def audit_text(found: dict[str, Any]) -> str:

@@ -15,19 +15,25 @@ from domainfusion.devices import choose_device
 from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
 from domainfusion.distillation.curves import CurveStore
 from domainfusion.distillation.shards import SHARD
-from domainfusion.errors import UsageError
+from domainfusion.errors import UsageError, printable
+from domainfusion.experiments.informative import COLUMNS, describe_classes, describe_images
+from domainfusion.files import write_text
 from domainfusion.interruption import stoppable
-from domainfusion.results.tables import text_table
+from domainfusion.results.tables import csv_table, text_table
+
+SHOWN = 3  # classes and images with the largest slopes that the summary names
 
 
 def tabulate_curves(
-    data: str, config: TrainConfig, *, shard: tuple[int, int] = (0, 1), export: Path | None = None
-) -> dict[str, Any]:
+    data: str, config: TrainConfig, *, shard: tuple[int, int] = (0, 1), export: Path | None = None,
+    csv: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Compute what is missing of a data set's curves; a summary of the table.
 
     Args:
         shard: (i, n): every n-th file of the table (`SHARD` images) from the i-th, so that n processes share the work.
         export: also write the table, which must be whole, as one file.
+        csv: also write a line for each image that was tabulated, by whichever share, the largest slopes first.
 
     Raises:
         UsageError: for a share that there is not, and for an export of a table that lacks images.
@@ -38,9 +44,8 @@ def tabulate_curves(
     dataset, options = store.dataset, store.config
     rows = np.arange(len(dataset))
     rows = rows[rows // SHARD % shard[1] == shard[0]]
-    before = len(store.missing(rows))
     started = time.monotonic()
-    if before:
+    if len(store.missing(rows)):
         ldm = LatentDiffusion.load(config.ldm, device=choose_device(config.device), precision=config.precision)
         with stoppable():
             curves = store.tabulate(ldm, rows)
@@ -48,6 +53,9 @@ def tabulate_curves(
         curves = store.load()
     seconds = time.monotonic() - started
     known = int((curves.rounds > 0).sum())
+    images = describe_images(dataset, curves)
+    if csv is not None:
+        write_text(csv, csv_table(images, COLUMNS))
     if export is not None:
         if known < len(dataset):
             raise UsageError(
@@ -58,12 +66,13 @@ def tabulate_curves(
     slopes = curves.slopes[curves.rounds > 0]
     return {
         "data": data, "ldm": config.ldm, "key": store.key, "folder": str(store.folder), "images": len(dataset),
-        "tabulated": known, "computed": before, "seconds": round(seconds, 1), "size": curves.size(),
+        "tabulated": known, "computed": store.computed, "seconds": round(seconds, 1), "size": curves.size(),
         "relative_error": curves.error(),
         "draws_per_image": float(curves.rounds.sum()) / max(known, 1) * options.curve_samples,
         "grid": [round(float(p), 4) for p in curves.grid],
         "mean_slope": [float(value) for value in slopes.mean(0)],
         "negative_share": [float(value) for value in (slopes < 0).float().mean(0)],
+        "largest": {"classes": describe_classes(dataset, curves)[:SHOWN], "images": images[:SHOWN]},
     }  # fmt: skip
 
 
@@ -77,7 +86,7 @@ def curve_store(data: str, config: TrainConfig) -> CurveStore:
 
 
 def tabulate_part(data: str, config: TrainConfig, rows: np.ndarray) -> int:
-    """Compute what is missing of the curves of rows (n,), for processes that share a table; returns how many.
+    """Compute what is missing of the curves of rows (n,), for processes that share a table; how many it computed.
 
     Rows that lie in the same file of the store belong into the same part.
     """
@@ -86,7 +95,7 @@ def tabulate_part(data: str, config: TrainConfig, rows: np.ndarray) -> int:
     if len(missing):
         ldm = LatentDiffusion.load(config.ldm, device=choose_device(config.device), precision=config.precision)
         store.tabulate(ldm, missing, progress=False)
-    return len(missing)
+    return store.computed
 
 
 def tabulation_text(found: dict[str, Any]) -> str:
@@ -99,5 +108,22 @@ def tabulation_text(found: dict[str, Any]) -> str:
         f"{found['tabulated']} of {found['images']} images tabulated, {found['computed']} of them now in "
         f"{found['seconds']:.0f} s, {found['draws_per_image']:.0f} draws an image\n"
         f"size of a slope {found['size']:.4f} (root mean square), standard error {100 * found['relative_error']:.0f} % "
-        f"of it\nkept in {found['folder']}"
+        f"of it\n{_largest(found['largest'])}kept in {found['folder']}"
     )
+
+
+def _largest(found: dict[str, list[dict[str, Any]]]) -> str:
+    """The classes and images with the largest slopes, a line each; none where nothing is tabulated."""
+    names = {
+        "classes": [entry["class"] for entry in found["classes"]],
+        "images": [
+            entry["image"] if entry["domain"] in entry["image"] else f"{entry['domain']}/{entry['image']}"
+            for entry in found["images"]
+        ],
+    }
+    lines = ""
+    for what, given in names.items():
+        sizes = [f"{printable(name)} {entry['size']:.4f}" for name, entry in zip(given, found[what], strict=True)]
+        if sizes:
+            lines += f"most informative {what} (size of their slopes): {', '.join(sizes)}\n"
+    return lines

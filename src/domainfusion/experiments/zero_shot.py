@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import math
 import os
@@ -23,6 +22,7 @@ from tqdm import tqdm
 
 from domainfusion.algorithms.base import Context
 from domainfusion.algorithms.zero_shot import Scores, ZeroShot
+from domainfusion.claims import give_up, take, wait_for
 from domainfusion.config import TrainConfig
 from domainfusion.config_files import plain_values
 from domainfusion.data.domains import MultiDomainDataset
@@ -41,8 +41,7 @@ FORMAT = 1  # raised when the computation changes, so that older scores are not 
 class ScoreStore:
     """Scores of a data set's images by one method, LDM and set of options, in `images.jsonl`.
 
-    Processes that work on the same images share them out: each claims an image by a lock on the byte of that number in
-    `claims`, which the system takes off when the process ends, however it ends.
+    Processes that work on the same images share them out: each claims an image in `claims` (`domainfusion.claims`).
 
     Args:
         key: what they depend on.
@@ -87,7 +86,7 @@ class ScoreStore:
         }  # fmt: skip
         record["crc32"] = _checksum(record)
         append_whole_lines(make_folder(self.path.parent) / self.path.name, [record])
-        fcntl.lockf(self._claims(), fcntl.LOCK_UN, 1, row)
+        give_up(self._claims(), row)
 
     def missing(self, rows: np.ndarray) -> list[int]:
         """Those of `rows` that have no scores."""
@@ -97,20 +96,17 @@ class ScoreStore:
     def claim(self, rows: list[int]) -> Iterator[int]:
         """Those of `rows` that have no scores and are nobody else's, claimed when they are asked for."""
         for row in rows:
-            try:
-                fcntl.lockf(self._claims(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, row)
-            except (BlockingIOError, PermissionError):  # another process has it
+            if not take(self._claims(), row):
                 continue
             self.refresh()
             if row in self.known:
-                fcntl.lockf(self._claims(), fcntl.LOCK_UN, 1, row)
+                give_up(self._claims(), row)
             else:
                 yield row
 
     def wait(self, row: int) -> None:
         """Return when no other process has `row`. To be called without claims, or two could wait for each other."""
-        fcntl.lockf(self._claims(), fcntl.LOCK_EX, 1, row)
-        fcntl.lockf(self._claims(), fcntl.LOCK_UN, 1, row)
+        wait_for(self._claims(), row)
 
     def close(self) -> None:
         """Give up all claims."""

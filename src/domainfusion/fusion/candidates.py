@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from domainfusion.claims import claimed
 from domainfusion.config import GenerateConfig
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.data.transforms import from_uint8, resize, to_uint8
@@ -23,7 +24,6 @@ from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.prompts import compose_prompts
 from domainfusion.files import open_lock
 from domainfusion.fusion.candidate_cache import CandidateCache, cache_file, cache_path, cached_rows
-from domainfusion.fusion.image_cache import claimed
 from domainfusion.interruption import check
 from domainfusion.memory import halve_until_it_fits
 from domainfusion.seeding import derive_numpy_rng, seed_hash

@@ -1,28 +1,22 @@
 """Images made from others by an LDM, in one memory-mapped array that runs and processes share.
 
 An image is there when the seconds that making it took are: they are written after its pixels. Processes share out what
-is missing in blocks, each claimed by a lock on the byte of its number, which the system takes off when the process
-ends, however it ends; so a killed one loses the block under way and no more.
+is missing in blocks (`domainfusion.claims`); a killed one loses the block under way and no more.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from domainfusion.claims import claim_each
 from domainfusion.errors import show_note
-from domainfusion.files import locked, make_folder, open_lock, reserve
-from domainfusion.interruption import check
+from domainfusion.files import locked, make_folder, reserve
 
 BLOCK = 64  # places
-PAUSE = 1.0  # seconds between two looks at what another process is at
-WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)  # says a file system that has none
 
 
 class ImageCache:
@@ -60,50 +54,12 @@ class ImageCache:
         Ends when all are there, also those that other processes make. A signal to stop is honoured between denoising
         steps; the part that was begun is lost.
         """
-        waiting = sorted(set((self.missing(places) // BLOCK).tolist()))
-        with open_lock(self.path.with_suffix(".claims")) as descriptor:
-            while waiting:
-                busy = []
-                for block in waiting:
-                    check()
-                    with claimed(descriptor, np.array([block])) as ours:
-                        if not ours[0]:
-                            busy.append(block)
-                            continue
-                        part = self.missing(places[places // BLOCK == block])
-                        if len(part):
-                            yield part
-                if busy and len(busy) == len(waiting):
-                    time.sleep(PAUSE)
-                waiting = busy
-
-
-@contextlib.contextmanager
-def claimed(descriptor: int, numbers: np.ndarray) -> Iterator[np.ndarray]:
-    """Keep other processes from those of `numbers` (n,) that none has claimed, for the length of the block.
-
-    (n,) bool: which they are. The claims are locks on bytes of an open file, so that they end with the process. On a
-    file system without locks everything is claimed: work may then be done twice, with the same result.
-    """
-    ours = np.array([_lock(descriptor, int(number)) for number in numbers], dtype=bool)
-    try:
-        yield ours
-    finally:
-        for number in numbers[ours]:
-            with contextlib.suppress(OSError):
-                fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, int(number))
-
-
-def _lock(descriptor: int, number: int) -> bool:
-    """Whether the byte could be locked, now."""
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            return False
-        if error.errno not in WITHOUT_LOCKS:
-            raise
-    return True
+        blocks = sorted(set((self.missing(places) // BLOCK).tolist()))
+        with contextlib.closing(claim_each(self.path.with_suffix(".claims"), blocks)) as claims:
+            for block in claims:
+                part = self.missing(places[places // BLOCK == block])
+                if len(part):
+                    yield part
 
 
 def open_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:

@@ -1,7 +1,9 @@
-"""Tables of accuracies, as text and Markdown."""
+"""Tables of accuracies, as text and Markdown; and of whatever else, as CSV."""
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -58,6 +60,19 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     lines.insert(1, "|" + "---|" * len(rows[0]))
     return "\n".join(lines)
+
+
+def csv_table(entries: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
+    """Entries as CSV with a heading; a value that is None is an empty cell.
+
+    >>> csv_table([{"class": 'a "b", c', "error": None}], ["class", "error"])
+    'class,error\\r\\n"a ""b"", c",\\r\\n'
+    """
+    lines = io.StringIO()
+    writer = csv.DictWriter(lines, columns)
+    writer.writeheader()
+    writer.writerows(entries)
+    return lines.getvalue()
 
 
 def run_summary(result: dict[str, Any], folder: str) -> str:
