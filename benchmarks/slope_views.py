@@ -1,4 +1,4 @@
-"""A row about whose slopes training reads: the stored image's, in place of its augmented view's or a synthetic image's."""
+"""A row about whose slopes training reads: the stored image's, in place of its view's or a synthetic image's own."""
 
 from __future__ import annotations
 
