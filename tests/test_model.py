@@ -106,6 +106,20 @@ def test_paths_pictures_and_arrays_are_one(trained_run: Path) -> None:
     assert model.predict([]) == ([], pytest.approx(np.zeros(0)))
 
 
+def test_it_judges_candidates_by_features_and_plain_confidences(trained_run: Path) -> None:
+    model = domainfusion.load(trained_run)
+    path = next((trained_run.parent / "images").rglob("*.png"))
+    pixels = np.stack([read_image(path, model.size), np.full((model.size, model.size, 3), 70, dtype=np.uint8)])
+    images, labels = torch.from_numpy(pixels).movedim(-1, 1).float() / 255, torch.tensor([2, 1])
+    features, confidences = model.judge(images, labels)
+    with torch.no_grad():
+        assert torch.allclose(features, model.classifier.features(images), atol=1e-4)
+    plain = model.logits(pixels).softmax(-1)  # the temperature is no part of training
+    assert torch.allclose(confidences, plain[torch.arange(2), labels], atol=1e-4)
+    large = torch.full((1, 3, 2 * model.size, 2 * model.size), 70 / 255)
+    assert torch.allclose(model.judge(large, labels[1:])[1], confidences[1:], atol=1e-4)
+
+
 def test_what_is_no_picture_is_named(trained_run: Path, tmp_path: Path) -> None:
     model = domainfusion.load(trained_run)
     good = np.zeros((4, 4, 3), np.uint8)

@@ -18,11 +18,11 @@ import torch
 from PIL import Image
 
 from domainfusion.algorithms.base import Tester
-from domainfusion.algorithms.classifier import Classifier, build_classifier, choose_classifier_dtype
+from domainfusion.algorithms.classifier import Classifier, build_classifier, choose_classifier_dtype, judge_images
 from domainfusion.config import TrainConfig
 from domainfusion.config_files import build_config, load_toml
 from domainfusion.data.images import prepare_image, read_image
-from domainfusion.data.transforms import to_float
+from domainfusion.data.transforms import resize, to_float
 from domainfusion.devices import choose_device
 from domainfusion.errors import DataError, DomainFusionError, FileError, UsageError, show_note
 from domainfusion.experiments.runs import build_context, class_of_run, refuse_untrained
@@ -86,6 +86,17 @@ class Model:
         """Labels and confidences of images, given as `probabilities` takes them."""
         p = self.probabilities(images, batch_size=batch_size)
         return Predictions([self.classes[i] for i in p.argmax(1)], p.max(1))
+
+    def judge(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What Algorithm 1 chooses content by: features (B, D), and confidences of labels (B,) before the temperature.
+
+        Args:
+            images: (B, 3, S, S) in [0, 1], at any size.
+            labels: (B,) numbers of classes.
+        """
+        dtype = choose_classifier_dtype(self.config.precision, self.device)
+        at_size = (resize(2 * images - 1, self.size) + 1) / 2
+        return judge_images(self.classifier, at_size, labels, device=self.device, dtype=dtype)
 
     def pixels(self, image: Picture, number: int = 0) -> np.ndarray:
         """(S, S, 3) uint8: an image as the classifier saw its training images. `number` names it in errors."""

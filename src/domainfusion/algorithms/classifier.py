@@ -68,6 +68,29 @@ def build_classifier(config: TrainConfig, classes: int, *, initialize: bool = Tr
     )  # fmt: skip
 
 
+@torch.no_grad()
+def judge_images(
+    classifier: Classifier, images: torch.Tensor, labels: torch.Tensor, *, device: torch.device, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the sampling strategy asks a classifier: features (B, D) and confidences of labels (B,), on the CPU.
+
+    Args:
+        images: (B, 3, S, S) in [0, 1].
+        dtype: of autocast on `device`, where the classifier is.
+    """
+    training = classifier.training
+    classifier.eval()
+    features, confidence = [], []
+    for part, given in zip(images.split(256), labels.split(256), strict=True):
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            found = classifier.features(part.to(device))
+        p = classifier.logits_of(found.float()).softmax(-1).cpu()
+        features.append(found.float().cpu())
+        confidence.append(p.gather(1, given.view(-1, 1)).flatten())
+    classifier.train(training)
+    return torch.cat(features), torch.cat(confidence)
+
+
 def choose_classifier_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """The autocast type of a classifier, in training and in use: bfloat16 or float32, never float16.
 

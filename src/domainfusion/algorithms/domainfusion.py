@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from domainfusion.algorithms.base import Algorithm, Batch, Context
+from domainfusion.algorithms.classifier import judge_images
 from domainfusion.data.transforms import from_uint8, resize
 from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
 from domainfusion.diffusion.prompts import allowed_styles
@@ -171,20 +172,9 @@ class DomainFusion(Algorithm):
             number=self.synthetic.count, styles=self.styles, stored=fresh, progress=self.context.progress,
         )  # fmt: skip
 
-    @torch.no_grad()
     def judge(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Features (B, D) and confidences of labels (B,), on the CPU, of images (B, 3, S, S) in [0, 1]."""
-        training, device, dtype = self.classifier.training, self.context.device, self.context.dtype
-        self.classifier.eval()
-        features, confidence = [], []
-        for part, given in zip(images.split(256), labels.split(256), strict=True):
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                found = self.classifier.features(part.to(device))
-            p = self.classifier.logits_of(found.float()).softmax(-1).cpu()
-            features.append(found.float().cpu())
-            confidence.append(p.gather(1, given.view(-1, 1)).flatten())
-        self.classifier.train(training)
-        return torch.cat(features), torch.cat(confidence)
+        return judge_images(self.classifier, images, labels, device=self.context.device, dtype=self.context.dtype)
 
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """The terms whose weight is not 0; one forward pass for raw and synthetic images together."""

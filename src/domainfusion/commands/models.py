@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from domainfusion.commands.parsing import OTHER_METHODS, Flat, base_options, drawn, parse, show
-from domainfusion.config import TrainConfig
+from domainfusion.config import GenerateConfig, TrainConfig
 from domainfusion.errors import UsageError
 
 # What neither takes time nor space, or is not counted.
@@ -47,7 +47,8 @@ class ExplainCommand:
     """Show what a diffusion model, and a classifier, make of one image: a page of pictures, and the figures behind it.
 
     Heat maps of the labels' words, Diffusion Classifier's scores, what contrast reduction and other corruptions leave,
-    and the slopes of latent distillation. The first label is the matched one, that the others are compared with.
+    what the image becomes when it is redrawn again and again, and the slopes of latent distillation. The first label is
+    the matched one, that the others are compared with.
     """
 
     image: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IMAGE")]
@@ -59,15 +60,17 @@ class ExplainCommand:
     ldm: str | None = None
     """Latent diffusion model: embedded, a diffusers folder, or a hub id (default: the run's, or embedded)."""
     run: Path | None = None
-    """Folder of a run, or of an exported model, whose confidence is shown."""
+    """Folder of a run, or of an exported model: its confidence is shown, and it chooses among candidates."""
     output: Path = Path("explanation")
-    """Folder for explain.html, heat.png, ld_noise.png and slopes.png."""
+    """Folder for explain.html, heat.png, ld_noise.png, evolution.png and slopes.png."""
     template: str | None = None
     """Prompt with {label} (default: the run's, or the label itself)."""
     draws: int = 32
     """Draws of timestep and noise that labels are scored on."""
+    generations: int = 4
+    """How often the image is redrawn under the matched label, each time from what it has become."""
     seed: int = 0
-    """Seed of the draws."""
+    """Seed of all draws."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     json: bool = False
@@ -141,6 +144,8 @@ def explain(words: list[str]) -> None:
     command = parse(ExplainCommand, words, "domainfusion explain")
     if command.draws < 2 or not 0 <= command.seed < 2**63:
         raise UsageError("--draws is at least 2, and --seed at least 0")
+    if command.generations < 1:
+        raise UsageError(f"--generations {command.generations} makes nothing; give 1 or more")
     if not command.image.is_file():
         raise UsageError(f"there is no image {command.image}; give one image file")
     from domainfusion.devices import choose_device
@@ -155,20 +160,28 @@ def explain(words: list[str]) -> None:
     )  # fmt: skip
     from domainfusion.model import load
 
-    classes, ldm, template = None, command.ldm or "embedded", command.template or "{label}"
+    template = command.template
+    if template is not None:
+        check_template(template)
+    classes, ldm, generate = None, command.ldm or "embedded", GenerateConfig()
     if command.run is not None:
         model = load(command.run, device=command.device)
         p = model.probabilities([command.image])[0]
         confidences = {name: float(share) for name, share in zip(model.classes, p, strict=True)}
-        classes = Classes(class_words(model.source, model.config, model.classes), confidences)
-        ldm, template = command.ldm or model.config.ldm, command.template or model.config.generate.plain_template
-    check_template(template)
+        held_out = (model.facts.get("target"), model.config.second_target)
+        classes = Classes(
+            class_words(model.source, model.config, model.classes), confidences, model.judge,
+            tuple(name for name in held_out if isinstance(name, str)),
+        )  # fmt: skip
+        ldm, generate = command.ldm or model.config.ldm, model.config.generate
+    if template is not None:
+        generate = dataclasses.replace(generate, plain_template=template, template=f"{template}, {{style}}")
+    check_template(generate.plain_template)
     labels = choose_labels(command.label, command.labels, classes)
     found = explain_image(
         command.image, labels, LatentDiffusion.load(ldm, device=choose_device(command.device)), command.output,
-        template=template, draws=command.draws, seed=command.seed, run=str(command.run or ""),
-        confidences=None if classes is None else classes.confidences,
-        command=shlex.join(["domainfusion", "explain", *words]),
+        generate=generate, draws=command.draws, generations=command.generations, seed=command.seed, classes=classes,
+        run=str(command.run or ""), command=shlex.join(["domainfusion", "explain", *words]),
     )  # fmt: skip
     show(found, explanation_text(found), command.json)
 

@@ -8,17 +8,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from domainfusion.config import Corruption, TrainConfig
+import numpy as np
+import torch
+
+from domainfusion.config import Corruption, DistillConfig, GenerateConfig, TrainConfig
 from domainfusion.data.domains import load_dataset, words_of
 from domainfusion.data.images import read_image
-from domainfusion.data.transforms import from_uint8
+from domainfusion.data.transforms import from_uint8, to_uint8
 from domainfusion.diffusion.heatmaps import TIMES, label_tokens
 from domainfusion.diffusion.ldm import LatentDiffusion
+from domainfusion.diffusion.prompts import allowed_styles
+from domainfusion.distillation.slopes import SlopeEstimator
 from domainfusion.errors import DomainFusionError, UsageError, unknown_name
+from domainfusion.experiments.hyperparameters import nested
+from domainfusion.experiments.paper_tables import TABLES
 from domainfusion.files import read_json
+from domainfusion.fusion.evolving import evolve
+from domainfusion.fusion.generation import Judge
 from domainfusion.report.corruption_figure import corruption_pictures
+from domainfusion.report.evolution_figure import evolution_pictures
 from domainfusion.report.explanation import Explanation, write_explanation
 from domainfusion.report.heat_figure import label_pictures
+from domainfusion.report.image_evolution import ImageEvolution
 from domainfusion.report.label_evidence import slope_curves
 from domainfusion.results.tables import text_table
 
@@ -28,10 +39,12 @@ SHOWN = 4  # labels that are compared where none are named
 
 @dataclasses.dataclass(frozen=True)
 class Classes:
-    """The classes of a classifier: their words in prompts, and its confidences in them for the image."""
+    """The classes of a classifier, in its order: their words in prompts, and its confidences in them for the image."""
 
     words: dict[str, str]
     confidences: dict[str, float]
+    judge: Judge | None = None  # what chooses among candidates
+    held_out: tuple[str, ...] = ()  # domains that prompts of candidates do not name
 
 
 def choose_labels(label: str | None, labels: Sequence[str], classes: Classes | None) -> dict[str, str]:
@@ -79,24 +92,26 @@ def class_words(run: Path, config: TrainConfig, classes: Sequence[str]) -> dict[
 
 
 def explain_image(
-    path: Path, labels: Mapping[str, str], ldm: LatentDiffusion, folder: Path, *, template: str = "{label}",
-    draws: int = 32, seed: int = 0, confidences: dict[str, float] | None = None, run: str = "", command: str = "",
+    path: Path, labels: Mapping[str, str], ldm: LatentDiffusion, folder: Path, *, generate: GenerateConfig,
+    draws: int = 32, generations: int = 4, seed: int = 0, classes: Classes | None = None, run: str = "",
+    command: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """The figures of the image at `path` under `labels` (name -> words, the matched first); writes them to `folder`.
 
     `files` in what is returned names the page and the pictures.
 
     Args:
-        template: prompt with {label}.
+        generate: its prompts, and how candidates are made (updating, strengths and seed apart: `literally`).
         draws: timesteps that labels are scored on; slopes take an eighth of them in each of their four rounds.
-        confidences: a classifier's, where there is one, with the name of its `run`.
+        generations: how often the image is redrawn, each time from what it has become.
+        classes: of a classifier, where there is one, with the name of its `run`.
         command: how this was asked for.
 
     Raises `DataError` where the image cannot be read, `UsageError` for a prompt that is longer than the LDM reads.
     """
     started = time.monotonic()
     image = from_uint8(read_image(path, ldm.image_size).copy())
-    words = tuple(labels.values())
+    words, template = tuple(labels.values()), generate.plain_template
     prompts = [label_tokens(ldm.tokenizer, template, word)[0] for word in words]  # refused before anything is computed
     heat = label_pictures(ldm, image, words, template=template, draws=draws, seed=seed)
     samples = max(2, draws // 8)
@@ -106,16 +121,43 @@ def explain_image(
         for kind in KINDS[1:]
     }
     parts = tuple(corruption_pictures(ldm, image, prompts[0], kind, seed=seed) for kind in KINDS)
+    evolution = evolve_image(ldm, image, labels, literally(generate, seed), generations=generations, classes=classes)
     made = {
         "ldm": ldm.name, "image_size": ldm.image_size, "precision": str(ldm.dtype).removeprefix("torch."),
         "template": template, "draws": draws, "seed": seed, "heat_times": list(TIMES), "run": run,
+        "steps": generate.steps, "guidance": generate.guidance,
         "seconds": time.monotonic() - started,
     }  # fmt: skip
     found = Explanation(
-        path.name, tuple(labels), heat, parts, by_label, {"contrast": by_label[:, 0], **by_kind}, confidences, made
-    )
+        path.name, tuple(labels), heat, parts, evolution, by_label, {"contrast": by_label[:, 0], **by_kind},
+        None if classes is None else classes.confidences, made,
+    )  # fmt: skip
     files = write_explanation(found, folder, command)
     return {**found.numbers(), "files": [str(file) for file in files]}
+
+
+def literally(generate: GenerateConfig, seed: int) -> GenerateConfig:
+    """`generate` with what the paper's tables have for Algorithm 1 to the letter: its updating, and its strengths."""
+    literal = nested(dict(TABLES["table2"].arm("updating").options))["generate"]
+    return dataclasses.replace(generate, **literal, seed=seed, image_size=0, worker="off")
+
+
+def evolve_image(
+    ldm: LatentDiffusion, image: torch.Tensor, labels: Mapping[str, str], generate: GenerateConfig, *,
+    generations: int, classes: Classes | None = None,
+) -> ImageEvolution:  # fmt: skip
+    """What an image (3, S, S) in [-1, 1] of the first of `labels` becomes, and its LD noise under the plain prompt."""
+    label, words = next(iter(labels)), labels if classes is None else classes.words
+    judge, held_out = (None, ()) if classes is None else (classes.judge, classes.held_out)
+    pixels, styles = to_uint8(image), allowed_styles(ldm.styles, *held_out)
+    made = evolve(ldm, pixels, label, words, generate, generations=generations, judge=judge, styles=styles)
+    names = ["raw", *(str(generation.number) for generation in made)]
+    frames = np.concatenate([pixels[None], *(generation.images for generation in made)])
+    prompt, sampled = generate.plain_template.format(label=words[label]), judge is not None and generate.sampling
+    return ImageEvolution(
+        label, evolution_pictures(SlopeEstimator(ldm, DistillConfig()), names, frames, prompt, seed=generate.seed),
+        tuple(generation.lineage[0] for generation in made), generate.candidates if sampled else 1, sampled,
+    )  # fmt: skip
 
 
 def explanation_text(found: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +111,11 @@ def _item(row: int, generations: list[StoredGeneration], dataset: MultiDomainDat
             image = generation.images[generation.position[row]]
             frames.append({"name": str(generation.number), "uri": png_uri(image, TILE), "chosen": ""})
     last = generations[-1].lineage[generations[-1].position[row]]
-    return {"frames": frames, "class": last["class"], "domain": last["domain"], "parts": _parts(last)}
+    return {"frames": frames, "class": last["class"], "domain": last["domain"], "parts": parts_of(last)}
 
 
-def _parts(record: dict[str, str]) -> list[dict[str, str]]:
-    """What content and style of the last generation were made with; one entry where they are the same candidate."""
+def parts_of(record: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What content and style of an image were made with; one entry where they are the same candidate."""
     parts = []
     for kind in ("content", "style"):
         strength = _strength(record.get(f"{kind}_strength"))
@@ -177,7 +178,7 @@ def _strip(parts: list[np.ndarray], record: dict[str, str]) -> dict[str, Any]:
         ]  # fmt: skip
         mark = "both" if len(chosen) > 1 else "".join(chosen)
         frames.append({"name": name, "uri": png_uri(part, TILE), "chosen": mark})
-    return {"frames": frames, "class": record["class"], "domain": record["domain"], "parts": _parts(record)}
+    return {"frames": frames, "class": record["class"], "domain": record["domain"], "parts": parts_of(record)}
 
 
 def _whole_sheet(generation: StoredGeneration) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,29 @@ from domainfusion.report.reading import Run
 
 MOST_FRAMES = 4  # generations shown behind the raw image
 BORDER = 6  # the frame around an image that counts as background is 1/BORDER of its side wide
+
+
+@dataclasses.dataclass(frozen=True)
+class EvolutionPictures:
+    """What an image becomes, itself first, and what the LDM would change in each frame under one prompt."""
+
+    names: tuple[str, ...]  # F: "raw", then the numbers of generations
+    frames: np.ndarray  # (F, S, S, 3) uint8
+    prompt: str
+    noise: torch.Tensor  # (F, H, W) in [0, 1], LD noise, at the LDM's size
+
+    def borders(self) -> list[float]:
+        """For each frame the mean LD noise in the frame around the image over its mean everywhere."""
+        return [border_share(level) for level in self.noise]
+
+
+def evolution_pictures(
+    estimator: SlopeEstimator, names: Sequence[str], frames: np.ndarray, prompt: str, *, samples: int = 8, seed: int = 0
+) -> EvolutionPictures:
+    """The LD noise of frames (F, S, S, 3) uint8 (`noise_maps`), at the LDM's size."""
+    pixels = resize(from_uint8(frames), estimator.ldm.image_size)
+    maps = noise_maps(estimator, pixels, [prompt] * len(pixels), samples=samples, seed=seed)
+    return EvolutionPictures(tuple(names), frames, prompt, maps)
 
 
 def evolution_figure(
@@ -57,15 +81,13 @@ def evolution_figure(
     for row, (names, frames) in zip(rows, found, strict=True):
         name, domain = dataset.classes[dataset.labels[row]], dataset.domains[dataset.domain_of[row]]
         prompt = template.format(label=dataset.words()[dataset.labels[row]])
-        pixels = resize(from_uint8(frames), ldm.image_size)
-        maps = noise_maps(estimator, pixels, [prompt] * len(pixels), samples=samples)
+        part = evolution_pictures(estimator, names, frames, prompt, samples=samples)
         blanks: list[np.ndarray | None] = [None] * (len(generations) + 1 - len(frames))
         lines.append(
-            Row(f"{name}\nfrom {domain}", [*frames, *blanks, *(noise_picture(level) for level in maps), *blanks])
+            Row(f"{name}\nfrom {domain}", [*frames, *blanks, *(noise_picture(level) for level in part.noise), *blanks])
         )
         facts.append({
-            "row": int(row), "class": name, "domain": domain, "generations": names,
-            "border": [border_share(level) for level in maps],
+            "row": int(row), "class": name, "domain": domain, "generations": names, "border": part.borders(),
         })  # fmt: skip
     heads = ["raw", *(f"generation {generation.number}" for generation in generations)]
     busy = ", on busy backgrounds" if backgrounds == "busy" else ""

@@ -15,6 +15,7 @@ from domainfusion.report.charts import Dot, Line, difference_chart, line_chart
 from domainfusion.report.corruption_figure import NAMES, CorruptionPictures, draw_corruptions
 from domainfusion.report.heat_figure import LabelPictures, draw_heat
 from domainfusion.report.html import render
+from domainfusion.report.image_evolution import ImageEvolution, draw_image_evolution, evolution_columns
 from domainfusion.report.label_evidence import GRID
 from domainfusion.report.overlays import enlarge, noise_picture
 from domainfusion.report.picture_grid import save_figure
@@ -32,6 +33,7 @@ class Explanation:
     labels: tuple[str, ...]
     heat: LabelPictures
     corruptions: tuple[CorruptionPictures, ...]  # under the first label
+    evolution: ImageEvolution  # under the first label
     label_slopes: np.ndarray  # (R, K, G) of every label under contrast reduction
     corruption_slopes: dict[Corruption, np.ndarray]  # kind -> (R, G) of the first label
     confidences: dict[str, float] | None  # a classifier's, of all its classes
@@ -61,6 +63,7 @@ class Explanation:
                 "p": list(self.corruptions[0].confidences),
                 **{part.kind: list(part.structure) for part in self.corruptions},
             },
+            "evolution": self.evolution.facts(),
             **self.made,
         }  # fmt: skip
 
@@ -91,7 +94,8 @@ def write_explanation(found: Explanation, folder: Path, command: str) -> list[Pa
     page = render(
         "explain.html", title=f"{found.name}, explained", found=found, numbers=found.numbers(),
         headline=headline(found), rows=label_rows(found), heat=_heat_cards(found),
-        scores=_score_chart(found), corruptions=_corruption_cards(found), charts=_slope_charts(found),
+        scores=_score_chart(found), corruptions=_corruption_cards(found),
+        evolution=evolution_columns(found.evolution), charts=_slope_charts(found),
         image=png_uri(enlarge(found.heat.image)), command=command,
     )  # fmt: skip
     write_text(folder / "explain.html", page)
@@ -99,6 +103,7 @@ def write_explanation(found: Explanation, folder: Path, command: str) -> list[Pa
         folder / "explain.html",
         save_figure(draw_heat([found.heat]), folder / "heat.png"),
         save_figure(draw_corruptions([found.corruptions], [found.heat.words[0]]), folder / "ld_noise.png", dpi=110),
+        save_figure(draw_image_evolution(found.evolution), folder / "evolution.png"),
         save_figure(draw_slopes(found.labels, found.label_slopes, found.corruption_slopes), folder / "slopes.png"),
     ]
 
