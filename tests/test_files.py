@@ -17,6 +17,7 @@ from domainfusion.files import (
     append_whole_lines,
     atomic_path,
     cache_folder,
+    check_writable,
     hash_of,
     hash_of_file,
     locked,
@@ -59,6 +60,35 @@ def test_atomic_write_leaves_a_file_that_others_may_read_as_any_other(tmp_path: 
         temporary.write_text("x")
         temporary.chmod(0o600)
     assert (tmp_path / "private").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_where_nothing_can_be_written_the_file_is_named_and_not_the_temporary_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(tmp_path / ".x.tmp"))
+
+    monkeypatch.setattr(Path, "unlink", read_only)
+    monkeypatch.setattr(Path, "write_text", read_only)
+    with pytest.raises(FileError, match=r"cannot write .*/x\.csv: Read-only file system") as caught:
+        write_text(tmp_path / "x.csv", "a")
+    assert ".tmp" not in str(caught.value)
+
+
+def test_whether_a_file_could_be_written_is_known_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_writable(tmp_path / "new" / "x.csv")
+    assert list((tmp_path / "new").iterdir()) == []
+    with pytest.raises(FileError, match="it is a folder; name a file in it"):
+        check_writable(tmp_path)
+    with pytest.raises(FileError, match="it is a folder; name a file in it"):
+        write_text(tmp_path, "a")
+
+    def read_only(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", read_only)
+    with pytest.raises(FileError, match=r"cannot write .*/x\.csv: Read-only file system"):
+        check_writable(tmp_path / "x.csv")
 
 
 def test_atomic_write_keeps_the_old_file_where_the_writer_fails(tmp_path: Path) -> None:

@@ -131,6 +131,14 @@ def test_wrong_usage(
     assert message in capsys.readouterr().err
 
 
+def test_an_output_that_cannot_be_written_is_known_before_a_model_is_loaded(
+    new: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.csv").mkdir()
+    assert run(["predict", str(tmp_path / "no-model"), str(new), "--output", str(tmp_path / "t.csv")]) == 1
+    assert "t.csv: it is a folder; name a file in it" in capsys.readouterr().err
+
+
 def test_it_fails_only_where_nothing_can_be_read(
     trained_run: Path, new: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -57,10 +57,25 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.chmod(temporary, 0o666 & ~_UMASK)  # safetensors writes files that nobody else may read
         os.replace(temporary, path)
     except OSError as error:
+        if path.is_dir():
+            raise FileError(f"cannot write {path}: it is a folder; name a file in it") from error
         remedy = "free some space" if error.errno == errno.ENOSPC else "check the folder's permissions"
         raise FileError(f"cannot write {path}: {error.strerror}; {remedy} and run the same command again") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where nothing can be written nothing can be deleted either
+            temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Raise `FileError` where the file `path` could not be written: asked before long work, not after it."""
+    if path.is_dir():
+        raise FileError(f"cannot write {path}: it is a folder; name a file in it")
+    make_folder(path.parent)
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error.strerror}; check the folder's permissions") from error
 
 
 @contextlib.contextmanager

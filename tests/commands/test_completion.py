@@ -105,6 +105,8 @@ def test_names_follow_their_options(complete: Complete) -> None:
     assert sorted(complete("train", "pictograms", "--distill.estimator", "")) == ["auto", "autograd", "curve", "score"]
     assert sorted(complete("train", "pictograms", "--track", "")) == ["mlflow", "tensorboard", "wandb"]
     assert complete("export", "run", "--format", "on") == ["onnx"]
+    assert complete("reproduce", "fig") == ["fig2", "fig3", "fig4", "fig5"]
+    assert "table1" in complete("reproduce", "ta")
 
 
 def test_an_option_of_several_reaches_further_than_one_of_one(complete: Complete) -> None:
@@ -119,6 +121,9 @@ def test_domains_are_those_of_the_data_set(complete: Complete, tmp_path: Path) -
     (tmp_path / "mine" / "notes.txt").touch()
     assert complete("train", "mine", "--target", "sk") == ["sketch"]
     assert sorted(complete("benchmark", "mine", "--targets", "photo", "")) == ["Real World", "photo", "sketch"]
+    (tmp_path / "mine").rename(tmp_path / "my images")
+    assert complete("train", r"my\ images", "--target", "sk") == ["sketch"]
+    assert complete("train", '"my images"', "--target", "sk") == ["sketch"]
 
 
 def test_commands_of_a_command(complete: Complete) -> None:

@@ -241,6 +241,9 @@ def test_costs_are_counted_without_running(image_folder: Path, tmp_path: Path, m
     assert found["seconds"] == pytest.approx(5 * kind["seconds"])
     assert kind["seconds"] > 0
     assert "6 runs in" in estimate_text(found)
+    assert ", 2 at a time about" in estimate_text(found | {"slots": 2})
+    assert ", 5 at a time about" in estimate_text(found | {"slots": 8})
+    assert "at a time" not in estimate_text(found | {"slots": 2, "left": 1})
     assert [path.name for path in (tmp_path / "s").rglob("result.json")] == ["result.json"]
 
 

@@ -32,6 +32,10 @@ _domainfusion_look() {
         command="$command ${words[$((first + 2))]}" from=$((first + 3))
     fi
     data="${words[$from]}" reached="" spec=""
+    # words are as they were typed: my\ folder, 'my folder', ~/folder
+    data="${data//\\/}"
+    data="${data//[\"\']/}"
+    if [[ "$data" == "~/"* ]]; then data="$HOME/${data:2}"; fi
     for ((at = last - 1; at >= from; at--)); do
         if [[ "${words[$at]}" == --* ]]; then
             option="${words[$at]}" distance=$((last - at))

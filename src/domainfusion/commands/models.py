@@ -13,6 +13,7 @@ import tyro
 from domainfusion.commands.parsing import OTHER_METHODS, Flat, base_options, drawn, parse, show
 from domainfusion.config import GenerateConfig, TrainConfig
 from domainfusion.errors import UsageError
+from domainfusion.files import check_writable
 
 # What neither takes time nor space, or is not counted.
 UNCOUNTED = {
@@ -131,6 +132,8 @@ def predict(words: list[str]) -> int:
     from domainfusion.predict import choose_format, run_predictions
 
     form = choose_format("json" if command.json else command.format, command.output)
+    if command.output is not None:
+        check_writable(command.output)
     model = load(command.model, device=command.device)
     top_k = min(command.top_k, len(model.classes))
     read = run_predictions(

@@ -74,7 +74,9 @@ def parse(kind: type[T], words: list[str], prog: str, options: Any = None, defau
             raise UsageError(
                 (f"--{'.'.join(where)}: " if where else "") + first["msg"].removeprefix("Value error, ")
             ) from None
-        raise UsageError(f"--{'.'.join(where).replace('_', '-')} {first['input']}: {first['msg']}") from None
+        value = " ".join(map(str, first["input"])) if isinstance(first["input"], (tuple, list)) else first["input"]
+        message = first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"--{'.'.join(where).replace('_', '-')} {value}: {message}") from None
 
 
 class _Boxed(io.StringIO):
@@ -107,7 +109,24 @@ def one_line(box: str) -> str:
     if lines and lines[0].strip().startswith("Missing from"):  # indented below: what is missing, and deeper what it is
         names = [line.strip() for line in lines[1:] if re.match(r" {5}\S", line)]
         return f"missing: {', '.join(names)}"
-    return " ".join(line.strip() for line in lines).rstrip(".")
+    return plainly(" ".join(line.strip() for line in lines).rstrip("."))
+
+
+def plainly(text: str) -> str:
+    """What tyro says of a wrong word, without Python's own words.
+
+    >>> plainly("Error parsing --steps: invalid literal for int() with base 10: 'many'")
+    '--steps many: not a whole number'
+    >>> plainly("Unrecognized options: more words")
+    'superfluous: more words'
+    """
+    for pattern, kind in (
+        (r"Error parsing (\S+): invalid literal for int\(\) with base 10: (['\"])(.*)\2", "a whole number"),
+        (r"Error parsing (\S+): could not convert string to float: (['\"])(.*)\2", "a number"),
+    ):
+        if found := re.fullmatch(pattern, text):
+            return f"{found[1]} {found[3]}: not {kind}"
+    return re.sub(r"^Unrecognized options: (?!-)", "superfluous: ", text)
 
 
 def _with_options(kind: Any, options: Any, defaults: dict[str, Any]) -> Any:

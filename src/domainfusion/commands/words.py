@@ -132,9 +132,9 @@ def _known(field: str, command: str) -> tuple[str, ...]:
     if field == "device":
         return DEVICES
     if field == "tables":
-        from domainfusion.experiments.paper_tables import TABLES
+        from domainfusion.experiments.paper_tables import ITEMS
 
-        return (*TABLES, "all")
+        return (*ITEMS, "all")
     if field == "dataset" and command.startswith("data "):
         from domainfusion.data.benchmarks import BENCHMARKS
 

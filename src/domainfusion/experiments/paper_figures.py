@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from domainfusion.data.transforms import from_uint8, resize
 from domainfusion.devices import choose_device
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.experiments.arms import arm_config, run_folder
-from domainfusion.experiments.paper_tables import TABLES
+from domainfusion.experiments.paper_tables import FIGURES, TABLES
 from domainfusion.experiments.runs import train_run
 from domainfusion.files import write_json
 from domainfusion.report.corruption_figure import corruption_figure
@@ -25,14 +24,6 @@ from domainfusion.report.heat_figure import heat_figure
 from domainfusion.report.reading import read_runs
 from domainfusion.seeding import derive_numpy_rng
 
-FIGURES: Mapping[str, str] = MappingProxyType(
-    {
-        "fig2": "What contrast reduction and random masking leave to the LDM",
-        "fig3": "Samples over the generations, with their LD noise",
-        "fig4": "LD noise of images with busy backgrounds",
-        "fig5": "Where labels find attention, and what Diffusion Classifier says of them",
-    }
-)
 IMAGES = {"fig2": 3, "fig3": 5, "fig4": 5, "fig5": 4}
 LABELS = 4  # of an image in fig5: its own and three others
 

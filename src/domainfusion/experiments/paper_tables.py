@@ -176,9 +176,20 @@ TABLES: Mapping[str, Table] = MappingProxyType(
     }
 )  # fmt: skip
 
+FIGURES: Mapping[str, str] = MappingProxyType(
+    {
+        "fig2": "What contrast reduction and random masking leave to the LDM",
+        "fig3": "Samples over the generations, with their LD noise",
+        "fig4": "LD noise of images with busy backgrounds",
+        "fig5": "Where labels find attention, and what Diffusion Classifier says of them",
+    }
+)
+COSTS = "table1"
+ITEMS = (COSTS, *TABLES, *FIGURES)
+
 
 def find_table(name: str) -> Table:
     """The table of a name; raises `UsageError` for another, naming the nearest."""
     if name not in TABLES:
-        raise unknown_name("table", name, [*TABLES, "table1", "fig2", "fig3", "fig4", "fig5", "all"])
+        raise unknown_name("table", name, [*ITEMS, "all"])
     return TABLES[name]

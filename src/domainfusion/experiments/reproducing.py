@@ -22,16 +22,13 @@ from domainfusion.experiments.arms import arm_config, run_folder
 from domainfusion.experiments.benchmark import Run, config_of, finished, summarize_runs
 from domainfusion.experiments.cost_table import NOTE, cost_rows, measure_costs
 from domainfusion.experiments.descriptions import describe_environment
-from domainfusion.experiments.paper_figures import FIGURES, draw_figure
-from domainfusion.experiments.paper_tables import TABLES, Table, find_table
+from domainfusion.experiments.paper_figures import draw_figure
+from domainfusion.experiments.paper_tables import COSTS, FIGURES, ITEMS, Table, find_table
 from domainfusion.experiments.runs import train_run
 from domainfusion.files import make_folder, write_json
 from domainfusion.report.tables_page import Part, Picture, write_tables_page
 from domainfusion.results.statistics import PairedDifference, estimate, paired_difference, trial_means
 from domainfusion.results.tables import format_difference, text_table
-
-COSTS = "table1"
-ITEMS = (COSTS, *TABLES, *FIGURES)
 
 
 class OutOfBudget(Exception):

@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 
 from domainfusion import __version__
 from domainfusion.data.domains import MultiDomainDataset
-from domainfusion.files import write_text
+from domainfusion.files import check_writable, write_text
 from domainfusion.report.answer import build_answer
 from domainfusion.report.calibration_section import build_calibration
 from domainfusion.report.charts import series_class, swatch
@@ -48,6 +48,7 @@ def write_report(paths: list[Path], output: Path, *, heat_maps: bool = False, au
     Raises `UsageError` where there is no finished run, or an audit is of other images; `FileError` where a run cannot
     be read or the file not written.
     """
+    check_writable(output)
     runs = read_runs(paths)
     studies = build_studies(runs)
     loaded = [load_run_dataset(study.arms[0].runs[0]) for study in studies]

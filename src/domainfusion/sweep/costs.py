@@ -73,8 +73,8 @@ def estimate_text(found: dict[str, Any]) -> str:
     for kind in found["kinds"]:
         times = [duration(kind[name]) if name in kind else "–" for name in ("seconds", "shared_seconds")]
         rows.append([Path(kind["data"]).name, kind["algorithm"], str(kind["runs"]), str(kind["left"]), *times])
-    slots = found["slots"]
-    together = f", {slots} at a time about {duration(found['seconds'] / slots)}" if slots and slots > 1 else ""
+    slots = min(found["slots"] or 0, found["left"])
+    together = f", {slots} at a time about {duration(found['seconds'] / slots)}" if slots > 1 else ""
     notes = "".join(f"\nnote: {note}" for note in found["notes"])
     return (
         f"{number(found['runs'], 'run')} in {found['output']}, {found['ended']} ended, {found['left']} to make\n\n"
