@@ -40,6 +40,12 @@ def forbid_writing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(np, "load", refuse)
 
 
+def folder_of(cache: Path) -> Path:
+    """Where the one data set that was decoded is."""
+    (found,) = (path for path in (cache / "images").iterdir() if path.is_dir())
+    return found
+
+
 class TestCache:
     @pytest.fixture
     def decoded(self, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
@@ -70,7 +76,7 @@ class TestCache:
         assert self.same(first, second)
         assert isinstance(second.images, np.memmap)
         assert not second.images.flags.writeable
-        assert (cache / "images" / first.fingerprint / "images.npy").exists()
+        assert (folder_of(cache) / "images.npy").exists()
 
     def test_a_changed_image_is_decoded_again(self, image_folder: Path, decoded: list[Path]) -> None:
         first = load_folder(image_folder, CONFIG)
@@ -103,7 +109,7 @@ class TestCache:
 
     def test_a_half_built_cache_is_built_anew(self, image_folder: Path, decoded: list[Path], cache: Path) -> None:
         first = load_folder(image_folder, CONFIG)
-        folder = cache / "images" / first.fingerprint
+        folder = folder_of(cache)
         (folder / "index.json").unlink()
         (folder / "images.npy").unlink()  # not overwritten: `first` still reads it
         (folder / "images.npy").write_bytes(b"half")
@@ -111,12 +117,12 @@ class TestCache:
         assert len(decoded) == 216
 
     def test_a_damaged_cache_is_named_with_a_remedy(self, image_folder: Path, cache: Path) -> None:
-        first = load_folder(image_folder, CONFIG)
-        path = cache / "images" / first.fingerprint / "images.npy"
+        load_folder(image_folder, CONFIG)
+        path = folder_of(cache) / "images.npy"
         content = path.read_bytes()
         path.unlink()
         path.write_bytes(content[:-1])
-        with pytest.raises(FileError, match=rf"{first.fingerprint}.* delete"):
+        with pytest.raises(FileError, match=rf"{path.parent}.* delete"):
             load_folder(image_folder, CONFIG)
 
     def flip_a_bit(self, path: Path, row: int, side: int = 20) -> None:
@@ -295,6 +301,6 @@ print(hashlib.sha256(dataset.images.tobytes()).hexdigest(), len(dataset), flush=
 
     def test_the_index_can_be_read_by_people(self, image_folder: Path, cache: Path) -> None:
         dataset = load_folder(image_folder, CONFIG)
-        index = json.loads((cache / "images" / dataset.fingerprint / "index.json").read_text(encoding="utf-8"))
+        index = json.loads((folder_of(cache) / "index.json").read_text(encoding="utf-8"))
         assert index["keys"] == list(dataset.keys)
         assert index["bad"] == []

@@ -193,6 +193,21 @@ def test_what_is_no_data_set_is_explained(tmp_path: Path) -> None:
         load_dataset("photso", CONFIG)
 
 
+def test_the_fingerprint_is_of_what_a_folder_holds_and_not_of_where_or_when(image_folder: Path, tmp_path: Path) -> None:
+    first = load_folder(image_folder, DataConfig(size=16)).fingerprint
+    copied = shutil.copytree(image_folder, tmp_path / "elsewhere", copy_function=shutil.copy)  # with new times
+    assert load_folder(copied, DataConfig(size=16)).fingerprint == first
+    assert load_folder(copied, DataConfig(size=8)).fingerprint != first
+    path = copied / "cartoon" / "cat" / "00.png"
+    Image.new("RGB", (16, 16), "red").save(path)
+    changed = load_folder(copied, DataConfig(size=16)).fingerprint
+    assert changed != first
+    path.rename(path.with_name("0.png"))
+    assert load_folder(copied, DataConfig(size=16)).fingerprint not in (first, changed)
+    (copied / "cartoon").rename(copied / "comic")
+    assert load_folder(copied, DataConfig(size=16)).fingerprint not in (first, changed)
+
+
 def test_unknown_domains_are_refused_with_the_nearest(image_folder: Path) -> None:
     dataset = load_folder(image_folder, CONFIG)
     assert dataset.index_of("sketch") == 2

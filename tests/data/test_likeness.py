@@ -126,7 +126,7 @@ def test_overlap_of_training_and_test(leaking: Path, cache: Path) -> None:
     assert "look like pictures in the source domains" in said[1]
     assert "photo/house/00.png = cartoon/cat/08.png" in said[2]
     assert overlap_notes(dataset, used, test[:0]) == said[2:]
-    (kept,) = cache.glob("images/*/digests-1.npy")
+    (kept,) = cache.glob("digests/*-1.npy")
     before = digests(dataset)
     for content in (b"", b"no array", kept.read_bytes()[:-8]):
         kept.write_bytes(content)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class MultiDomainDataset:
     labels: np.ndarray  # (N,) int64, index into classes
     domain_of: np.ndarray  # (N,) int64, index into domains
     keys: tuple[str, ...]  # (N,) where each image comes from: a relative path, or a benchmark's own key
-    fingerprint: str
+    fingerprint: str  # of what the data set holds: pixels at the working size, labels, domains, names
     folds: np.ndarray | None = None  # (N,) int64, where the data set fixes its own folds
     class_words: tuple[str, ...] = ()  # how a prompt names each class; the class name itself where empty
     notes: tuple[str, ...] = ()  # what is odd about the data set, for people
@@ -165,6 +166,7 @@ def load_folder(root: Path, config: DataConfig) -> MultiDomainDataset:
     def build(target: Path) -> None:
         kept: list[tuple[str, str, Path]] = []
         sums: list[int] = []
+        content = hashlib.blake2b(digest_size=16)
         bad: list[str] = []
         array = np.lib.format.open_memmap(
             target / "images.npy", "w+", np.uint8, (len(files), config.size, config.size, 3)
@@ -182,20 +184,21 @@ def load_folder(root: Path, config: DataConfig) -> MultiDomainDataset:
                 continue
             array[len(kept)] = pixels
             sums.append(checksum(pixels))
+            content.update(pixels.data)
             kept.append((domain, name, path))
         array.flush()
         if bad:  # rewrite without the unused rows at the end
             np.save(target / "images.npy", np.array(array[: len(kept)]))
         np.save(target / "sums.npy", np.array(sums, dtype=np.uint64))
         numbers = {name: number for number, name in enumerate(classes)}
-        write_json(
-            target / "index.json",
-            {
-                "domains": domains, "classes": classes, "labels": [numbers[name] for _, name, _ in kept],
-                "domain_of": [domains.index(domain) for domain, _, _ in kept],
-                "keys": [path.relative_to(root).as_posix() for _, _, path in kept], "bad": bad,
-            },
-        )  # fmt: skip
+        described = {
+            "domains": domains, "classes": classes, "labels": [numbers[name] for _, name, _ in kept],
+            "domain_of": [domains.index(domain) for domain, _, _ in kept],
+            "keys": [path.relative_to(root).as_posix() for _, _, path in kept],
+        }  # fmt: skip
+        # A copy of a folder, or a folder whose files were touched, is the same data set to all that is kept of it.
+        fingerprint = hash_of([described, content.hexdigest(), CACHE_FORMAT])
+        write_json(target / "index.json", {**described, "bad": bad, "fingerprint": fingerprint})
 
     def decode(index: Index, row: int) -> np.ndarray:
         return read_image(root / index["keys"][row], config.size)
@@ -250,5 +253,6 @@ def _dataset(
     return MultiDomainDataset(
         name=name, domains=tuple(index["domains"]), classes=tuple(index["classes"]), images=images,
         labels=np.array(index["labels"], dtype=np.int64), domain_of=np.array(index["domain_of"], dtype=np.int64),
-        keys=tuple(index["keys"]), fingerprint=address, folds=folds, class_words=words, notes=notes,
+        keys=tuple(index["keys"]), fingerprint=index.get("fingerprint", address), folds=folds, class_words=words,
+        notes=notes,
     )  # fmt: skip

@@ -8,6 +8,7 @@ white share many low frequencies.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 from collections import defaultdict
@@ -17,6 +18,7 @@ import numpy as np
 
 from domainfusion.data.benchmarks import recognise
 from domainfusion.data.domains import MultiDomainDataset
+from domainfusion.errors import FileError
 from domainfusion.files import atomic_path, cache_folder
 
 MOST_BITS = 4  # of 64
@@ -94,9 +96,8 @@ def look_alike(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def digests(dataset: MultiDomainDataset) -> np.ndarray:
-    """(N, 2) uint64: of each image a digest of its pixels, and its perceptual hash; kept beside the decoded images."""
-    folder = cache_folder() / "images" / dataset.fingerprint
-    path = folder / f"digests-{FORMAT}.npy"
+    """(N, 2) uint64: of each image a digest of its pixels, and its perceptual hash; kept in the cache."""
+    path = cache_folder() / "digests" / f"{dataset.fingerprint}-{FORMAT}.npy"
     try:
         kept = np.load(path, allow_pickle=False)
         if kept.shape == (len(dataset), 2) and kept.dtype == np.uint64:
@@ -109,14 +110,10 @@ def digests(dataset: MultiDomainDataset) -> np.ndarray:
         exact = [hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in images]
         found[start : start + 512, 0] = np.frombuffer(b"".join(exact), dtype=np.uint64)
         found[start : start + 512, 1] = perceptual_hash(images)
-    if folder.is_dir():
-        _keep(path, found)
+    if isinstance(dataset.images, np.memmap):  # decoded images of the cache; others are known by name alone
+        with contextlib.suppress(FileError), atomic_path(path) as temporary, open(temporary, "wb") as file:
+            np.save(file, found)
     return found
-
-
-def _keep(path: Path, found: np.ndarray) -> None:
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, found)
 
 
 def find_overlap(dataset: MultiDomainDataset, used: np.ndarray, test: np.ndarray) -> tuple[Pairs, Pairs]:
