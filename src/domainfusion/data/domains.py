@@ -17,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from domainfusion.config import DataConfig
+from domainfusion.data.benchmarks import several_spellings
 from domainfusion.data.decoded import Index, checksum, open_decoded
 from domainfusion.data.imagefolder import HUB_PREFIX, find_metadata, list_metadata, materialise_hub, why_no_metadata
 from domainfusion.data.images import prepare_image, read_image
@@ -173,6 +174,11 @@ def load_folder(root: Path, config: DataConfig) -> MultiDomainDataset:
     """The image folder `root` as a data set; labels by class name over the union of the domains."""
     listing, notes = list_images(root)
     domains, classes, files = in_order(listing)
+    for same in several_spellings(domains):
+        notes.append(
+            f"domains {', '.join(map(repr, same))} look like one in {len(same)} spellings: the images of a target "
+            "would train under the other name"
+        )
     for domain in domains:
         missing = [name for name in classes if name not in listing[domain]]
         if missing:
