@@ -140,6 +140,8 @@ def splits(command: SplitsCommand) -> int:
 
     if command.protocol not in ("domainbed", "strict"):
         raise UsageError(f"--protocol {command.protocol} is not domainbed or strict")
+    if not 0 <= command.trial <= 10**9:
+        raise UsageError(f"--trial {command.trial}: splits are numbered from 0 (to 10**9)")
     dataset = load_dataset(command.data, DataConfig(bad_images=command.options.data.bad_images))
     strict = command.protocol == "strict"
     if strict and dataset.folds is None:
