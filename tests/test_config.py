@@ -128,7 +128,7 @@ def test_an_unknown_option_is_refused_with_the_nearest(values: dict[str, Any], m
         ({"lr": math.nan}, "lr", "nan"),
         ({"raw_weight": math.inf}, "raw_weight", "inf"),
         ({"weight_decay": -1}, "weight_decay", "-1"),
-        ({"dropout": 1.01}, "dropout", "1.01"),
+        ({"dropout": 1.0}, "dropout", "1.0"),
         ({"seed": -1}, "seed", "-1"),
         ({"seed": 2**64}, "seed", str(2**64)),
         ({"synthetic_share": 0}, "synthetic_share", "0"),

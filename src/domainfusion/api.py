@@ -19,7 +19,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from domainfusion.config import TrainConfig
 from domainfusion.config_files import build_config, flat_values, plain_values
@@ -197,17 +197,21 @@ def benchmark(
     return Benchmark(Path(output), summary)
 
 
-def evaluate(run: Run | PathLike, data: PathLike | None = None, *, device: str = "auto") -> dict[str, dict[str, Any]]:
+def evaluate(
+    run: Run | PathLike, data: PathLike | None = None, *, device: str = "auto",
+    bad_images: Literal["error", "skip"] | None = None,
+) -> dict[str, dict[str, Any]]:  # fmt: skip
     """{domain: {"images", "accuracy", "class_accuracy"}} of a run's model, as `domainfusion evaluate` finds it.
 
     Args:
         run: a run, or its folder.
         data: a data set to evaluate on, every domain of it; none: the run's own test images.
+        bad_images: what to do with an image of `data` that cannot be read; none: as the run did.
     """
     from domainfusion.experiments.evaluation import evaluate_run
 
     folder = run.folder if isinstance(run, Run) else Path(run)
-    return evaluate_run(folder, None if data is None else str(data), device)
+    return evaluate_run(folder, None if data is None else str(data), device, bad_images=bad_images)
 
 
 def predict_images(

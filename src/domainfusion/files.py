@@ -36,8 +36,7 @@ def make_folder(path: Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FileError(
-            f"cannot make the folder {path}: {error.strerror}; choose another with --output "
-            "(for caches: $DOMAINFUSION_CACHE)"
+            f"cannot make the folder {path}: {error.strerror}; choose another (for caches, by $DOMAINFUSION_CACHE)"
         ) from error
     return path
 
@@ -86,8 +85,8 @@ def open_lock(path: Path) -> Iterator[int]:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise FileError(
-            f"cannot lock {path}: {error.strerror}; check the folder's permissions, or choose another with --output "
-            "(for caches: $DOMAINFUSION_CACHE)"
+            f"cannot lock {path}: {error.strerror}; check the folder's permissions, or choose another (for "
+            "caches, by $DOMAINFUSION_CACHE)"
         ) from error
     try:
         yield descriptor

@@ -113,6 +113,22 @@ def test_wrong_rows_are_named(image_folder: Path, tmp_path: Path, change: dict[s
         load_dataset(str(tmp_path / "flat"), CONFIG)
 
 
+def test_missing_and_unlisted_images_are_counted(image_folder: Path, tmp_path: Path) -> None:
+    rows = flatten(image_folder, tmp_path / "flat")
+    assert load_dataset(str(image_folder), CONFIG).notes == ()
+    rows[1]["domain"] = "Cartoon"
+    write_csv(tmp_path / "flat" / "metadata.csv", rows[1:])
+    assert load_dataset(str(tmp_path / "flat"), CONFIG).notes[:2] == (
+        "1 picture that the metadata does not list, not used: 000.png",
+        "domains 'Cartoon', 'cartoon' look like one in 2 spellings: the images of a target would train under the other "
+        "name",
+    )
+    for name in ("003.png", "007.png", "050.png"):
+        (tmp_path / "flat" / name).unlink()
+    with pytest.raises(DataError, match=r"line 4: the image 003.png is missing; .*; 2 more: `domainfusion data verify"):
+        load_dataset(str(tmp_path / "flat"), CONFIG)
+
+
 def test_lines_that_are_not_json_are_named(image_folder: Path, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "metadata.jsonl", flatten(image_folder, tmp_path / "flat"))
     text = (tmp_path / "metadata.jsonl").read_text()

@@ -120,7 +120,7 @@ class TestStrict:
 
     @pytest.mark.parametrize("trial", [5, -1])
     def test_there_are_five_trials(self, trial: int) -> None:
-        with pytest.raises(UsageError, match=rf"--trial {trial}: the strict protocol has the trials 0 to 4"):
+        with pytest.raises(UsageError, match=rf"trial {trial}: the strict protocol has the trials 0 to 4"):
             strict_split(build_dataset(COUNTS), trial)
 
     def test_folds_are_needed(self) -> None:

@@ -134,6 +134,13 @@ def test_one_class_in_two_spellings(make_image_folder: Callable[..., Path]) -> N
     assert only(state, "class-spelling").where == ("Dog", "dog")
 
 
+def test_one_domain_in_two_spellings(make_image_folder: Callable[..., Path]) -> None:
+    root = make_image_folder("mine", domains=("Photo", "photo", "sketch"), count=1)
+    found = only(check(root, quick=True), "domain-spelling")
+    assert found.where == ("Photo", "photo")
+    assert found.effect.endswith("rename the folders")
+
+
 def test_images_that_cannot_be_decoded(make_image_folder: Callable[..., Path]) -> None:
     root = make_image_folder("mine")
     whole = root / "photo" / "dog" / "00.png"
@@ -201,6 +208,22 @@ def test_what_lies_elsewhere_is_noted(make_image_folder: Callable[..., Path]) ->
     assert only(check(root, quick=True), "domain-empty").where == ("image_list",)
 
 
+def test_pictures_in_other_forms_are_to_be_converted(make_image_folder: Callable[..., Path]) -> None:
+    root = make_image_folder("mine")
+    for name in ("photo/dog/1.heic", "photo/dog/2.HEIC", "sketch/3.avif"):
+        (root / name).write_bytes(b"x")
+    state = check(root)
+    assert [finding.kind for finding in state.notes] == ["unread"]
+    assert only(state, "unread").message == (
+        "pictures in a form that is not read, not used (2 .heic, 1 .avif); convert to .jpg or .png"
+    )
+    assert only(state, "unread").where == ("photo/dog/1.heic", "photo/dog/2.HEIC", "sketch/3.avif")
+    for path in root.rglob("*.png"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"holds no images .*\(2 \.heic, 1 \.avif\); convert to \.jpg or \.png"):
+        check(root)
+
+
 def test_one_domain_alone_is_not_enough(make_image_folder: Callable[..., Path]) -> None:
     assert "domains" in kinds(check(make_image_folder("mine", domains=("photo",)), quick=True))
 
@@ -258,6 +281,37 @@ def test_a_folder_with_metadata_is_verified_by_it(tmp_path: Path, image_folder: 
     shutil.copy(flat / "107.png", flat / "108.png")
     (flat / "metadata.csv").write_text("\n".join([*rows, "108.png,cat,sketch"]))
     assert kinds(check(flat)) == {"two-labels"}
+
+
+def test_rows_without_an_image_images_without_a_row_and_domains_with_a_blank(image_folder: Path) -> None:
+    names = [path.relative_to(image_folder).as_posix() for path in sorted(image_folder.rglob("*.png"))]
+    rows = [f"{name},{name.split('/')[1]},{name.split('/')[0]}" for name in names]
+    for name in (*names[2:4], names[40]):
+        (image_folder / name).unlink()
+    (image_folder / "photo" / "1.heic").write_bytes(b"x")
+    rows[10] += " "  # of cartoon
+    table = ["file_name,label,domain", *rows[:6], *rows[8:]]  # the seventh and eighth are in no row
+    (image_folder / "metadata.csv").write_text("\n".join(table))
+    state = check(image_folder)
+    assert state.counts["cartoon"] == {"cat": 12 - 2 - 2 - 1, "dog": 12, "house": 12}
+    assert kinds(state) == {"missing", "domain-spelling", "class-missing-in-domain"}
+    missing = only(state, "missing")
+    assert missing.message.startswith("3 images that the metadata names are missing")
+    assert missing.where == (
+        f"metadata.csv, line 4: {names[2]}", f"metadata.csv, line 5: {names[3]}", f"metadata.csv, line 40: {names[40]}",
+    )  # fmt: skip
+    spelled = only(state, "domain-spelling")
+    assert spelled.where == ("cartoon", "cartoon ")
+    assert "'cartoon', 'cartoon '" in spelled.message
+    assert spelled.effect.endswith("correct the metadata")
+    assert only(state, "unlisted").where == (names[6], names[7], "photo/1.heic")
+    assert "3 pictures that the metadata does not list, not used" in only(state, "unlisted").message
+    for path in image_folder.rglob("*.png"):
+        path.unlink()
+    with pytest.raises(
+        DataError, match=r"none of the images that the metadata of .* names is there: .* \(106 in all\)"
+    ):
+        check(image_folder)
 
 
 def test_the_command_exits_with_1_where_there_are_problems(pacs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,10 +39,10 @@ def test_demo_holds_out_one_style_by_default():
 
 def test_judgement_measures_candidates_and_slopes(tiny_pipeline, image_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(judging, "STRENGTHS", (0.2, 0.9))
-    monkeypatch.setattr(
-        judging, "TrainConfig", lambda **options: TrainConfig(**options, batch_size=4, data=DataConfig(size=32))
-    )
-    found = judge_ldm(str(image_folder), str(tiny_pipeline), 16, tmp_path / "judge", steps=2)
+    monkeypatch.setattr(judging, "TrainConfig", lambda **options: TrainConfig(**options, batch_size=4))
+    (image_folder / "photo" / "cat" / "broken.png").write_bytes(b"")
+    reading = DataConfig(size=32, bad_images="skip")
+    found = judge_ldm(str(image_folder), str(tiny_pipeline), 16, tmp_path / "judge", reading=reading, steps=2)
     low, high = found["candidates"]
     assert high["pixel_distance"] > low["pixel_distance"] > 0
     assert set(found["slopes"]) == {"plain", "guided", "contrast"}

@@ -84,3 +84,19 @@ def test_command_prints_json(finished, capsys):
 def test_a_folder_without_a_run_is_an_error(tmp_path, capsys):
     assert run(["evaluate", str(tmp_path)]) == 1
     assert "is no run folder" in capsys.readouterr().err
+
+
+def test_images_that_are_gone_are_told_by_their_folder(finished, image_folder, capsys):
+    folder, _ = finished
+    (image_folder / "sketch" / "cat" / "00.png").write_bytes(b"no image any more")
+    assert run(["evaluate", str(folder)]) == 1
+    told = capsys.readouterr().err
+    assert f"{image_folder}/sketch/cat/00.png cannot be read" in told
+    assert told.endswith("restore it, or give the data set to evaluate on as a second argument\n")
+    assert "--" not in told  # no option helps
+    image_folder.rename(image_folder.with_name("elsewhere"))
+    assert run(["evaluate", str(folder)]) == 1
+    assert capsys.readouterr().err == (
+        f"domainfusion: the images of the run in {folder} are gone: there is no folder {image_folder}; put it back, "
+        "or give the data set to evaluate on as a second argument\n"
+    )

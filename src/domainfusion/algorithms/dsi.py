@@ -23,7 +23,7 @@ from torch import nn
 from domainfusion.algorithms.base import Context, Tester
 from domainfusion.algorithms.erm import ERM
 from domainfusion.config import DSIConfig, TrainConfig
-from domainfusion.data.domains import MultiDomainDataset, load_dataset
+from domainfusion.data.domains import MultiDomainDataset, load_recorded
 from domainfusion.data.splits import Split, build_split
 from domainfusion.data.transforms import to_float
 from domainfusion.devices import choose_dtype
@@ -188,7 +188,7 @@ class DSI(ERM):
         sources = [FineTuned(entry["domain"], entry["key"]) for entry in named]
         if not sources or not all(source.finished for source in sources):
             recorded = read_json(folder / "data.json")
-            dataset = load_dataset(recorded["data"], config.data)
+            dataset = load_recorded(recorded["data"], config.data, folder)
             if dataset.fingerprint != recorded["fingerprint"]:
                 raise DataError(
                     f"the LDMs of the run in {folder} are not in the cache, and cannot be fine-tuned again: the images "

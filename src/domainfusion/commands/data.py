@@ -7,16 +7,17 @@ import difflib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from domainfusion.commands.parsing import parse, show
+from domainfusion.commands.parsing import Flat, parse, show
 from domainfusion.config import DataConfig
 from domainfusion.errors import UsageError, show_note
 
 USAGE = """\
-usage: domainfusion data splits DATA [--trial T] [--protocol strict] [--json]
+usage: domainfusion data splits DATA [--trial T] [--protocol strict]
+                                [--data.bad-images skip] [--json]
        domainfusion data verify PATH [--dataset NAME] [--quick] [--json]
        domainfusion data prepare DATASET SOURCE OUTPUT [--duplicates FILE]
                                  [--copy] [--json]
@@ -27,11 +28,27 @@ DATASET is PACS, VLCS, OfficeHome, TerraIncognita or DomainNet.
 
 
 @dataclasses.dataclass(frozen=True)
+class ReadImages:
+    """How the images are read."""
+
+    bad_images: Literal["error", "skip"] = "error"
+    """What to do with an image that cannot be read: stop and name it, or leave it out and say so."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitsOptions:
+    """Options of `domainfusion data splits` in groups."""
+
+    data: ReadImages = ReadImages()
+
+
+@dataclasses.dataclass(frozen=True)
 class SplitsCommand:
     """Which images train ("in") and which are held out ("out"), as row numbers of each domain in sorted order."""
 
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
     """pictograms (embedded), a folder DOMAIN/CLASS/IMAGE or with metadata.csv, or hf://OWNER/NAME."""
+    options: Annotated[SplitsOptions, Flat] = SplitsOptions()
     trial: int = 0
     """Number of the split."""
     protocol: str = "domainbed"
@@ -123,9 +140,12 @@ def splits(command: SplitsCommand) -> int:
 
     if command.protocol not in ("domainbed", "strict"):
         raise UsageError(f"--protocol {command.protocol} is not domainbed or strict")
-    config = DataConfig()
-    dataset = load_dataset(command.data, config)
+    if not 0 <= command.trial <= 10**9:
+        raise UsageError(f"--trial {command.trial}: splits are numbered from 0 (to 10**9)")
+    dataset = load_dataset(command.data, DataConfig(bad_images=command.options.data.bad_images))
     strict = command.protocol == "strict"
+    if strict and dataset.folds is None:
+        raise UsageError(f"{dataset.name} has no folds of its own; use --protocol domainbed")
     found = strict_split(dataset, command.trial) if strict else domainbed_split(dataset, command.trial, 0.2)
     # Numbers count from 0 within each domain, as DomainBed's do.
     plain = {

@@ -11,7 +11,7 @@ import tyro
 
 from domainfusion.commands.fields import flags_without
 from domainfusion.commands.parsing import Flat, base_options, drawn, parse, show
-from domainfusion.config import GenerateConfig, PretrainConfig, TrainConfig
+from domainfusion.config import DataConfig, GenerateConfig, PretrainConfig, TrainConfig
 
 # What of a run's options the two commands read that work ahead of runs. A draw of hyperparameters goes by the trial.
 READ = {"preset", "hparams_seed", "trial", "ldm", "device", "precision", "data.size", "data.bad_images"}
@@ -99,6 +99,14 @@ class DistillCommand:
 
 
 @dataclasses.dataclass(frozen=True)
+class JudgeOptions:
+    """Options of `domainfusion judge` in groups."""
+
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    generate: GenerateConfig = dataclasses.field(default_factory=GenerateConfig)
+
+
+@dataclasses.dataclass(frozen=True)
 class JudgeCommand:
     """Measure an LDM for DomainFusion: candidates still recognised, style moved, slopes that know labels."""
 
@@ -110,7 +118,7 @@ class JudgeCommand:
     """Images measured on."""
     output: Path = Path("runs/judge")
     """Folder for the figures (judge.json) and a sheet of candidates (candidates.png)."""
-    generate: GenerateConfig = dataclasses.field(default_factory=GenerateConfig)
+    options: Annotated[JudgeOptions, Flat] = dataclasses.field(default_factory=JudgeOptions)
     json: bool = False
     """Print the figures as JSON."""
 
@@ -155,6 +163,9 @@ def judge(words: list[str]) -> None:
     command = parse(JudgeCommand, words, "domainfusion judge")
     from domainfusion.experiments.judging import judge_ldm, judgement_text
 
-    found = judge_ldm(command.data, command.ldm, command.images, command.output, generate=command.generate)
+    options = command.options
+    found = judge_ldm(
+        command.data, command.ldm, command.images, command.output, reading=options.data, generate=options.generate
+    )
     where = f"the figures, and a sheet of candidates, are in {command.output} (judge.json, candidates.png)"
     show(found, f"{judgement_text(found)}\n\n{where}", command.json)

@@ -8,8 +8,24 @@ from typing import Annotated, Literal
 
 import tyro
 
-from domainfusion.commands.parsing import parse, show
+from domainfusion.commands.parsing import Flat, parse, show
 from domainfusion.errors import UsageError, show_note
+
+
+@dataclasses.dataclass(frozen=True)
+class OtherImages:
+    """How the images of DATA are read, in the size of the run's."""
+
+    bad_images: Literal["error", "skip"] | None = None
+    """What to do with an image that cannot be read: stop and name it, or leave it out and say so (default: as the run
+    did)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """Options of `domainfusion evaluate` in groups."""
+
+    data: OtherImages = OtherImages()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +36,7 @@ class EvaluateCommand:
     """Folder of a finished run."""
     data: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[DATA]")] = None
     """Data set to evaluate on instead: every domain of it, by class name."""
+    options: Annotated[EvaluateOptions, Flat] = EvaluateOptions()
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     json: bool = False
@@ -62,7 +79,7 @@ def evaluate(words: list[str]) -> None:
     from domainfusion.experiments.evaluation import evaluate_run
     from domainfusion.results.tables import text_table
 
-    found = evaluate_run(command.run, command.data, command.device)
+    found = evaluate_run(command.run, command.data, command.device, bad_images=command.options.data.bad_images)
     rows = [["domain", "images", "accuracy"]]
     rows += [[name, str(entry["images"]), f"{100 * entry['accuracy']:.1f} %"] for name, entry in found.items()]
     text = text_table(rows)

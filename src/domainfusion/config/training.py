@@ -13,7 +13,7 @@ from domainfusion.config.baselines import CoralConfig, GroupDROConfig, MixStyleC
 from domainfusion.config.data import DataConfig
 from domainfusion.config.distillation import DistillConfig
 from domainfusion.config.generation import GenerateConfig
-from domainfusion.config.kinds import STRICT, Count, Precision, Seed, Share, Weight
+from domainfusion.config.kinds import STRICT, Count, Precision, Seed, Weight
 from domainfusion.config.translation import CDGAConfig, DSIConfig
 from domainfusion.config.zero_shot import ZeroShotConfig
 
@@ -57,8 +57,8 @@ class TrainConfig:
     normalization: Literal["auto", "imagenet", "inception", "lite"] = "auto"
     """Channel means and deviations of the backbone's input: auto (those of the published weights, imagenet without),
     imagenet, inception (1/2 and 1/2), lite (127/255 and 128/255)."""
-    dropout: Share = 0.0
-    """Dropout before the head."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout before the head (of 1 nothing would be left to train on)."""
     freeze_bn: bool = False
     """Keep BatchNorm in evaluation mode while training (DomainBed's habit with pretrained backbones)."""
     evaluations: Count = 8

@@ -73,6 +73,18 @@ def plain(name: str) -> str:
     return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 
+def several_spellings(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Those of `names` that differ in case, blanks and punctuation alone, together.
+
+    >>> several_spellings(["photo", "cartoon ", "sketch", "cartoon"])
+    [('cartoon', 'cartoon ')]
+    """
+    found: dict[str, list[str]] = {}
+    for name in sorted(set(names)):
+        found.setdefault(plain(name) or name, []).append(name)
+    return [tuple(same) for same in found.values() if len(same) > 1]
+
+
 def _spellings(names: Iterable[str], aliases: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
     """{plain spelling: name}."""
     return {plain(spelling): name for name in names for spelling in (name, *aliases.get(name, ()))}

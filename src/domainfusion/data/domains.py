@@ -18,6 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from domainfusion.config import DataConfig
+from domainfusion.data.benchmarks import several_spellings
 from domainfusion.data.decoded import Index, checksum, open_decoded
 from domainfusion.data.imagefolder import HUB_PREFIX, find_metadata, list_metadata, materialise_hub, why_no_metadata
 from domainfusion.data.images import prepare_image, read_image
@@ -27,6 +28,14 @@ from domainfusion.files import cache_folder, hash_of, reserve, write_json
 from domainfusion.registry import DATASETS
 
 CACHE_FORMAT = 1
+
+
+class UnreadableImage(DataError):
+    """An image of a data set that cannot be decoded; `reason` names it, without what an option could do about it."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}; repair or remove it, or leave such files out: --data.bad-images skip")
+        self.reason = reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +113,19 @@ def load_dataset(data: str, config: DataConfig) -> MultiDomainDataset:
     )
 
 
+def load_recorded(data: str, config: DataConfig, run: Path) -> MultiDomainDataset:
+    """The data set `data` that the run in the folder `run` wrote down, read as the run read it.
+
+    Raises `DataError` where it is gone, or an image that the run has read cannot be decoded any more.
+    """
+    if data not in DATASETS.entries and not data.startswith(HUB_PREFIX) and not Path(data).is_dir():
+        raise DataError(f"the images of the run in {run} are gone: there is no folder {data}; put it back")
+    try:
+        return load_dataset(data, config)
+    except UnreadableImage as error:
+        raise DataError(f"{error.reason}; the run in {run} has read this image: restore it") from error
+
+
 # How prompts name the classes of Pictograms, in words that captions of pictures use.
 PICTOGRAM_WORDS = {
     "bird": "animal bird", "building": "building", "clothing": "clothing", "critter": "animal critter",
@@ -153,6 +175,11 @@ def load_folder(root: Path, config: DataConfig) -> MultiDomainDataset:
     """The image folder `root` as a data set; labels by class name over the union of the domains."""
     listing, notes = list_images(root)
     domains, classes, files = in_order(listing)
+    for same in several_spellings(domains):
+        notes.append(
+            f"domains {', '.join(map(repr, same))} look like one in {len(same)} spellings: the images of a target "
+            "would train under the other name"
+        )
     for domain in domains:
         missing = [name for name in classes if name not in listing[domain]]
         if missing:
@@ -177,9 +204,7 @@ def load_folder(root: Path, config: DataConfig) -> MultiDomainDataset:
                 pixels = read_image(path, config.size)
             except DataError as error:
                 if config.bad_images == "error":
-                    raise DataError(
-                        f"{error}; repair or remove it, or leave such files out: --data.bad-images skip"
-                    ) from error
+                    raise UnreadableImage(str(error)) from error
                 bad.append(path.relative_to(root).as_posix())
                 continue
             array[len(kept)] = pixels

@@ -9,6 +9,7 @@ in the cache first.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -21,7 +22,10 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from domainfusion.data.listing import NUMBERS, is_file, list_folders
+from domainfusion.data.findings import number as counted
+from domainfusion.data.findings import some
+from domainfusion.data.images import OTHER_PICTURES, SUFFIXES
+from domainfusion.data.listing import NUMBERS, is_file, list_files, list_folders
 from domainfusion.errors import DataError, UsageError, shortened
 from domainfusion.files import cache_folder, hash_of, locked, make_folder
 
@@ -89,13 +93,52 @@ def _is_there(image: Path) -> bool:
         return False
 
 
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    """What the metadata of a folder names, and what it does not."""
+
+    listing: dict[str, dict[str, list[Path]]]  # {domain: {class: [paths]}}, the lists sorted
+    missing: tuple[tuple[str, str], ...]  # (file and line, image) of each row whose image is not there
+    unlisted: tuple[str, ...]  # pictures that no row names, relative to the folder
+
+
 def list_metadata(root: Path, metadata: list[Path]) -> tuple[dict[str, dict[str, list[Path]]], list[str]]:
     """The image files that `metadata` names, as {domain: {class: [paths]}} with sorted lists, and notes.
 
-    Raises `DataError`, naming file and line, for a row without a value, a path out of the folder, a missing image,
-    and an image with two labels or two domains.
+    Raises `DataError`, naming file and line, for what `read_metadata` refuses, and for a missing image.
+    """
+    listed = read_metadata(root, metadata)
+    if listed.missing:
+        where, name = listed.missing[0]
+        more = len(listed.missing) - 1
+        raise DataError(
+            f"{where}: the image {name} is missing; restore it or remove the row"
+            + (f"; {more} more: `domainfusion data verify {root} --quick` names them all" if more else "")
+        )
+    return listed.listing, notes_on(listed)
+
+
+def notes_on(listed: Listed) -> list[str]:
+    """What is odd about metadata that can be used."""
+    notes = []
+    if listed.unlisted:
+        notes.append(
+            f"{counted(len(listed.unlisted), 'picture')} that the metadata does not list, not used: "
+            f"{some(listed.unlisted)}"
+        )
+    if all(label.isdigit() for classes in listed.listing.values() for label in classes):
+        notes.append(NUMBERS)
+    return notes
+
+
+def read_metadata(root: Path, metadata: list[Path]) -> Listed:
+    """What `metadata` names of the files of `root`, and which of these are missing or not named.
+
+    Raises `DataError`, naming file and line, for a row without a value, a path out of the folder, and an image with two
+    labels or two domains.
     """
     seen: dict[Path, tuple[str, str]] = {}
+    missing = []
     for path in metadata:
         for number, row in _rows(path):
             where = f"{path}, line {number}"
@@ -111,7 +154,8 @@ def list_metadata(root: Path, metadata: list[Path]) -> tuple[dict[str, dict[str,
                 )
             image = path.parent / str(name)
             if not _is_there(image):
-                raise DataError(f"{where}: the image {shortened(name)} is missing; restore it or remove the row")
+                missing.append((where, shortened(name)))
+                continue
             pair = (str(domain), str(label))
             if seen.setdefault(image, pair) != pair:
                 here, before = (shortened("/".join(labels)) for labels in (pair, seen[image]))
@@ -122,10 +166,12 @@ def list_metadata(root: Path, metadata: list[Path]) -> tuple[dict[str, dict[str,
     for classes in listing.values():
         for images in classes.values():
             images.sort(key=lambda path: (str(path.parent), path.name))
-    notes = []
-    if all(label.isdigit() for classes in listing.values() for label in classes):
-        notes.append(NUMBERS)
-    return listing, notes
+    unlisted = tuple(
+        path.relative_to(root).as_posix()
+        for path in list_files(root)
+        if path.suffix.lower() in (*SUFFIXES, *OTHER_PICTURES) and path not in seen
+    )
+    return Listed(listing, tuple(missing), unlisted)
 
 
 def materialise_hub(name: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from domainfusion.data.images import OTHER_PICTURES, SUFFIXES
@@ -49,6 +50,12 @@ def list_files(folder: Path) -> list[Path]:
         except OSError as error:  # no permission to look
             refused(error)
     return sorted(found, key=lambda path: (str(path.parent), path.name))
+
+
+def other_pictures(paths: Iterable[Path]) -> str:
+    """How many of some files are pictures in a form that is not read: "3 .heic, 1 .avif"; empty where none is."""
+    suffixes = Counter(path.suffix.lower() for path in paths)
+    return ", ".join(f"{suffixes[suffix]} {suffix}" for suffix in OTHER_PICTURES if suffixes[suffix])
 
 
 def is_image(path: Path) -> bool:
@@ -112,8 +119,7 @@ def list_folder(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str]
             )
         files = {folder.name: list_files(folder) for folder in classes}
         found = {name: [path for path in paths if is_image(path)] for name, paths in files.items()}
-        suffixes = Counter(path.suffix.lower() for paths in files.values() for path in paths)
-        left = ", ".join(f"{suffixes[suffix]} {suffix}" for suffix in OTHER_PICTURES if suffixes[suffix])
+        left = other_pictures(path for paths in files.values() for path in paths)
         empty = [name for name, paths in found.items() if not paths]
         if len(empty) == len(found):
             raise DataError(

@@ -80,7 +80,7 @@ def strict_split(dataset: MultiDomainDataset, trial: int) -> dict[str, dict[str,
     if dataset.folds is None:
         raise UsageError(f"{dataset.name} has no folds of its own; use --data.protocol domainbed")
     if not 0 <= trial < STRICT_TRIALS:
-        raise UsageError(f"--trial {trial}: the strict protocol has the trials 0 to {STRICT_TRIALS - 1}")
+        raise UsageError(f"trial {trial}: the strict protocol has the trials 0 to {STRICT_TRIALS - 1}")
     parts = {}
     for number, domain in enumerate(dataset.domains):
         rows = dataset.rows(number)

@@ -13,12 +13,19 @@ import os
 from collections import defaultdict
 from pathlib import Path
 
-from domainfusion.data.benchmarks import Benchmark, plain, recognise
+from domainfusion.data.benchmarks import Benchmark, recognise, several_spellings
 from domainfusion.data.duplicates import decode_all
 from domainfusion.data.findings import Finding, Verification, number, some
-from domainfusion.data.imagefolder import find_metadata, list_metadata, why_no_metadata
-from domainfusion.data.images import SUFFIXES
-from domainfusion.data.listing import NUMBERS, how_to_lay_out, list_files, list_folders, nearest_layout
+from domainfusion.data.imagefolder import find_metadata, notes_on, read_metadata, why_no_metadata
+from domainfusion.data.images import OTHER_PICTURES, SUFFIXES
+from domainfusion.data.listing import (
+    NUMBERS,
+    how_to_lay_out,
+    list_files,
+    list_folders,
+    nearest_layout,
+    other_pictures,
+)
 from domainfusion.errors import DataError
 
 Listing = dict[str, dict[str, list[Path]]]
@@ -39,8 +46,7 @@ def verify_folder(
     problems: list[Finding] = []
     metadata = find_metadata(root)
     if metadata:
-        listing, remarks = list_metadata(root, metadata)
-        notes = [Finding("metadata", remark) for remark in remarks]
+        listing, problems, notes = _scan_metadata(root, metadata)
     else:
         listing, problems, notes = _scan(root)
     benchmark = benchmark or recognise(listing, {name for classes in listing.values() for name in classes})
@@ -63,6 +69,7 @@ def verify_folder(
         _compare_names(state, benchmark)
         _compare_counts(state, benchmark)
     _compare_domains(state)
+    _compare_spellings(state)
     if not quick:
         several = benchmark is not None and benchmark.several_classes
         threads = workers or min(8, os.cpu_count() or 1)
@@ -72,10 +79,33 @@ def verify_folder(
     return state
 
 
+def _scan_metadata(root: Path, metadata: list[Path]) -> tuple[Listing, list[Finding], list[Finding]]:
+    """The image files that metadata names, problems, and notes."""
+    listed = read_metadata(root, metadata)
+    missing = tuple(f"{where.removeprefix(f'{root}/')}: {name}" for where, name in listed.missing)
+    if not listed.listing:
+        raise DataError(f"none of the images that the metadata of {root} names is there: {some(missing)}")
+    problems = []
+    if missing:
+        problems.append(
+            Finding(
+                "missing", f"{number(len(missing), 'image')} that the metadata names are missing", where=missing,
+                effect="training stops at them: restore them, or remove their rows",
+            )
+        )  # fmt: skip
+    notes = []
+    for remark in notes_on(listed):
+        unlisted = remark != NUMBERS
+        where = listed.unlisted if unlisted else ()
+        notes.append(Finding("unlisted" if unlisted else "numbers", remark, where=where))
+    return listed.listing, problems, notes
+
+
 def _scan(root: Path) -> tuple[Listing, list[Finding], list[Finding]]:
     """The image files of `root/domain/class`, problems, and notes on what lies elsewhere; empty classes are kept."""
     listing: Listing = {}
     misplaced: list[str] = []
+    unread: list[Path] = []
     other: list[str] = []
     for domain in _folders(root):
         if root.resolve().is_relative_to(domain.resolve()):
@@ -84,16 +114,21 @@ def _scan(root: Path) -> tuple[Listing, list[Finding], list[Finding]]:
             if entry.name.startswith("."):
                 continue
             if entry.is_file():
-                (misplaced if entry.suffix.lower() in SUFFIXES else other).append(f"{domain.name}/{entry.name}")
+                if entry.suffix.lower() in OTHER_PICTURES:
+                    unread.append(entry)
+                else:
+                    (misplaced if entry.suffix.lower() in SUFFIXES else other).append(f"{domain.name}/{entry.name}")
                 continue
             images = listing.setdefault(domain.name, {}).setdefault(entry.name, [])
             for path in list_files(entry):
                 if path.suffix.lower() in SUFFIXES:
                     images.append(path)
+                elif path.suffix.lower() in OTHER_PICTURES:
+                    unread.append(path)
                 else:
                     other.append(path.relative_to(root).as_posix())
     if not any(paths for classes in listing.values() for paths in classes.values()):
-        raise DataError(_other_form(root))
+        raise DataError(_other_form(root) + (f"; {_to_convert(unread)}" if unread else ""))
     for inner in _folders(root):  # the folder above a benchmark's
         names = _folders(inner)
         if recognise(listing, {entry.name for entry in names}) is None and recognise(
@@ -112,6 +147,10 @@ def _scan(root: Path) -> tuple[Listing, list[Finding], list[Finding]]:
             Finding("misplaced", f"{number(len(misplaced), 'image')} outside of class folders, not used",
                     where=tuple(misplaced))
         )  # fmt: skip
+    if unread:
+        notes.append(
+            Finding("unread", _to_convert(unread), where=tuple(path.relative_to(root).as_posix() for path in unread))
+        )
     if other:
         notes.append(
             Finding(
@@ -128,6 +167,10 @@ def _scan(root: Path) -> tuple[Listing, list[Finding], list[Finding]]:
             )
         )  # fmt: skip
     return {name: classes for name, classes in listing.items() if name not in empty}, problems, notes
+
+
+def _to_convert(pictures: list[Path]) -> str:
+    return f"pictures in a form that is not read, not used ({other_pictures(pictures)}); convert to .jpg or .png"
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -278,15 +321,25 @@ def _compare_domains(state: Verification) -> None:
                     effect="ImageFolder refuses them; domainfusion leaves the class out of this domain",
                 )
             )  # fmt: skip
-    spellings: dict[str, set[str]] = defaultdict(set)
-    for name in classes:
-        spellings[plain(name)].add(name)
-    for names in spellings.values():
-        if len(names) > 1:
-            state.problems.append(
-                Finding(
-                    "class-spelling", f"one class in several spellings: {', '.join(sorted(names))}",
-                    effect=f"they are {len(names)} different classes to every tool; rename the folders",
-                    where=tuple(sorted(names)),
-                )
-            )  # fmt: skip
+
+
+def _compare_spellings(state: Verification) -> None:
+    """Names of classes, and of domains, that differ in case, blanks and punctuation alone."""
+    remedy = "rename the folders" if state.form == "folders" else "correct the metadata"
+    for names in several_spellings(name for domain in state.counts.values() for name in domain):
+        state.problems.append(
+            Finding(
+                "class-spelling", f"one class in several spellings: {', '.join(map(repr, names))}",
+                effect=f"they are {len(names)} different classes to every tool; {remedy}",
+                where=names,
+            )
+        )  # fmt: skip
+    for names in several_spellings(state.counts):
+        state.problems.append(
+            Finding(
+                "domain-spelling", f"one domain in several spellings: {', '.join(map(repr, names))}",
+                effect=f"they are {len(names)} different domains: a target's images train under the other name, and "
+                f"its accuracy is flattered; {remedy}",
+                where=names,
+            )
+        )  # fmt: skip

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import nn
@@ -11,10 +12,10 @@ from torch import nn
 from domainfusion.algorithms.classifier import build_classifier, choose_classifier_dtype
 from domainfusion.config import TrainConfig
 from domainfusion.config_files import build_config, load_toml
-from domainfusion.data.domains import load_dataset
+from domainfusion.data.domains import MultiDomainDataset, load_dataset, load_recorded
 from domainfusion.data.splits import build_split
 from domainfusion.devices import choose_device
-from domainfusion.errors import DataError, FileError, show_note
+from domainfusion.errors import DataError, FileError, UsageError, show_note
 from domainfusion.experiments.runs import class_of_run, refuse_untrained
 from domainfusion.files import read_json_object
 from domainfusion.interruption import stoppable
@@ -40,22 +41,55 @@ def load_run(folder: Path) -> tuple[TrainConfig, list[str], nn.Module]:
     return config, classes, classifier
 
 
-def evaluate_run(folder: Path, data: str | None = None, device_name: str = "auto") -> dict[str, dict[str, Any]]:
+def load_images(
+    folder: Path, data: str | None, recorded: dict[str, Any], config: TrainConfig,
+    bad_images: Literal["error", "skip"] | None,
+) -> MultiDomainDataset:  # fmt: skip
+    """The data set to evaluate on: `data`, or without it the run's own, which is to be what it was."""
+    if data is not None:
+        reading = config.data if bad_images is None else dataclasses.replace(config.data, bad_images=bad_images)
+        return load_dataset(data, reading)
+    if bad_images is not None:
+        raise UsageError(
+            "--data.bad-images is about DATA, a data set to evaluate on instead: the run's own images are read as it "
+            "read them"
+        )
+    other = "or give the data set to evaluate on as a second argument"
+    try:
+        dataset = load_recorded(recorded["data"], config.data, folder)
+    except DataError as error:
+        raise DataError(f"{error}, {other}") from error
+    if dataset.fingerprint != recorded["fingerprint"]:
+        raise DataError(
+            f"the images of {recorded['data']} have changed since the run in {folder} began, and its split with them: "
+            f"put them back, {other}"
+        )
+    return dataset
+
+
+def evaluate_run(
+    folder: Path, data: str | None = None, device_name: str = "auto", *,
+    bad_images: Literal["error", "skip"] | None = None,
+) -> dict[str, dict[str, Any]]:  # fmt: skip
     """{domain: {"images", "accuracy", "class_accuracy"}} of the run's model, by its method's own way to predict.
 
     Without `data`: the run's own target test images, or where it has none its source validation images. With `data`:
-    all images of each domain, their classes matched by name. Raises `DataError` where a class is unknown to the model.
+    all images of each domain, their classes matched by name.
+
+    Args:
+        bad_images: what to do with an image of `data` that cannot be read: stop at it, or leave it out; none: as the
+            run did.
+
+    Raises `DataError` where a class is unknown to the model, and where the run's own images are not what they were.
     """
     config, classes, classifier = load_run(folder)
     device = choose_device(device_name)
     classifier.to(device).eval()
     recorded = read_json_object(folder / "data.json", data=str, fingerprint=str)
-    dataset = load_dataset(data or recorded["data"], config.data)
-    if data is None and dataset.fingerprint != recorded["fingerprint"]:
-        raise DataError(
-            f"the images of {recorded['data']} have changed since the run in {folder}, and its split with them; give "
-            "the data set to evaluate on as a second argument"
-        )
+    dataset = load_images(folder, data, recorded, config, bad_images)
+    if data is not None:
+        for note in dataset.notes:
+            show_note(note)
     strangers = sorted(set(dataset.classes) - set(classes))
     if strangers:
         raise DataError(f"the model knows no class {strangers[0]!r}; it knows {', '.join(classes)}")

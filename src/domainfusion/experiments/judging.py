@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from tqdm import tqdm
 
-from domainfusion.config import DistillConfig, GenerateConfig, TrainConfig
+from domainfusion.config import DataConfig, DistillConfig, GenerateConfig, TrainConfig
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.data.transforms import to_float
 from domainfusion.diffusion.image_to_image import image_to_image
@@ -32,17 +32,24 @@ STRENGTHS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 def judge_ldm(
-    data: str, ldm_name: str, count: int, folder: Path, *, generate: GenerateConfig | None = None, steps: int = 600
-) -> dict[str, Any]:
+    data: str, ldm_name: str, count: int, folder: Path, *, reading: DataConfig | None = None,
+    generate: GenerateConfig | None = None, steps: int = 600,
+) -> dict[str, Any]:  # fmt: skip
     """The figures of the module's docstring, on `count` images that the oracle was not trained on.
 
     The oracle is an ERM classifier trained on all domains (kept in `folder/oracle-…`); what it says of the stored
     images and of their plain reconstructions is the yardstick for what it says of candidates.
+
+    Args:
+        reading: how the images are read and split, and augmented for the oracle.
+        generate: how candidates are made.
+        steps: of the oracle's training.
     """
     make_folder(folder)
-    generate = generate or GenerateConfig()
-    oracle_config = TrainConfig(algorithm="erm", steps=steps)
-    oracle_folder = folder / ("oracle-" + hashlib.sha256(data.encode()).hexdigest()[:8])
+    reading, generate = reading or DataConfig(), generate or GenerateConfig()
+    oracle_config = TrainConfig(algorithm="erm", steps=steps, data=reading)
+    named = data if reading == DataConfig() else f"{data} {reading}"  # an oracle of its own for each way to read them
+    oracle_folder = folder / ("oracle-" + hashlib.sha256(named.encode()).hexdigest()[:8])
     if not (oracle_folder / "result.json").exists():
         show_note(
             f"candidates are judged by a classifier trained on the images first, once for {data}: {steps} steps of ERM"

@@ -11,7 +11,7 @@ from PIL import Image
 
 from domainfusion.config import DataConfig
 from domainfusion.config_files import build_config
-from domainfusion.data.domains import MultiDomainDataset, load_dataset
+from domainfusion.data.domains import MultiDomainDataset, load_recorded
 from domainfusion.errors import DomainFusionError
 from domainfusion.report.reading import Run
 from domainfusion.report.study import Study
@@ -38,7 +38,7 @@ def load_run_dataset(run: Run) -> tuple[MultiDomainDataset | None, str]:
     name = run.data["data"]
     try:
         values = {key.removeprefix("data."): value for key, value in run.options.items() if key.startswith("data.")}
-        dataset = load_dataset(name, build_config(DataConfig, values, str(run.folder / "config.toml")))
+        dataset = load_recorded(name, build_config(DataConfig, values, str(run.folder / "config.toml")), run.folder)
     except DomainFusionError as error:
         return None, f"The data set {name} cannot be read here, so its images are not shown ({error})."
     if dataset.fingerprint != run.data["fingerprint"]:
