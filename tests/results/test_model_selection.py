@@ -202,10 +202,10 @@ def test_forms(sweep: list[dict[str, Any]], tmp_path: Path, capsys: pytest.Captu
     assert "no records" in capsys.readouterr().err
 
 
-def ours(folder: Path, steps: list[int], *files: str, **changes: Any) -> None:
+def ours(folder: Path, evaluated: list[int], *files: str, **changes: Any) -> None:
     """A run of ours of 600 steps: its records so far, and what else lies in its folder."""
-    rng = np.random.default_rng(len(steps))
-    records = [record(rng, [0], step=step) for step in steps]
+    rng = np.random.default_rng(len(evaluated))
+    records = [record(rng, [0], step=step) for step in evaluated]
     for found in records:
         found["args"] |= {"steps": 600, "env_names": list("abcd"), **changes}
     write(folder, records)
