@@ -21,8 +21,9 @@ from domainfusion.config import AverageConfig, DataConfig, DistillConfig, Genera
 from domainfusion.errors import FileError
 from domainfusion.experiments.runs import train_run
 from domainfusion.files import altered_files, read_json
+from domainfusion.tensors import read_tensors
 from domainfusion.training import trainer
-from domainfusion.training.checkpoint import load_model
+from domainfusion.training.checkpoint import load_model, save_weights
 from same_run import assert_same_run
 
 SWAD = AverageConfig(method="swad", optimum_patience=2, overfit_patience=2, tolerance_rate=1.3, bn_batches=2)
@@ -121,6 +122,7 @@ def test_a_finished_run_gets_its_model_again(
     assert said in errors
     assert "model.safetensors changed since the run ended (see SHA256SUMS); made again\n" in errors
     assert_same_run(folder, tmp_path / "whole")
+    assert (folder / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
     assert altered_files(folder) == []
     assert (folder / "done").exists()
     train_run(str(images), config, folder, progress=False)
@@ -216,6 +218,16 @@ def test_generations_are_taken_up_as_they_were(
         assert torch.equal(load_file(folder / "model.safetensors")[name], value)
     accuracies = [np.float64(found["target_accuracy"]) for found in (again, result)]
     assert accuracies[0] == accuracies[1]
+
+
+def test_equal_weights_are_equal_files(tmp_path: Path) -> None:
+    weights = {"ö.weight": torch.arange(6.0).view(2, 3), "a": torch.ones(3, dtype=torch.int64)}
+    for number in range(12):
+        save_weights(tmp_path / f"{number}.safetensors", weights)
+    assert len({path.read_bytes() for path in tmp_path.glob("*.safetensors")}) == 1
+    metadata, found = read_tensors(tmp_path / "0.safetensors")
+    assert metadata["format"] == "pt"
+    assert all(torch.equal(found[name], value) for name, value in weights.items())
 
 
 def test_a_damaged_model_is_named_once(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

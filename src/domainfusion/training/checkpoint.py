@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,19 @@ def save_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Write named tensors to a safetensors file, with a checksum that `read_weights` compares them with, atomically."""
     with atomic_path(path) as temporary:
         save_file(tensors, str(temporary), metadata={"format": "pt", "checksum": checksum(tensors)})
+        _order_metadata(temporary)
+
+
+def _order_metadata(path: Path) -> None:
+    """Let a safetensors file's metadata have sorted names: written in any order, equal weights made other files."""
+    with open(path, "rb+") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:  # the same words in another order, and the spaces that the header is filled up with
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def load_model(folder: Path, classifier: torch.nn.Module) -> dict[str, Any]:
