@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -11,13 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domainfusion.errors import FileError
+from domainfusion.errors import Busy, FileError
 from domainfusion.files import (
     append_json_line,
     append_whole_lines,
     atomic_path,
     cache_folder,
     check_writable,
+    exclusive,
     hash_of,
     hash_of_file,
     locked,
@@ -274,3 +276,39 @@ def test_writers_at_the_same_time_lose_no_line(tmp_path: Path) -> None:
     assert {(r["writer"], r["number"]) for r in records[1:]} == {(w, n) for w in range(4) for n in range(25)}
     assert len(records) == 101
     assert path.read_text().endswith("\n")
+
+
+def test_a_block_that_wrote_nothing_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="refused"), exclusive(tmp_path / "a" / "b" / "run"):
+        raise ValueError("refused")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_block_that_wrote_something_leaves_it(tmp_path: Path) -> None:
+    def write_and_fail() -> None:
+        write_text(tmp_path / "a" / "run" / "config.toml", "")
+        raise ValueError("refused")
+
+    with pytest.raises(ValueError, match="refused"), exclusive(tmp_path / "a" / "run"):
+        write_and_fail()
+    assert (tmp_path / "a" / "run" / "config.toml").exists()
+
+
+def test_a_folder_that_was_there_stays(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ValueError, match="refused"), exclusive(tmp_path / "run"):
+        raise ValueError("refused")
+    assert (tmp_path / "run").is_dir()
+
+
+def test_a_lock_that_was_taken_away_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between opening the file and locking it, the process that had it gave up and removed it."""
+    lock = fcntl.flock
+
+    def late(descriptor: int, how: int) -> None:
+        (tmp_path / "run" / ".lock").unlink()
+        lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(Busy, match="run the same command again"), exclusive(tmp_path / "run"):
+        pass

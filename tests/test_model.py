@@ -168,7 +168,7 @@ class TestRefused:
     def test_damage(self, run: Path) -> None:
         path = run / "model.safetensors"
         path.write_bytes(path.read_bytes()[:1000])
-        with pytest.raises(FileError, match="damaged or not a safetensors file"):
+        with pytest.raises(FileError, match="truncated or not a safetensors file"):
             domainfusion.load(run)
         path.unlink()
         with pytest.raises(FileError, match="no trained model yet"):

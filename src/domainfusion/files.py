@@ -42,6 +42,19 @@ def make_folder(path: Path) -> Path:
 
 
 @contextlib.contextmanager
+def no_empty_folder(path: Path) -> Iterator[None]:
+    """A block that may make the folder `path`: where it raises, `path` and its parents are gone if new and empty."""
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # one that holds something, and so do its parents
+            for folder in new:
+                folder.rmdir()
+        raise
+
+
+@contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that replaces it, flushed to disk, when the block ends without an error.
 
@@ -106,17 +119,27 @@ def locked(path: Path) -> Iterator[None]:
 def exclusive(folder: Path) -> Iterator[None]:
     """Keep other processes out of `folder` for the length of the block.
 
-    Raises `Busy` naming the process that is at work there.
+    A block that raises before it wrote anything leaves no folder that was not there before. Raises `Busy` naming the
+    process that is at work there.
     """
-    with open_lock(folder / ".lock") as descriptor:
+    path, new = folder / ".lock", not folder.exists()
+    with no_empty_folder(folder), open_lock(path) as descriptor:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             owner = os.pread(descriptor, 32, 0).decode().strip() or "unknown"
             raise Busy(f"process {owner} is at work in {folder}: wait for it, or choose another --output") from None
+        if not os.fstat(descriptor).st_nlink:  # the process that had it took the lock away with the folder
+            raise Busy(f"another process has just given up in {folder}: run the same command again")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-        yield
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(OSError):
+                if new and os.listdir(folder) == [path.name]:
+                    path.unlink()
+            raise
 
 
 def reserve(path: Path, size: int) -> None:

@@ -77,7 +77,7 @@ def load_state(path: Path) -> Any:
     """The nested state saved by `save_state`. Raises `FileError` where the file is truncated or altered."""
     metadata, tensors = read_tensors(path)
     if "tree" not in metadata or not {"checksum", "sha256"} & set(metadata):
-        raise FileError(f"{path} is no state of ours (it has no checksum); delete it to use an earlier one")
+        raise FileError(f"{path} is no state of ours (it has no checksum)")
     try:
         return _join(json.loads(metadata["tree"]), tensors)
     except (ValueError, KeyError, TypeError, AttributeError, StopIteration, RecursionError) as error:
@@ -101,7 +101,7 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
     }  # fmt: skip
     for name, compute in found.items():
         if name in metadata and compute() != metadata[name]:
-            raise FileError(f"{path} was altered or damaged: its checksum does not fit; delete it to use an earlier")
+            raise FileError(f"{path} was altered or damaged: its checksum does not fit")
     return metadata, tensors
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from domainfusion.config import DataConfig, GenerateConfig, TrainConfig
 from domainfusion.config_files import build_config, load_toml, plain_values
-from domainfusion.errors import UsageError
+from domainfusion.errors import DomainFusionError, UsageError
 from domainfusion.experiments import runs
 from domainfusion.experiments.arms import arm_config
 from domainfusion.experiments.paper_tables import TABLES, Arm, Table, find_table
@@ -189,3 +189,11 @@ def test_wrong_names_are_refused() -> None:
     broken = dataclasses.replace(SMALL, arms=(Arm("x", "X", "erm", {"steps": 0}),))
     with pytest.raises(UsageError, match=r"row 'X'.*steps"):
         run_table(broken, "pictograms", OPTIONS, [0], None, Path("nowhere"))
+
+
+@pytest.mark.parametrize("wrong", [{"datasets": ["nowhere"]}, {"targets": ["nowhere"]}])
+def test_what_is_refused_leaves_no_folder(images: Path, tmp_path: Path, wrong: dict[str, list[str]]) -> None:
+    asked = {"datasets": [str(images)], "targets": []} | wrong
+    with pytest.raises(DomainFusionError, match="nowhere"):
+        reproduce(["table2"], asked["datasets"], OPTIONS, 1, asked["targets"], tmp_path / "out" / "tables")
+    assert not (tmp_path / "out").exists()

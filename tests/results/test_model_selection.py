@@ -200,3 +200,55 @@ def test_forms(sweep: list[dict[str, Any]], tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "empty").mkdir()
     assert run(["collect", str(tmp_path / "empty")]) == 2
     assert "no records" in capsys.readouterr().err
+
+
+def ours(folder: Path, evaluated: list[int], *files: str, **changes: Any) -> None:
+    """A run of ours of 600 steps: its records so far, and what else lies in its folder."""
+    rng = np.random.default_rng(len(evaluated))
+    records = [record(rng, [0], step=step) for step in evaluated]
+    for found in records:
+        found["args"] |= {"steps": 600, "env_names": list("abcd"), **changes}
+    write(folder, records)
+    for name in files:
+        (folder / name).write_text("")
+
+
+def test_runs_of_ours_that_are_not_finished_are_left_out_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished = ("config.toml", "result.json", "done")
+    ours(tmp_path / "runs" / "whole", [300, 600], *finished)
+    ours(tmp_path / "runs" / "ended-early", [600], *finished, steps=5000)  # SWAD's, say
+    ours(tmp_path / "runs" / "stopped", [300], "config.toml", trial_seed=1)
+    ours(tmp_path / "runs" / "not-tested-yet", [300, 600], "config.toml", trial_seed=2)
+    found = read_records([tmp_path / "runs"])
+    assert {Path(r["folder"]).name for r in found.records} == {"whole", "ended-early"}
+    assert [note.partition(";")[0] for note in found.notes] == [
+        f"{tmp_path / 'runs' / 'not-tested-yet'}: the run is not finished (step 600 of 600)",
+        f"{tmp_path / 'runs' / 'stopped'}: the run is not finished (step 300 of 600)",
+    ]
+    assert run(["collect", str(tmp_path / "runs"), "--domainbed", str(tmp_path / "laid-out")]) == 0
+    assert "stopped: the run is not finished (step 300 of 600)" in capsys.readouterr().err
+    laid_out = sorted((tmp_path / "laid-out").glob("*/results.jsonl"))
+    assert len(laid_out) == 2
+    assert all((path.parent / "done").exists() for path in laid_out)
+    assert run(["collect", str(tmp_path / "runs" / "stopped")]) == 2
+    assert "(step 300 of 600)" in capsys.readouterr().err
+
+
+def test_of_records_alone_those_are_unfinished_that_stop_before_the_last_step(tmp_path: Path) -> None:
+    ours(tmp_path / "whole", [300, 600])
+    ours(tmp_path / "stopped", [100, 300])
+    ours(tmp_path / "selected", [300])  # DSI's and SWAD's one record
+    found = read_records([tmp_path])
+    assert {Path(r["folder"]).name for r in found.records} == {"whole", "selected"}
+    assert [note.split(":")[0] for note in found.notes] == [str(tmp_path / "stopped")]
+
+
+def test_theirs_are_read_as_their_scripts_read_them(tmp_path: Path) -> None:
+    """DomainBed's records name the steps too, and a folder without `done` is read."""
+    records = [record(np.random.default_rng(0), [0], step=step) for step in (0, 300)]
+    for found in records:
+        found["args"]["steps"] = 5001
+    write(tmp_path / "theirs", records)
+    assert [len(part) for part in (read_records([tmp_path]).records, read_records([tmp_path]).notes)] == [2, 0]

@@ -54,6 +54,9 @@ def test_nothing_makes_a_heading_alone() -> None:
         (PairedDifference(1.25, 0.4, 0.0301, 3), "+1.2 ± 0.4 (p = 0.030)"),
         (PairedDifference(-1.0, 0.1, 0.0009, 5), "-1.0 ± 0.1 (p < 0.001)"),
         (PairedDifference(0.0, 0.1, 1.0, 5), "+0.0 ± 0.1 (p = 1.000)"),
+        (PairedDifference(-0.04, 2.6, 1.0, 5), "+0.0 ± 2.6 (p = 1.000)"),
+        (PairedDifference(-0.0, 0.0, math.nan, 2), "+0.0 ± 0.0"),
+        (PairedDifference(-0.01, math.nan, math.nan, 1), "+0.0"),
         (PairedDifference(2.0, math.nan, math.nan, 1), "+2.0"),
         (PairedDifference(math.nan, math.nan, math.nan, 0), ""),
     ],
@@ -86,6 +89,16 @@ def test_the_summary_of_a_run() -> None:
         "source validation  45.7 % (chosen at step 540)",
         "target pixel       33.3 % of 134 images",
         "61 s; everything is in runs/x",
+    ]
+
+
+def test_the_summary_is_aligned_by_its_longest_name() -> None:
+    average = {"method": "swad", "start": 3, "end": 9}
+    result = RESULT | {"target": "art_painting_and_more", "average": average}
+    assert run_summary(result, "runs/x").splitlines()[1:4] == [
+        "source validation             45.7 % (chosen at step 540)",
+        "weights                       averaged over steps 3 to 9 (swad)",
+        "target art_painting_and_more  33.3 % of 134 images",
     ]
 
 

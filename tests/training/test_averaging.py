@@ -107,8 +107,8 @@ def test_swad_is_the_papers_algorithm(
     if expected is None:  # from the least loss on, to the end
         first, last = (int(np.argmin(losses)) + 1) * every, steps
         expected = first, last, torch.stack(weights[first - 1 : last]).mean(0)
-        assert not swad.describe()["valley_found"]
-    found = swad.describe()
+        assert not swad.describe(steps)["valley_found"]
+    found = swad.describe(steps)
     assert (found["start"], found["end"], found["weights"]) == (*expected[:2], expected[1] - expected[0] + 1)
     before = algorithm.classifier.weight.detach().clone()
     with swad.applied():
@@ -131,7 +131,7 @@ def test_a_valley_of_known_ends() -> None:
         if swad.observe(steps, loss):
             break
     assert steps == 120
-    assert swad.describe() == {"method": "swad", "start": 30, "end": 60, "weights": 31, "valley_found": True}
+    assert swad.describe(steps) == {"method": "swad", "start": 30, "end": 60, "weights": 31, "valley_found": True}
     with swad.applied():
         assert algorithm.classifier.weight.flatten().tolist() == pytest.approx([45, 45])
 
@@ -142,7 +142,7 @@ def test_a_loss_at_the_threshold_is_within_the_valley() -> None:
     for step in range(1, 5):
         swad.update(step)
         assert swad.observe(step, 1.0) == (step == 4)
-    assert (swad.describe()["start"], swad.describe()["end"]) == (1, 4)
+    assert (swad.describe(4)["start"], swad.describe(4)["end"]) == (1, 4)
 
 
 def test_ema_is_the_recursion_with_warm_up() -> None:
@@ -158,7 +158,7 @@ def test_ema_is_the_recursion_with_warm_up() -> None:
         expected = decay * expected + (1 - decay) * algorithm.classifier.weight.detach().double()
     with ema.applied():
         assert torch.allclose(algorithm.classifier.weight.double(), expected, atol=1e-6)
-    assert ema.describe() == {"method": "ema", "decay": 0.5, "weights": 30}
+    assert ema.describe(30) == {"method": "ema", "decay": 0.5, "weights": 30}
 
 
 # BatchNorm

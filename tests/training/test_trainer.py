@@ -234,6 +234,9 @@ class TestResume:
     ) -> None:
         with pytest.raises(UsageError, match="backbone"):
             run(image_folder, tmp_path / "run", backbone="resnet10x")
+        with pytest.raises(UsageError, match="there_is_no_module"):
+            run(image_folder, tmp_path / "run", algorithm="there_is_no_module:Name")
+        assert not (tmp_path / "run").exists()
         run(image_folder, tmp_path / "run")
         assert_same_run(tmp_path / "run", whole)
 

@@ -121,7 +121,8 @@ def collect(words: list[str]) -> None:
         check_output(command.domainbed, command.folders)
     found = read_records(list(command.folders))
     if not found.records:
-        raise UsageError(f"no records (results.jsonl) at or below {', '.join(map(str, command.folders))}")
+        why = "".join(f"; {note}" for note in found.notes[:1])
+        raise UsageError(f"no records (results.jsonl) at or below {', '.join(map(str, command.folders))}{why}")
     laid_out = lay_out(found.records, command.domainbed) if command.domainbed is not None else []
     for note in (*found.notes, *laid_out):
         show_note(note)

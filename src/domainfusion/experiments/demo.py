@@ -54,7 +54,7 @@ def demo_text(results: dict[str, dict[str, Any]], report: str) -> str:
             changes.append(
                 (
                     after - before,
-                    [name, f"{100 * before:.0f} %", f"{100 * after:.0f} %", f"{100 * (after - before):+.0f}"],
+                    [name, f"{100 * before:.0f} %", f"{100 * after:.0f} %", f"{100 * (after - before):+z.0f}"],
                 )
             )
     changes.sort(key=lambda change: -change[0])

@@ -167,7 +167,7 @@ def explanation_text(found: dict[str, Any]) -> str:
     rows[0] += ["classifier"] if with_classifier else []
     for entry in found["labels"]:
         row = [
-            entry["label"], f"{1000 * entry['error']:.2f}", f"{1000 * entry['error_difference']:+.2f}",
+            entry["label"], f"{1000 * entry['error']:.2f}", f"{1000 * entry['error_difference']:+z.2f}",
             f"{1000 * entry['standard_error']:.2f}", f"{100 * entry['attention_share']:.1f} %",
             f"{entry['heat_likeness_to_first']:.2f}",
         ]  # fmt: skip

@@ -25,7 +25,7 @@ from domainfusion.experiments.descriptions import describe_environment
 from domainfusion.experiments.paper_figures import draw_figure
 from domainfusion.experiments.paper_tables import COSTS, FIGURES, ITEMS, Table, find_table
 from domainfusion.experiments.runs import train_run
-from domainfusion.files import make_folder, write_json
+from domainfusion.files import make_folder, no_empty_folder, write_json
 from domainfusion.report.tables_page import Part, Picture, write_tables_page
 from domainfusion.results.statistics import PairedDifference, estimate, paired_difference, trial_means
 from domainfusion.results.tables import format_difference, text_table
@@ -133,7 +133,7 @@ def table_rows(summary: Mapping[str, Any]) -> list[list[str]]:
         cells += [format_difference(found.ours) if found.ours else ""]
         if paper:
             cells += [paper_cell(arm["paper"], summary["dataset"])]
-            cells += ["" if found.paper is None else f"{found.paper:+.1f}", found.agrees]
+            cells += ["" if found.paper is None else f"{found.paper:+z.1f}", found.agrees]
         rows.append([arm["title"], *cells])
     return rows
 
@@ -179,26 +179,29 @@ def reproduce(
             environment=describe_environment(),
         )  # fmt: skip
 
-    make_folder(folder)
-    for data in datasets:
-        for name in wanted:
-            if name == COSTS:
-                costs = measure_costs(data, config, targets[0] if targets else None)
-                write_json(folder / f"{name}-{Path(data).name}.json", {"command": command, **costs})
-                others.append({"table": name, **costs})
-                parts.append(costs_part(costs))
-            elif name in FIGURES:
-                figure = draw_figure(name, data, config, folder, targets[0] if targets else None)
-                others.append(figure)
-                parts.append(figure_part(figure))
-            else:
-                summary = run_table(
-                    find_table(name), data, config, range(trials), targets or None, folder, command=command,
-                    deadline=deadline,
-                )  # fmt: skip
-                found.append(summary)
-                parts.append(part_of(summary))
-            write()  # what is there can be read while the rest is made
+    for data in datasets:  # all of them are there, before the first is begun
+        load_dataset(data, config.data)
+    with no_empty_folder(folder):
+        make_folder(folder)
+        for data in datasets:
+            for name in wanted:
+                if name == COSTS:
+                    costs = measure_costs(data, config, targets[0] if targets else None)
+                    write_json(folder / f"{name}-{Path(data).name}.json", {"command": command, **costs})
+                    others.append({"table": name, **costs})
+                    parts.append(costs_part(costs))
+                elif name in FIGURES:
+                    figure = draw_figure(name, data, config, folder, targets[0] if targets else None)
+                    others.append(figure)
+                    parts.append(figure_part(figure))
+                else:
+                    summary = run_table(
+                        find_table(name), data, config, range(trials), targets or None, folder, command=command,
+                        deadline=deadline,
+                    )  # fmt: skip
+                    found.append(summary)
+                    parts.append(part_of(summary))
+                write()  # what is there can be read while the rest is made
     return {"tables": found, "others": others, "report": str(write())}
 
 

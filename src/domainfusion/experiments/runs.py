@@ -51,6 +51,7 @@ from domainfusion.training.trainer import train
 # The files of a finished run that its checksums cover.
 KEPT = ("config.toml", "environment.json", "data.json", "metrics.jsonl", "results.jsonl", "predictions.csv",
         "model.json", "model.safetensors")  # fmt: skip
+MODEL = ("model.safetensors", "model.json")
 
 
 def build_context(data: str, config: TrainConfig, folder: Path, progress: bool = True) -> Context:
@@ -129,6 +130,7 @@ def train_run(
         with stoppable():
             return _assist(context)
     with exclusive(folder), stoppable(), tracking:
+        _give_up_damaged_model(folder)
         return _run(data, dataclasses.replace(context, recorded=tracking.follow), described)
 
 
@@ -187,15 +189,32 @@ def _to_be_redone(folder: Path) -> bool:
     altered = altered_files(folder)
     if not altered:
         return False
-    checkpoint = (folder / "checkpoints" / "last.safetensors").exists() or not (folder / "model.json").exists()
+    trained = (folder / "model.json").exists() or "model.json" in altered
+    checkpoint = (folder / "checkpoints" / "last.safetensors").exists() or not trained
     what = f"{folder}: {', '.join(altered)} changed since the run ended (see {CHECKSUMS})"
     if not checkpoint:
         if "result.json" in altered:
             raise FileError(f"{what}, and no checkpoint is left to make it again; train with another --output")
         show_note(what)
         return False
-    show_note(f"{what}; made again from the last checkpoint")
+    show_note(f"{what}; made again{'' if set(MODEL) & set(altered) else ' from the last checkpoint'}")
     return True
+
+
+def _give_up_damaged_model(folder: Path) -> None:
+    """Let a finished run whose model was altered be an unfinished one without it: training then makes it again.
+
+    It is set aside although its own checksum may fit: it may be another run's.
+    """
+    altered = altered_files(folder) if (folder / "result.json").exists() else []
+    if not set(MODEL) & set(altered):
+        return
+    for name in MODEL:
+        if name in altered and (folder / name).exists():
+            (folder / name).replace(folder / f"{name}.damaged")
+            show_note(f"{folder / name} was set aside, as {name}.damaged")
+    for name in ("result.json", "done", CHECKSUMS):  # an interruption leaves a run that goes on, not one that ended
+        (folder / name).unlink(missing_ok=True)
 
 
 def save_calibration(folder: Path, classifier: torch.nn.Module, context: Context) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def tabulation_text(found: dict[str, Any]) -> str:
     """The summary as text."""
     rows = [["confidence p", "mean slope dL/dp", "images with a negative slope"]]
     for p, slope, share in zip(found["grid"], found["mean_slope"], found["negative_share"], strict=True):
-        rows.append([f"{p:g}", f"{slope:+.5f}", f"{100 * share:.0f} %"])
+        rows.append([f"{p:g}", f"{slope:+z.5f}", f"{100 * share:.0f} %"])
     return (
         f"{text_table(rows)}\n\n"
         f"{found['tabulated']} of {found['images']} images tabulated, {found['computed']} of them now in "

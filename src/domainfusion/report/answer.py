@@ -61,7 +61,7 @@ def _answer_of_one_test(study: Study) -> Answer:
     leading = _leading(study)
     tail = f"{images} images"
     if len(leading) > 1:
-        tail = f"difference {figures[leading[0]].mean - figures[leading[1]].mean:+.1f} points, {tail}"
+        tail = f"difference {figures[leading[0]].mean - figures[leading[1]].mean:+z.1f} points, {tail}"
     said = _said([(arm, f"{figures[arm].mean:.1f}") for arm in leading], "of the images", tail)
     rows = [["algorithm", f"right on {target}", "± s.e.", "images right", "source validation", "chosen at step"]]
     for arm, run in runs.items():
@@ -220,9 +220,9 @@ def _difference(accuracy: Accuracies, first: Arm, second: Arm) -> str:
     """The paired difference as it stands in a headline."""
     found = paired_difference(accuracy[first.title], accuracy[second.title])
     if math.isnan(found.error):
-        return f"difference {found.mean:+.1f} points"
+        return f"difference {found.mean:+z.1f} points"
     p_value = f"p = {found.p_value:.3f}" if found.p_value >= 0.001 else "p < 0.001"
-    return f"difference {found.mean:+.1f} ± {found.error:.1f} points, {p_value}"
+    return f"difference {found.mean:+z.1f} ± {found.error:.1f} points, {p_value}"
 
 
 def _said(parts: list[tuple[Arm, str]], middle: str, tail: str) -> Markup:

@@ -197,7 +197,7 @@ def _sentences(study: Study, target: dict[Arm, Trust], sources: dict[Arm, Trust 
         if found.confidence[1] is not None:
             known = sources[arm]
             source = None if known is None else known.misfit(True)
-            fits = "" if source is None else f" (where it is off by {source:+.1f} points)"
+            fits = "" if source is None else f" (where it is off by {source:+z.1f} points)"
             text += (
                 f" At the temperature that fits held-out images of the sources best{fits} it is "
                 f"{_per_cent(found.confidence[1])}: {_misfit(found, calibrated=True)}."
@@ -215,7 +215,7 @@ def _misfit(trust: Trust, *, calibrated: bool) -> str:
     """The misfit in words; what is within twice its standard error is called so."""
     value, error = trust.misfit(calibrated) or 0.0, trust.misfit_error[calibrated] or 0.0
     if abs(value) < 2 * error:
-        return f"{value:+.1f} points, within twice the standard error of {error:.1f}"
+        return f"{value:+z.1f} points, within twice the standard error of {error:.1f}"
     return f"{abs(value):.1f} points (± {error:.1f}) {'too sure' if value > 0 else 'less sure than it might be'}"
 
 

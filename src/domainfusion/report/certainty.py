@@ -36,8 +36,8 @@ def sure_of_one(leading: list[tuple[Arm, Estimate]], images: int, chance_said: s
             else "It is larger than twice that, so on these images it is hardly chance."
         )
         sure.append(
-            f"The difference of {difference:+.1f} points has a standard error of about ± {error:.1f} if the two models "
-            f"err independently, and less the more they err on the same images. {verdict}"
+            f"The difference of {difference:+z.1f} points has a standard error of about ± {error:.1f} if the two "
+            f"models err independently, and less the more they err on the same images. {verdict}"
         )
     sure.append("This is one trial: another split or seed gives other figures. `domainfusion benchmark` runs several.")
     return sure

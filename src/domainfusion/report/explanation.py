@@ -134,7 +134,7 @@ def label_rows(found: Explanation) -> list[list[str]]:
         row += (
             ["–", "–"]
             if first
-            else [f"{1000 * entry['error_difference']:+.2f}", f"{1000 * entry['standard_error']:.2f}"]
+            else [f"{1000 * entry['error_difference']:+z.2f}", f"{1000 * entry['standard_error']:.2f}"]
         )
         row += [f"{100 * entry['attention_share']:.1f} %", "–" if first else f"{entry['heat_likeness_to_first']:.2f}"]
         if found.confidences is not None:

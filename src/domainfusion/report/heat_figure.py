@@ -101,7 +101,7 @@ def draw_heat(found: Sequence[LabelPictures]) -> Any:
         difference, error = part.scores.differences(0)
         scores = ["" for _ in part.words]
         for k in range(1, len(part.words)):
-            scores[k] = f"score {-1000 * difference[k]:+.2f} ± {1000 * error[k]:.2f}"
+            scores[k] = f"score {-1000 * difference[k]:+z.2f} ± {1000 * error[k]:.2f}"
         scores[0] = "score 0 (matched)"
         names = [f"“{part.words[0]}”"]
         for word, heat in zip(part.words[1:], part.heats[1:], strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,15 @@ class Found:
 def read_records(roots: list[Path]) -> Found:
     """All records in files `results.jsonl` at or below `roots`: DomainBed's, SWAD's and ours.
 
-    A last line that a killed run cut short is left out and noted, and so is any other line that is no record.
+    A last line that a killed run cut short is left out and noted, and so is any other line that is no record. So are
+    all records of a run of ours that is not finished; DomainBed's own scripts read theirs, and these do.
     """
     records: list[dict[str, Any]] = []
     notes: list[str] = []
     paths = sorted({path for root in roots for path in root.rglob("results.jsonl")})
     for path in paths:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        found: list[dict[str, Any]] = []
         for number, line in enumerate(lines, start=1):
             try:
                 record = normalize_record(json.loads(line))
@@ -37,8 +40,37 @@ def read_records(roots: list[Path]) -> Found:
                 notes.append(f"{path}, line {number}: {'cut short' if cut else f'no record ({error})'}; left out")
                 continue
             record["folder"] = str(path.parent)
-            records.append(record)
+            found.append(record)
+        if found and is_unfinished(path.parent, found):
+            last = found[-1]
+            notes.append(
+                f"{path.parent}: the run is not finished (step {last['step']} of {last['args'].get('steps', '?')}); "
+                "left out until its `train` command has gone on to the end"
+            )
+        else:
+            records += found
     return Found(records, notes)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run's folder says that it came to its end."""
+    return any((folder / name).exists() for name in ("result.json", "done"))
+
+
+def is_unfinished(folder: Path, records: Sequence[dict[str, Any]]) -> bool:
+    """Whether these are records of a run of ours that did not come to its end.
+
+    Where only the file of records was copied, it is known by several evaluations that stop before the last step: a
+    single record may be of the weights that were selected, or of a method that is not trained.
+    """
+    if is_finished(folder):
+        return False
+    if (folder / "config.toml").exists():
+        return True
+    args, last = records[-1]["args"], records[-1]["step"]
+    steps = args.get("steps")
+    ours = "env_names" in args  # DomainBed's and SWAD's have none
+    return ours and len(records) > 1 and isinstance(steps, int) and last < steps
 
 
 def normalize_record(record: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 from domainfusion.data.benchmarks import BENCHMARKS
 from domainfusion.errors import FileError, UsageError
 from domainfusion.files import hash_of, make_folder, read_json_object, write_json, write_text
+from domainfusion.results.domainbed import is_finished
 from domainfusion.results.model_selection import draw_order
 
 INDEX = "runs.json"  # {folder: the run's own} of what was laid out; DomainBed's scripts pass over it
@@ -51,7 +52,8 @@ def lay_out(records: Sequence[dict[str, Any]], output: Path) -> list[str]:
         records: in DomainBed's form, each with the `folder` that it was read in, as `read_records` returns them.
         output: a folder that `check_output` accepts; runs that an earlier call put there are replaced.
 
-    A folder is named by what the run is and by the hash of where it lies. `done` is there where the run has it.
+    A folder is named by what the run is and by the hash of where it lies. `done` is there where the run
+    is finished.
     Raises `FileError` where `output` cannot be written.
     """
     runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -68,7 +70,7 @@ def lay_out(records: Sequence[dict[str, Any]], output: Path) -> list[str]:
         write_text(
             output / name / "results.jsonl", "".join(lines)
         )  # each line ends: DomainBed cuts off its last letter
-        if (Path(folder) / "done").exists():
+        if is_finished(Path(folder)):
             write_text(output / name / "done", "done")
         else:
             (output / name / "done").unlink(missing_ok=True)

@@ -34,11 +34,11 @@ def format_difference(found: PairedDifference) -> str:
     if found.count == 0:
         return ""
     if math.isnan(found.error):
-        return f"{found.mean:+.1f}"
+        return f"{found.mean:+z.1f}"
     if math.isnan(found.p_value):
-        return f"{found.mean:+.1f} ± {found.error:.1f}"
+        return f"{found.mean:+z.1f} ± {found.error:.1f}"
     p_value = f"p = {found.p_value:.3f}" if found.p_value >= 0.001 else "p < 0.001"
-    return f"{found.mean:+.1f} ± {found.error:.1f} ({p_value})"
+    return f"{found.mean:+z.1f} ± {found.error:.1f} ({p_value})"
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:
@@ -79,24 +79,28 @@ def run_summary(result: dict[str, Any], folder: str) -> str:
     """What one run came to, in a few lines."""
     if "domains" in result:
         return zero_shot_summary(result, folder)
-    lines = [
-        f"{result['algorithm']} on {result['dataset']}, {result['protocol']} splits, trial {result['trial']}",
-        f"source validation  {100 * result['validation_accuracy']:.1f} % (chosen at step {result['selected_step']})",
-    ]
+    lines = []  # what is said, and of what
+    chosen = f"(chosen at step {result['selected_step']})"
+    lines.append(("source validation", f"{100 * result['validation_accuracy']:.1f} % {chosen}"))
     if "average" in result:
         average = result["average"]
         span = f"steps {average['start']} to {average['end']}" if "start" in average else f"{average['weights']} steps"
-        lines.append(f"weights            averaged over {span} ({average['method']})")
+        lines.append(("weights", f"averaged over {span} ({average['method']})"))
     if "target_accuracy" in result:
-        lines.append(
-            f"target {result['target']:<12}{100 * result['target_accuracy']:.1f} % of {result['test_images']} images"
-        )
+        percent = f"{100 * result['target_accuracy']:.1f} %"
+        lines.append((f"target {result['target']}", f"{percent} of {result['test_images']} images"))
     if "ensemble" in result:
         alone, accepted = result["ensemble"]["classifier_accuracy"], result["ensemble"]["accepted"]
         counts = ", ".join(f"{name} {count}" for name, count in accepted.items())
-        lines.append(f"classifier alone   {100 * alone:.1f} %; predictions accepted at start step: {counts}")
-    lines.append(f"{result['seconds']:.0f} s; everything is in {folder}")
-    return "\n".join(lines)
+        lines.append(("classifier alone", f"{100 * alone:.1f} %; predictions accepted at start step: {counts}"))
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(
+        [
+            f"{result['algorithm']} on {result['dataset']}, {result['protocol']} splits, trial {result['trial']}",
+            *(f"{name:<{width}}  {said}" for name, said in lines),
+            f"{result['seconds']:.0f} s; everything is in {folder}",
+        ]
+    )
 
 
 def zero_shot_summary(result: dict[str, Any], folder: str) -> str:

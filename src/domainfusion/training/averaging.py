@@ -34,6 +34,7 @@ Weights = dict[str, torch.Tensor]
 class Averaging:
     """No averaging, and the interface of the others: what the trainer calls, in its order."""
 
+    restores_model = True  # a checkpoint written when the model was chosen has what `applied` needs to give it again
     ended = False  # no further step is of use
     ready = True  # there is a model to choose now
 
@@ -54,8 +55,8 @@ class Averaging:
         """Told the source-validation loss after `step` steps; True where that completes the average."""
         return False
 
-    def describe(self) -> dict[str, Any]:
-        """What the average is, for people and records; empty without one."""
+    def describe(self, step: int) -> dict[str, Any]:
+        """What the average after `step` steps is, for people and records; empty without one."""
         return {}
 
     def state(self) -> dict[str, Any]:
@@ -91,9 +92,9 @@ class EMA(Averaging):
         """The averaged weights."""
         return swapped(self.algorithm.classifier, self.average)
 
-    def describe(self) -> dict[str, Any]:
-        """Method, decay and the number of steps averaged."""
-        return {"method": "ema", "decay": self.config.decay, "weights": self.count}
+    def describe(self, step: int) -> dict[str, Any]:
+        """Method, decay and the number of steps averaged, which is that of all."""
+        return {"method": "ema", "decay": self.config.decay, "weights": step}
 
     def state(self) -> dict[str, Any]:
         """The average and its number of steps."""
@@ -120,6 +121,7 @@ class Mark:
 class SWAD(Averaging):
     """The mean of the weights after every step of a valley of the source-validation loss."""
 
+    restores_model = False
     ready = False
 
     def __init__(self, algorithm: Algorithm, draw_batch: Callable[[int], Batch]) -> None:
@@ -203,7 +205,7 @@ class SWAD(Averaging):
         """The averaged weights once they are complete; until then the present ones, whose loss shows the valley."""
         return swapped(self.algorithm.classifier, self.average) if self.ready else contextlib.nullcontext()
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, step: int) -> dict[str, Any]:
         """First and last step of the average, how many weights it has, and whether a start was found at all."""
         return self.chosen
 

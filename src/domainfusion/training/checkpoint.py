@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,53 @@ def load_checkpoint(
     return progress, extra
 
 
+def lost_model(folder: Path) -> str:
+    """What is wrong with the file of a run's selected weights, in words; empty where it is whole."""
+    path = folder / "model.safetensors"
+    if not path.exists():
+        return f"{path} is missing"
+    try:
+        read_weights(path)
+    except FileError as error:
+        return str(error)
+    return ""
+
+
+def go_back_for_model(folder: Path, in_checkpoint: bool) -> None:
+    """Where a run's selected weights are lost, set aside the checkpoints from which they would not come again.
+
+    `load_checkpoint` then finds an earlier one, or none: the steps after it are done again, and are the same. A
+    checkpoint serves that was written when its weights were selected, or before any were.
+
+    Args:
+        in_checkpoint: whether the selected weights are part of the checkpoint that was written when they were.
+    """
+    trouble = lost_model(folder)
+    last = folder / "checkpoints" / "last.safetensors"
+    passed = 0  # the step of the weights that a checkpoint which does not serve would keep
+    for path in (last, last.with_name("previous.safetensors")) if trouble else ():
+        if (state := load_newest([path], required=False)) is None:
+            continue
+        try:
+            progress = Progress(**state["progress"])
+        except (KeyError, TypeError):
+            return  # `load_checkpoint` says what is the matter with it
+        if progress.best_step == 0 or (in_checkpoint and progress.best_step == progress.step):
+            if passed:
+                show_note(
+                    f"{trouble}; the last checkpoint has not the weights of step {passed}, which were selected: "
+                    f"training goes on from the one before it, of step {progress.step}, up to the same weights"
+                )
+            return
+        passed = passed or progress.best_step
+        path.replace(path.with_name(f"{path.name}.aside"))
+    if passed:
+        show_note(
+            f"{trouble}; no checkpoint has the weights of step {passed}, which were selected: training begins anew, up "
+            f"to the same weights (the checkpoints so far are kept in {last.parent}, as *.aside)"
+        )
+
+
 def read_logs(folder: Path) -> dict[str, str]:
     """The text of a run's files of records."""
     return {name: (folder / name).read_text(encoding="utf-8") for name in LOGS if (folder / name).exists()}
@@ -112,13 +160,28 @@ def save_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Write named tensors to a safetensors file, with a checksum that `read_weights` compares them with, atomically."""
     with atomic_path(path) as temporary:
         save_file(tensors, str(temporary), metadata={"format": "pt", "checksum": checksum(tensors)})
+        _order_metadata(temporary)
+
+
+def _order_metadata(path: Path) -> None:
+    """Let a safetensors file's metadata have sorted names: written in any order, equal weights made other files."""
+    with open(path, "rb+") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:  # the same words in another order, and the spaces that the header is filled up with
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def load_model(folder: Path, classifier: torch.nn.Module) -> dict[str, Any]:
     """Load the selected weights of a run into `classifier`; returns their description."""
     path = folder / "model.safetensors"
     if not path.exists():
-        raise FileError(f"{folder} holds no trained model (model.safetensors is missing)")
+        raise FileError(
+            f"{folder} holds no trained model (model.safetensors is missing); its `train` command makes it again"
+        )
     fill_weights(classifier, read_weights(path), path)
     return read_json(folder / "model.json")
 
@@ -135,7 +198,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
             raise FileError(
                 f"{path} is a pickle, which may run any code when it is opened; only safetensors files are read"
             ) from error
-        raise FileError(f"{path} is damaged or not a safetensors file: {error}") from error
+        raise
 
 
 def looks_pickled(path: Path) -> bool:

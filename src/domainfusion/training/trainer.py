@@ -12,14 +12,21 @@ from tqdm import tqdm
 
 from domainfusion.algorithms.base import Algorithm, Batch, Context
 from domainfusion.data.batches import draw_rows
-from domainfusion.errors import Interrupted, TrainingError
-from domainfusion.files import append_json_line
+from domainfusion.errors import FileError, Interrupted, TrainingError, show_note
+from domainfusion.files import append_json_line, read_json_object, write_json
 from domainfusion.interruption import check, requested
 from domainfusion.processes import ALONE, Processes
 from domainfusion.seeding import seed_hash
 from domainfusion.training.accumulation import Portions, move_weights
 from domainfusion.training.averaging import Averaging, build_averaging
-from domainfusion.training.checkpoint import Progress, load_checkpoint, save_checkpoint, save_model
+from domainfusion.training.checkpoint import (
+    Progress,
+    go_back_for_model,
+    load_checkpoint,
+    lost_model,
+    save_checkpoint,
+    save_model,
+)
 from domainfusion.training.measuring import measure
 from domainfusion.training.records import build_record
 from domainfusion.training.schedule import evaluation_steps, learning_rate
@@ -132,7 +139,9 @@ def take_step(
 def train(algorithm: Algorithm) -> Progress:
     """Train to the last step, from the run folder's checkpoint where there is one.
 
-    A checkpoint is written at every evaluation, and between them whenever `SAVE_EVERY` seconds have passed.
+    A checkpoint is written at every evaluation, and between them whenever `SAVE_EVERY` seconds have passed. Where the
+    selected weights are lost (`model.safetensors` is missing or damaged), training goes on from where they come again:
+    from the checkpoint that has them, or one from before them, or the start.
 
     Raises `TrainingError` naming the step where the loss is not finite (the last checkpoint is kept), and `Interrupted`
     where a signal asks to stop, when a checkpoint of the present step is written.
@@ -147,12 +156,16 @@ def train(algorithm: Algorithm) -> Progress:
     optimizer = torch.optim.Adam(algorithm.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
     average = build_averaging(algorithm, functools.partial(make_batch, algorithm))
     with processes.first_before_others():
+        if processes.first:
+            go_back_for_model(context.folder, average.restores_model)
         progress, extra = load_checkpoint(context.folder, algorithm, optimizer)
         average.restore(extra.pop("average", {}))
         meter = Meter(**extra.pop("meter", {"seconds": progress.seconds}))
         portions = Portions(algorithm)
         portions.restore(extra.pop("portions", {}))
         algorithm.restore(extra)
+        if processes.first and progress.best_step:
+            _mend_model(algorithm, average, progress.best_step)
     due = evaluation_steps(config.steps, config.evaluations, config.evaluate_every)
     clock, before = time.monotonic(), progress.seconds
     saved = clock
@@ -222,7 +235,7 @@ def _evaluate_and_save(
     if average.observe(done, measured["validation_loss"]):
         with average.applied():
             measured, shares = measure(algorithm, done, progress.step)
-        record["average"] = average.describe() | measured
+        record["average"] = average.describe(done) | measured
     if writes:
         append_json_line(context.folder / "metrics.jsonl", record)
         context.recorded()
@@ -242,9 +255,25 @@ def _evaluate_and_save(
         progress = dataclasses.replace(progress, best_validation=measured["validation_accuracy"], best_step=done)
         if writes:
             with average.applied():
-                save_model(context.folder, algorithm.classifier, describe_model(context, done, average.describe()))
+                save_model(context.folder, algorithm.classifier, describe_model(context, done, average.describe(done)))
     save(algorithm, optimizer, average, progress, Meter(seconds=progress.seconds), portions)
     return progress
+
+
+def _mend_model(algorithm: Algorithm, average: Averaging, step: int) -> None:
+    """Write what is lost of the model that was selected at `step`; `go_back_for_model` saw to it that it is here."""
+    context = algorithm.context
+    description = describe_model(context, step, average.describe(step))
+    if trouble := lost_model(context.folder):
+        with average.applied():
+            save_model(context.folder, algorithm.classifier, description)
+        show_note(f"{trouble}; it was written again from the checkpoint of step {step}")
+        return
+    try:
+        read_json_object(context.folder / "model.json", step=int)
+    except FileError as error:
+        write_json(context.folder / "model.json", description)
+        show_note(f"{error}; it was written again")
 
 
 def save(
