@@ -181,9 +181,7 @@ def test_of_many_algorithms_none_is_named_at_random_or_by_its_figure_on_the_targ
     for name, right in {"erm": 6, "cdga": 12, "diffusion_classifier": 18, "dsi": 3}.items():
         write_run(runs / f"{name} ink", root, name, right / 24, target="ink")
     several = read_page(runs, output=tmp_path / "several.html")
-    assert (
-        "4 algorithms are right on 12.5 to 79.2 % of the images on average, ERM on 37.5 % (48 images" in several.text
-    )
+    assert "4 algorithms are right on 12.5 to 79.2 % of the images on average, ERM on 37.5 % (48 images" in several.text
     # The product's method leads where it is there, best or not; of two, both are named.
     write_run(runs / "fused", root, "domainfusion", 9 / 24)
     page = read_page(runs, output=tmp_path / "fused.html")
