@@ -45,7 +45,11 @@ def build_expected_answer(study: Study, held_out: Study | None) -> Answer | None
         "Average: mean ± standard error over the domains. Source validation: accuracy of the model that trained on all "
         "of them, on held-out images of the same domains.",
         table_first=True,
-        tiles=[_tile(arm, means.get(arm)) for arm in study.arms if arm in means or source_validation(arm) is not None],
+        tiles=[
+            _tile(arm, means.get(arm))
+            for arm in dict.fromkeys([*study.leading, *study.arms])
+            if arm in means or source_validation(arm) is not None
+        ],
         chart=_chart(study, held_out, accuracy, means, domains),
         chart_note="Dots: accuracy on each domain of the model that trained without it, and their average. Whiskers: "
         "one standard error each way, from the number of images, that of the average over the domains.",
