@@ -22,8 +22,8 @@ from domainfusion.data.transforms import from_uint8
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.experiments.descriptions import describe_environment
 from domainfusion.files import write_text
+from domainfusion.picture_grid import save_figure
 from domainfusion.report.heat_figure import LabelPictures, draw_heat, label_pictures
-from domainfusion.report.picture_grid import save_figure
 
 SHOWN = (("flat", "1F407"), ("render3d", "1F425"))  # a rabbit and a chick
 LABELS = ("mammal", "bird", "building", "vehicle")

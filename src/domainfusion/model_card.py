@@ -9,9 +9,9 @@ from typing import Any
 
 from domainfusion.algorithms.backbones import TORCHVISION
 from domainfusion.errors import UsageError
-from domainfusion.experiments.expectation import HELD_OUT
 from domainfusion.files import read_json
 from domainfusion.model import Model
+from domainfusion.results.records import HELD_OUT
 
 CARD = """\
 ---

@@ -81,6 +81,9 @@ def test_figures_and_costs_go_to_the_page(image_folder: Path, config: TrainConfi
     found = reproduce(["table1", "fig2", "fig5"], [str(image_folder)], config, 1, [], tmp_path / "out")
     page = Path(found["report"]).read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 2
+    said = "The costs of table 1 on images, figure 2 on images and figure 5 on images."
+    assert f'<h1 class="answer">{said}</h1>' in page
+    assert "Rows are averages" not in page
     for name in ("fig2", "fig5"):
         with Image.open(tmp_path / "out" / f"{name}-images.png") as picture:
             assert min(picture.size) > 200

@@ -3,9 +3,11 @@
 import json
 
 from domainfusion.config import DataConfig, DistillConfig, GenerateConfig, TrainConfig
+from domainfusion.data.domains import load_dataset
 from domainfusion.experiments import judging
 from domainfusion.experiments.demo import demo_options, run_demo
 from domainfusion.experiments.judging import judge_ldm, judgement_text
+from domainfusion.picture_grid import save_figure
 
 
 def tiny_options(ldm, **changes):
@@ -42,10 +44,22 @@ def test_judgement_measures_candidates_and_slopes(tiny_pipeline, image_folder, t
     monkeypatch.setattr(judging, "TrainConfig", lambda **options: TrainConfig(**options, batch_size=4))
     (image_folder / "photo" / "cat" / "broken.png").write_bytes(b"")
     reading = DataConfig(size=32, bad_images="skip")
+    figures = []
+    monkeypatch.setattr(
+        judging, "save_figure", lambda figure, path, **options: figures.append(figure) or save_figure(figure, path)
+    )
     found = judge_ldm(str(image_folder), str(tiny_pipeline), 16, tmp_path / "judge", reading=reading, steps=2)
     low, high = found["candidates"]
     assert high["pixel_distance"] > low["pixel_distance"] > 0
     assert set(found["slopes"]) == {"plain", "guided", "contrast"}
     assert all(0 <= entry["true_below_wrong"] <= 100 for entry in found["slopes"].values())
     assert (tmp_path / "judge/candidates.png").exists()
+    # The sheet says what its rows and columns are; its columns are of every domain.
+    words = [text.get_text() for text in figures[0].texts]
+    dataset = load_dataset(str(image_folder), reading)
+    columns = {tuple(text.split("\nfrom ")) for text in words if "\nfrom " in text}
+    assert {domain for _, domain in columns} == set(dataset.domains)
+    assert {name for name, _ in columns} <= set(dataset.classes)
+    assert "as stored" in words
+    assert f"strength 0.9\n{high['recognised']:.0f} % recognised" in words
     assert "strength 0.9" in judgement_text(found)

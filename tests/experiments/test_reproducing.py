@@ -16,8 +16,9 @@ from domainfusion.errors import DomainFusionError, UsageError
 from domainfusion.experiments import runs
 from domainfusion.experiments.arms import arm_config
 from domainfusion.experiments.paper_tables import TABLES, Arm, Table, find_table
-from domainfusion.experiments.reproducing import compare, headline, reproduce, run_table, table_rows
+from domainfusion.experiments.reproducing import compare, headline, part_of, reproduce, run_table, table_rows
 from domainfusion.files import read_json
+from domainfusion.report.tables_page import Part, write_tables_page
 
 OPTIONS = TrainConfig(
     steps=2, evaluations=1, batch_size=4, backbone="test_resnet", precision="float32", device="cpu",
@@ -179,6 +180,23 @@ def test_options_read_as_on_the_command_line() -> None:
     expected = "--generate.updating --generate.no-recombination --generate.strength 0.4 0.7 --synthetic-share 0.34"
     assert updating.described() == expected
     assert TABLES["table2"].arm("without-sampling").described() == "--generate.no-recombination --generate.no-sampling"
+
+
+def test_without_tables_the_page_says_what_is_there(tmp_path: Path) -> None:
+    figure, costs = {"figure": "fig2", "dataset": "images"}, {"table": "table1", "dataset": "images"}
+    assert headline([], [figure]) == "Figure 2 on images."
+    assert headline([], [costs, figure]) == "The costs of table 1 on images and figure 2 on images."
+
+    def page(*parts: Part) -> str:
+        path = write_tables_page(parts, tmp_path / "page.html", headline="h", command="c", environment={})
+        return path.read_text(encoding="utf-8")
+
+    explained = "Rows are averages over the domains held out"
+    picture = Part("fig2", "fig2", "A figure", ("One.",))
+    assert explained not in page(picture, Part("table1", "table1", "Costs", rows=(("", "a"), ("b", "1"))))
+    assert explained in page(
+        picture, part_of(summary([50.0, 51.0], [40.0, 41.0]) | {"trials": [0, 1], "protocol": "p"})
+    )
 
 
 def test_wrong_names_are_refused() -> None:

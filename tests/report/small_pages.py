@@ -17,7 +17,7 @@ from domainfusion.experiments.runs import train_run
 from domainfusion.report.html import write_report
 from domainfusion.report.pictures import png_uri
 from domainfusion.report.tables_page import Part, Picture, write_tables_page
-from report.written_runs import add_generations, dump, write_pictures, write_run
+from report.written_runs import add_generations, dump, write_pictures, write_run, write_run_on_all
 
 LONG = "something_of_a_name_that_is_hard_to_set"  # one word, as classes of folders are
 
@@ -70,6 +70,15 @@ def report_of_many(output: Path) -> Path:
             else:
                 value["confusion"] = np.random.default_rng(0).integers(0, 4, (count, count)).tolist()
             dump(folder / name, value)
+    return write_report([output / "runs"], output / "report.html")
+
+
+def report_of_all_domains(output: Path) -> Path:
+    """A report on runs that trained on all domains and left each out in turn, for what to expect on another."""
+    images = write_pictures(output / "pictures")
+    shares = {"ink": 0.25, "photo": 0.5, "pixel": 0.375}
+    write_run_on_all(output / "runs" / "erm", images, "erm", shares)
+    write_run_on_all(output / "runs" / "domainfusion", images, "domainfusion", dict.fromkeys(shares, 0.5))
     return write_report([output / "runs"], output / "report.html")
 
 

@@ -16,7 +16,7 @@ from report import browsing, small_pages
 from report.broken_pages import BROKEN, CHECKS, SOUND, Check, write_page
 from report.browsing import WIDTHS, Window, start_browser
 
-PAGES = ("report", "comparison", "audit", "explanation", "tables")
+PAGES = ("report", "comparison", "expectation", "audit", "explanation", "tables")
 
 
 def assert_passes(complaints: list[str]) -> None:
@@ -43,6 +43,7 @@ def pages(
         found = {
             "report": small_pages.report_of_two(runs, root / "images", tiny_pipeline, root),
             "comparison": small_pages.report_of_many(root / "many"),
+            "expectation": small_pages.report_of_all_domains(root / "all"),
             "audit": small_pages.audit_page(images, trained_run, tiny_pipeline, root / "audit"),
             "explanation": small_pages.explain_page(
                 images / "photo" / "cat" / "01.png", trained_run, tiny_pipeline, root / "explanation"

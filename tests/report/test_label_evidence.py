@@ -8,13 +8,13 @@ from PIL import Image
 from domainfusion.algorithms.diffusion_classifier import DiffusionClassifier
 from domainfusion.config import DistillConfig, ZeroShotConfig
 from domainfusion.data.transforms import from_uint8
-from domainfusion.distillation.noise_pictures import prior_pictures
+from domainfusion.distillation.noise_pictures import noise_figure, prior_pictures
 from domainfusion.distillation.slopes import Draws, SlopeEstimator, draw
+from domainfusion.picture_grid import Row, picture_grid, save_figure
 from domainfusion.report.corruption_figure import corruption_figure, outlines_of
 from domainfusion.report.heat_figure import heat_figure, label_pictures
 from domainfusion.report.label_evidence import GRID, ROUNDS, LabelScores, label_scores, slope_curves
 from domainfusion.report.overlays import difference_picture, overlay
-from domainfusion.report.picture_grid import Row, picture_grid, save_figure
 from domainfusion.seeding import seed_hash
 
 PROMPTS = ["cat", "dog", "house"]
@@ -133,6 +133,21 @@ def test_figures_tell_their_facts(exact_ldm, image, tmp_path):
     for name in ("five", "two"):
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert min(picture.size) > 300
+
+
+def test_ld_noise_has_a_name_below_each_image():
+    images, maps = torch.zeros(8, 3, 8, 8), torch.rand(8, 8, 8)
+    names = [f"class {k}\nfrom ink" for k in range(8)]
+    figure = noise_figure(images, maps, names, "a note")
+    words = [text.get_text() for text in figure.texts]
+    assert [text for text in words if text in names] == names
+    assert words.count("image") == words.count("LD noise") == 2  # six beside each other, and the rest
+    assert "a note" in words
+    grey = figure.axes[0].get_images()[0].get_array()
+    assert (np.asarray(grey) == 128).all()
+    below = {text.get_text(): text.get_position() for text in figure.texts}
+    assert below["class 0\nfrom ink"][0] == below["class 6\nfrom ink"][0]
+    assert below["class 0\nfrom ink"][1] > below["class 6\nfrom ink"][1]
 
 
 def test_a_figure_has_room_for_its_title_and_rows(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from domainfusion.cli import run as command
 from domainfusion.config import DataConfig
@@ -139,6 +140,26 @@ def test_audits_at_another_size_or_without_a_fingerprint_are_known_by_place_and_
         UsageError, "is of other images", [erm],
         write_audit(tmp_path / "moved", root, fingerprint=None, data=str(tmp_path)), output,
     )  # fmt: skip
+
+
+def test_what_is_not_there_is_named_as_it_was_asked_for(tmp_path: Path, erm: Path) -> None:
+    for name, file in {
+        "nope": "nope/audit.json", "nope/audit.json": "nope/audit.json", "nope/audit.html": "nope/audit.json",
+        "erm/config.toml": "erm/audit.json",
+    }.items():  # fmt: skip
+        refused(UsageError, f"there is no {tmp_path / file};", [erm], tmp_path / name, tmp_path / "report.html")
+
+
+def test_the_command_that_is_advised_can_be_pasted(tmp_path: Path) -> None:
+    for name in ("messy set", "others"):
+        write_pictures(tmp_path / name)
+    Image.new("RGB", (8, 8)).save(tmp_path / "others" / "ink" / "plain" / "more.png")
+    runs = [
+        write_run(tmp_path / f"run {k}", tmp_path / name, "erm", 0.5) for k, name in enumerate(["messy set", "others"])
+    ]
+    audit = write_audit(tmp_path / "audit", tmp_path / "others", of=0, fingerprint="0")
+    words = f"domainfusion audit '{tmp_path / 'messy set'}' or domainfusion audit {tmp_path / 'others'}$"
+    refused(UsageError, words, runs, audit, tmp_path / "report.html")
 
 
 def edit(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:

@@ -82,6 +82,20 @@ def write_run(
     return folder
 
 
+def write_run_on_all(
+    folder: Path, root: Path, algorithm: str, accuracy: dict[str, float], *, trial: int = 0, **options: Any
+) -> Path:
+    """A finished run on all domains, with the runs that left one out each and are right on a share of it, within."""
+    write_run(folder, root, algorithm, 0.0, target=None, trial=trial, **options)
+    found = {}
+    for target, share in accuracy.items():
+        place = folder / "held-out" / algorithm / target / f"trial-{trial}"
+        write_run(place, root, algorithm, share, target=target, trial=trial, **options)
+        found[target] = round(100 * json.loads((place / "result.json").read_text())["target_accuracy"], 3)
+    dump(folder / "expectation.json", {"domains": found, "mean": 0.0, "standard_error": None})
+    return folder
+
+
 def add_predictions(
     folder: Path, dataset: MultiDomainDataset, rows: np.ndarray, predictions: np.ndarray, *, calibrated: bool = True
 ) -> None:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
 
 from domainfusion.config import DistillConfig
 from domainfusion.data.domains import MultiDomainDataset
-from domainfusion.data.transforms import from_uint8, resize
+from domainfusion.data.transforms import from_uint8, resize, to_uint8
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.distillation.slopes import SlopeEstimator, draw
 from domainfusion.files import write_text
+from domainfusion.picture_grid import Row, fitting, picture_grid, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLUMNS = 6  # images beside each other, so that their names can be read on a page
 
 
 @torch.no_grad()
@@ -45,21 +51,24 @@ def noise_maps(
     return (change / top).clamp(0, 1).cpu()
 
 
-def noise_sheet(images: torch.Tensor, maps: torch.Tensor, scale: int = 1) -> np.ndarray:
-    """Images (B, 3, H, W) in [-1, 1] above their maps (B, H, W), as one (2·H, B·W, 3) uint8 picture."""
+def noise_figure(images: torch.Tensor, maps: torch.Tensor, names: Sequence[str], notes: str = "") -> Figure:
+    """Images (B, 3, H, W) in [-1, 1] above their maps (B, H, W), and below these B names; a few beside each other."""
     from matplotlib import colormaps
 
-    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    heat = (colormaps["magma"](maps.numpy())[..., :3] * 255).round().astype(np.uint8)
-    sheet = np.concatenate([np.concatenate(list(pixels), 1), np.concatenate(list(heat), 1)], 0)
-    return sheet.repeat(scale, 0).repeat(scale, 1)
+    pixels = list(to_uint8(images))
+    heat = list((colormaps["magma"](maps.numpy())[..., :3] * 255).round().astype(np.uint8))
+    rows = []
+    for first in range(0, len(names), COLUMNS):
+        part = slice(first, first + COLUMNS)
+        rows += [Row("image", pixels[part], apart=True), Row("LD noise", heat[part], names[part])]
+    return picture_grid(rows, title="Latent distillation noise", notes=notes)
 
 
 def write_noise_sheet(
     folder: Path, estimator: SlopeEstimator, dataset: MultiDomainDataset, rows: Sequence[int], prompts: list[str],
     size: int,
 ) -> None:  # fmt: skip
-    """Write `ld_noise.png`, images of rows (n,) above where the LDM's residual lies, and `ld_noise.txt`, what they are.
+    """Write `ld_noise.png`, images of rows (n,) above where the LDM's residual lies, and `ld_noise.txt`, their names.
 
     Args:
         prompts: one for each row.
@@ -67,9 +76,16 @@ def write_noise_sheet(
     """
     images = resize(from_uint8(dataset.images[list(rows)]), size)
     maps = noise_maps(estimator, images, prompts)
-    Image.fromarray(noise_sheet(images, maps)).save(folder / "ld_noise.png")
-    names = ", ".join(f"{dataset.classes[dataset.labels[r]]} ({dataset.domains[dataset.domain_of[r]]})" for r in rows)
-    write_text(folder / "ld_noise.txt", f"residual: {estimator.config.residual}; from left to right: {names}\n")
+    names = [(dataset.classes[dataset.labels[r]], dataset.domains[dataset.domain_of[r]]) for r in rows]
+    residual = estimator.config.residual
+    figure = noise_figure(
+        images, maps, [fitting(name, f"from {domain}") for name, domain in names],
+        "What the LDM would change, given the class; bright is much.\n"
+        f"Each map has its own scale. Residual: {residual}.",
+    )  # fmt: skip
+    save_figure(figure, folder / "ld_noise.png", dpi=110)
+    listed = ", ".join(f"{name} ({domain})" for name, domain in names)
+    write_text(folder / "ld_noise.txt", f"residual: {residual}; from left to right, row by row: {listed}\n")
 
 
 @torch.no_grad()

@@ -14,9 +14,8 @@ from typing import Any
 from domainfusion.config import TrainConfig
 from domainfusion.experiments.benchmark import run_benchmark
 from domainfusion.files import write_json
+from domainfusion.results.records import EXPECTATION, HELD_OUT
 from domainfusion.results.statistics import estimate
-
-HELD_OUT = "held-out"  # folder of those runs, within the run they speak of
 
 
 def expect_elsewhere(data: str, config: TrainConfig, folder: Path, *, command: str = "") -> dict[str, Any]:
@@ -37,7 +36,7 @@ def expect_elsewhere(data: str, config: TrainConfig, folder: Path, *, command: s
         "standard_error": None if math.isnan(figure.error) else round(figure.error, 3),
         "lowest": min(domains.values()), "highest": max(domains.values()),
     }  # fmt: skip
-    write_json(folder / "expectation.json", expected)
+    write_json(folder / EXPECTATION, expected)
     return expected
 
 

@@ -4,18 +4,18 @@ slopes know a true label from a wrong one?"""
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from tqdm import tqdm
 
 from domainfusion.config import DataConfig, DistillConfig, GenerateConfig, TrainConfig
 from domainfusion.data.domains import MultiDomainDataset
-from domainfusion.data.transforms import to_float
+from domainfusion.data.transforms import to_float, to_uint8
 from domainfusion.diffusion.image_to_image import image_to_image
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.prompts import compose_prompts
@@ -24,10 +24,12 @@ from domainfusion.errors import show_note
 from domainfusion.experiments.runs import build_algorithm, build_context, train_run
 from domainfusion.files import make_folder, write_json
 from domainfusion.fusion.style import split_style, style_divergence
+from domainfusion.picture_grid import Row, fitting, picture_grid, save_figure
 from domainfusion.results.tables import text_table
 from domainfusion.seeding import derive_numpy_rng
 from domainfusion.training.checkpoint import load_model
 
+SHOWN = 12  # images of the sheet, spread over those that are judged
 STRENGTHS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -84,7 +86,8 @@ def judge_ldm(
     rng = derive_numpy_rng("judge prompts", 0)
     prompts = compose_prompts(dataset.words(), labels, generate, ldm.styles, rng)
     _, mean0, std0 = split_style(images)
-    sheet = [images[:12]]
+    shown = ((np.arange(min(SHOWN, len(rows))) + 0.5) * len(rows) / min(SHOWN, len(rows))).astype(int)
+    sheet = [Row("as stored", _pictures(images[shown]))]
     for strength in tqdm(STRENGTHS, desc="candidates"):
         made = image_to_image(
             ldm, images, prompts, torch.full((len(rows), 1), strength), steps=generate.steps,
@@ -94,12 +97,13 @@ def judge_ldm(
         _, mean, std = split_style(made)
         moved = style_divergence(mean0, std0, mean[:, None], std[:, None], "gaussian")
         saturation = (made.amax(1) - made.amin(1)).mean()
+        right = recognised(made, labels)
         figures["candidates"].append(
-            {"strength": strength, "recognised": recognised(made, labels), "style_moved": float(moved.median()),
+            {"strength": strength, "recognised": right, "style_moved": float(moved.median()),
              "pixel_distance": float((made - images).square().mean().sqrt()), "saturation": float(saturation)}
         )  # fmt: skip
-        sheet.append(made[:12])
-    Image.fromarray(_sheet(sheet)).save(folder / "candidates.png")
+        sheet.append(Row(f"strength {strength:g}\n{right:.0f} % recognised", _pictures(made[shown])))
+    _draw_candidates(sheet, dataset, rows[shown], len(rows), folder / "candidates.png")
     figures["slopes"] = slope_ranking(ldm, images, dataset, labels)
     write_json(folder / "judge.json", figures)
     return figures
@@ -143,9 +147,22 @@ def _pixels(dataset: MultiDomainDataset, rows: np.ndarray, size: int) -> torch.T
     return images if size == dataset.size else F.interpolate(images, (size, size), mode="bicubic", antialias=True)
 
 
-def _sheet(rows: list[torch.Tensor]) -> np.ndarray:
-    lines = [((row + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy() for row in rows]
-    return np.concatenate([np.concatenate(list(line), 1) for line in lines], 0)
+def _pictures(images: torch.Tensor) -> list[np.ndarray]:
+    return list(to_uint8(images))
+
+
+def _draw_candidates(
+    sheet: Sequence[Row], dataset: MultiDomainDataset, rows: np.ndarray, count: int, path: Path
+) -> None:
+    """Write the sheet of candidates of some images, of rows (n,) of the data set, out of `count` that were judged."""
+    names = [(dataset.classes[dataset.labels[row]], dataset.domains[dataset.domain_of[row]]) for row in rows]
+    figure = picture_grid(
+        sheet, heads=[fitting(name, f"from {domain}") for name, domain in names],
+        title=f"{dataset.name}: what the LDM redraws images as",
+        notes="A column is one image and what it is redrawn as, given its class. The higher the strength, the freer.\n"
+        f"Recognised: the share of all {count} images to which a classifier of stored images gives their class.",
+    )  # fmt: skip
+    save_figure(figure, path, dpi=110)
 
 
 def judgement_text(figures: dict[str, Any]) -> str:

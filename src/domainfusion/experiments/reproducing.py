@@ -175,7 +175,7 @@ def reproduce(
 
     def write() -> Path:
         return write_tables_page(
-            parts, folder / "reproduce.html", headline=headline(found), command=command,
+            parts, folder / "reproduce.html", headline=headline(found, others), command=command,
             environment=describe_environment(),
         )  # fmt: skip
 
@@ -225,10 +225,19 @@ def figure_part(found: Mapping[str, Any]) -> Part:
     )  # fmt: skip
 
 
-def headline(summaries: Sequence[Mapping[str, Any]]) -> str:
-    """What the tables say together: how many of the paper's differences have the same sign here."""
+def headline(summaries: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]] = ()) -> str:
+    """What the tables say together: how many of the paper's differences have the same sign here.
+
+    Without tables of runs: which costs and figures are there.
+    """
     if not summaries:
-        return "Costs and pictures."
+        made = [
+            f"figure {other['figure'].removeprefix('fig')} on {other['dataset']}" if "figure" in other
+            else f"the costs of table 1 on {other['dataset']}"
+            for other in others
+        ]  # fmt: skip
+        text = " and ".join([", ".join(made[:-1]), made[-1]]) if len(made) > 1 else "".join(made)
+        return f"{text[:1].upper()}{text[1:]}." if made else "Nothing is made yet."
     signs = [
         compare(summary, key, summary["dataset"]).agrees for summary in summaries for key in summary["arms"]
     ]  # fmt: skip
@@ -261,6 +270,7 @@ def part_of(summary: Mapping[str, Any]) -> Part:
     return Part(
         id=f"{summary['table']}-{summary['dataset']}", name=name, title=f"{summary['title']} ({name})",
         texts=tuple(texts), rows=tuple(map(tuple, table_rows(summary))), notes=tuple(notes), options=tuple(options),
+        compares=True,
     )  # fmt: skip
 
 

@@ -7,7 +7,14 @@ import math
 
 from markupsafe import Markup, escape
 
-from domainfusion.report.certainty import binomial_error, chance, chance_in_words, sure_of_many, sure_of_one
+from domainfusion.report.certainty import (
+    binomial_error,
+    chance,
+    chance_in_words,
+    sure_of_many,
+    sure_of_one,
+    unnamed_in_words,
+)
 from domainfusion.report.charts import Dot, dot_chart
 from domainfusion.report.study import Arm, Study
 from domainfusion.results.statistics import Accuracies, Estimate, estimate, paired_difference, trial_means
@@ -33,6 +40,7 @@ class Answer:
     table: list[list[str]]
     table_note: str = ""
     table_first: bool = False  # the table is the answer, not a detail of it
+    estimates: bool = True  # it says something of domains that no model saw, and how sure that is
     tiles: list[Tile] = dataclasses.field(default_factory=list)
     chart: Markup | None = None
     chart_note: str = ""
@@ -58,11 +66,11 @@ def _answer_of_one_test(study: Study) -> Answer:
         for arm, run in runs.items()
     }
     right = {arm: f"{round(figure.mean * images / 100)} of {images}" for arm, figure in figures.items()}
-    leading = _leading(study)
+    leading = study.leading
     tail = f"{images} images"
     if len(leading) > 1:
         tail = f"difference {figures[leading[0]].mean - figures[leading[1]].mean:+z.1f} points, {tail}"
-    said = _said([(arm, f"{figures[arm].mean:.1f}") for arm in leading], "of the images", tail)
+    said = _said(study, figures, "of the images", tail, errors=False)
     rows = [["algorithm", f"right on {target}", "± s.e.", "images right", "source validation", "chosen at step"]]
     for arm, run in runs.items():
         figure = figures[arm]
@@ -71,11 +79,14 @@ def _answer_of_one_test(study: Study) -> Answer:
     dots = [Dot(arm.number, arm.title, figure.mean, figure.error) for arm, figure in figures.items()]
     return Answer(
         headline=Markup("On <code>{}</code>, {}, ").format(target, _nobody_saw(study)) + said,
-        sure=sure_of_one([(arm, figures[arm]) for arm in leading], images, chance_in_words(study)),
+        sure=sure_of_one(
+            [(arm, figures[arm]) for arm in leading], images, chance_in_words(study), list(figures.values())
+        )
+        + unnamed_in_words(study),
         table=rows,
         table_note="Source validation is the accuracy on held-out images of the domains that were trained on. "
         f"How far the unseen domain falls below it is what the change of domain costs.{_other_weights(study)}",
-        tiles=[_tile(arm, figures[arm], f"{right[arm]} images") for arm in _leading_first(study)],
+        tiles=[tile_of(arm, figures[arm], f"{right[arm]} images") for arm in _leading_first(study)],
         chart=dot_chart([(target, dots)], chance(study)),
         chart_note="Whiskers: one standard error each way, from the number of images.",
     )
@@ -84,7 +95,7 @@ def _answer_of_one_test(study: Study) -> Answer:
 def _answer_of_many_tests(study: Study) -> Answer:
     accuracy = study.accuracy()
     means = {arm: estimate(trial_means(accuracy[arm.title])) for arm in study.arms}
-    leading, baseline = _leading(study), study.baseline
+    leading, baseline = study.leading, study.baseline
     images = sum(run.images for run in study.compared(study.arms[0]))
     tail = f"{images:,} images in {len(study.targets) * len(study.units)} tests"
     if len(leading) > 1:
@@ -92,18 +103,18 @@ def _answer_of_many_tests(study: Study) -> Answer:
     where = Markup("On <code>{}</code>").format(study.targets[0])
     if len(study.targets) > 1:
         where = escape(f"Over {len(study.targets)} target domains")
-    said = _said([(arm, str(means[arm])) for arm in leading], "of the images on average", tail)
+    said = _said(study, means, "of the images on average", tail)
     rows = accuracy_rows(accuracy, baseline.title if baseline else "")
     if baseline is None or len(study.arms) == 1:  # nothing to subtract
         rows = [row[:-1] for row in rows]
     each = ", each time " if len(study.targets) > 1 else ", "
     return Answer(
         headline=where + each + _nobody_saw(study) + ", " + said,
-        sure=sure_of_many(study),
+        sure=sure_of_many(study) + unnamed_in_words(study),
         table=rows,
         table_note=_table_note(study),
         table_first=True,
-        tiles=[_tile(arm, means[arm], _tile_text(study, arm, accuracy)) for arm in _leading_first(study)],
+        tiles=[tile_of(arm, means[arm], _tile_text(study, arm, accuracy)) for arm in _leading_first(study)],
         chart=_chart_of_many(study, accuracy, means),
         chart_note="Dots: means. Whiskers: one standard error each way, over trials, or from the number of images "
         "where there is one trial.",
@@ -176,10 +187,10 @@ def _answer_without_target(study: Study) -> Answer:
     rows = [["algorithm", "trial", "seed", "source validation"]]
     tiles = []
     for arm in study.arms:
-        values = [100 * run.result["validation_accuracy"] for run in arm.runs]
-        tiles.append(_tile(arm, estimate(values), "on held-out images of the domains it trained on"))
-        for run, value in zip(arm.runs, values, strict=True):
-            rows.append([arm.title, str(run.unit[0]), str(run.unit[1]), f"{value:.1f} %"])
+        if (known := source_validation(arm)) is not None:
+            tiles.append(tile_of(arm, known, "on held-out images of the domains it trained on"))
+        for run in arm.runs:
+            rows.append([arm.title, str(run.unit[0]), str(run.unit[1]), run.validation])
     return Answer(
         headline=Markup(
             "No domain was held out, so "
@@ -191,21 +202,23 @@ def _answer_without_target(study: Study) -> Answer:
         ],
         table=rows,
         tiles=tiles,
+        estimates=False,
     )
 
 
-def _leading(study: Study) -> list[Arm]:
-    """The arms that the headline names: challenger, baseline."""
-    baseline = study.baseline
-    return [study.challenger] + ([baseline] if baseline is not None and baseline is not study.challenger else [])
+def source_validation(arm: Arm) -> Estimate | None:
+    """Accuracy in per cent on held-out images of the source domains over an arm's runs; None where none measured it."""
+    shares = [run.result["validation_accuracy"] for run in arm.runs]
+    values = [100 * share for share in shares if share is not None]
+    return estimate(values) if values else None
 
 
 def _leading_first(study: Study) -> list[Arm]:
-    leading = _leading(study)
-    return [*leading, *(arm for arm in study.arms if arm not in leading)]
+    return [*study.leading, *(arm for arm in study.arms if arm not in study.leading)]
 
 
-def _tile(arm: Arm, figure: Estimate, below: str) -> Tile:
+def tile_of(arm: Arm, figure: Estimate, below: str) -> Tile:
+    """A large figure of an arm."""
     return Tile(arm, f"{figure.mean:.1f}", "" if math.isnan(figure.error) else f"± {figure.error:.1f}", below)
 
 
@@ -225,16 +238,43 @@ def _difference(accuracy: Accuracies, first: Arm, second: Arm) -> str:
     return f"difference {found.mean:+z.1f} ± {found.error:.1f} points, {p_value}"
 
 
-def _said(parts: list[tuple[Arm, str]], middle: str, tail: str) -> Markup:
+def _said(study: Study, figures: dict[Arm, Estimate], middle: str, tail: str, *, errors: bool = True) -> Markup:
     """The sentence "A is right on 45.3 % of the images, B on 40.1 % (tail)"."""
-    (first, value), *rest = parts
-    text = Markup("{} is right on {} {}").format(first.title, _strong(value), middle)
-    for arm, other in rest:
-        text += Markup(", {} on {}").format(arm.title, _strong(other))
-    return text + Markup(" ({}).").format(tail.replace("± ", "±\u00a0"))
+    return clause(study, figures, middle, errors=errors) + Markup(" ({}).").format(tail.replace("± ", "±\u00a0"))
 
 
-def _strong(value: str) -> Markup:
+def clause(
+    study: Study, figures: dict[Arm, Estimate], middle: str, *, errors: bool = True, about: str = "",
+    pronoun: bool = False,
+) -> Markup:  # fmt: skip
+    """What the leading ones of the arms that have figures, in per cent, are right on.
+
+    Where the study's challenger is not among more than two arms: from the lowest to the highest figure, and the
+    baseline's, as "11 algorithms are right on 14.3 to 85.7 % of the images, ERM on 57.1 %".
+
+    Args:
+        middle: of what, behind the first figure.
+        errors: standard errors too.
+        about: what stands before a figure ("about ").
+        pronoun: call the first arm "it".
+    """
+
+    def shown(arm: Arm) -> Markup:
+        return strong(f"{about}{figures[arm] if errors else format(figures[arm].mean, '.1f')}")
+
+    named = [arm for arm in study.leading if arm in figures]
+    if len(figures) > 2 and study.challenger not in figures:
+        means = [figure.mean for figure in figures.values()]
+        kind = "algorithms" if len({arm.algorithm for arm in figures}) > 1 else "variants"
+        span = strong(f"{about}{min(means):.1f} to {max(means):.1f}")
+        text = Markup("{} {} are right on {} {}").format(len(figures), kind, span, middle)
+    else:
+        first, *named = [*named, *(arm for arm in figures if arm not in named)] if len(figures) <= 2 else named
+        text = Markup("{} is right on {} {}").format("it" if pronoun else first.title, shown(first), middle)
+    return text + Markup("").join(Markup(", {} on {}").format(arm.title, shown(arm)) for arm in named)
+
+
+def strong(value: str) -> Markup:
     """A figure in per cent that does not break over lines."""
     return Markup("<strong>{}</strong>").format(f"{value} %".replace(" ", "\u00a0"))
 

@@ -182,7 +182,7 @@ def _points(value: float | None) -> str:
 
 def _sentences(study: Study, target: dict[Arm, Trust], sources: dict[Arm, Trust | None]) -> list[str]:
     """What the figures mean, of the arms that the headline names."""
-    leading = [arm for arm in dict.fromkeys([study.challenger, study.baseline]) if arm is not None and arm in target]
+    leading = [arm for arm in study.leading if arm in target]
     where = "domains that the models never saw" if len(study.targets) > 1 else "a domain that the models never saw"
     sentences: list[str] = []
     for arm in leading or list(target)[:1]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from domainfusion.report.study import Arm, Study
 from domainfusion.results.statistics import Estimate
@@ -20,9 +21,14 @@ def binomial_error(percent: float, count: int) -> float:
     return 100 * math.sqrt(share * (1 - share) / count)
 
 
-def sure_of_one(leading: list[tuple[Arm, Estimate]], images: int, chance_said: str) -> list[str]:
-    """How far one test of one or two models can be trusted, in words."""
+def sure_of_one(
+    leading: list[tuple[Arm, Estimate]], images: int, chance_said: str, every: Sequence[Estimate] = ()
+) -> list[str]:
+    """How far one test of one or two models can be trusted, in words; where none leads, of `every` model."""
     errors = " and ".join(f"{arm.title}'s figure is ± {figure.error:.1f}" for arm, figure in leading)
+    if not leading:
+        low, high = min(figure.error for figure in every), max(figure.error for figure in every)
+        errors = f"a figure is ± {low:.1f} to {high:.1f}"
     sure = [
         f"One image more or less is {100 / images:.1f} points. With {images} images, the standard error of {errors} "
         f"points. {chance_said}"
@@ -67,6 +73,16 @@ def sure_of_many(study: Study) -> list[str]:
             "The list of every run at the end has them all."
         )
     return sure
+
+
+def unnamed_in_words(study: Study) -> list[str]:
+    """Why the headline names no algorithm as the best, where it does not."""
+    if study.challenger is not None or len(study.arms) == 2:
+        return []
+    return [
+        "No algorithm is named as the best: one chosen by its figure on a target would look better than it is. "
+        "Compare them in the table, or choose by source validation."
+    ]
 
 
 def chance(study: Study) -> float:

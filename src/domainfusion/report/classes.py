@@ -52,10 +52,10 @@ def build_class_parts(study: Study) -> dict[str, Any] | None:
 
 def _compared_arms(study: Study) -> tuple[Arm, Arm] | None:
     """Challenger and baseline, where both are there and were tested on the same images."""
-    baseline = study.baseline
-    if baseline is None or baseline is study.challenger or not study.units:
+    challenger, baseline = study.challenger, study.baseline
+    if challenger is None or baseline is None or baseline is challenger or not study.units:
         return None
-    return study.challenger, baseline
+    return challenger, baseline
 
 
 def _class_rows(study: Study, counts: dict[Arm, np.ndarray]) -> list[dict[str, Any]]:

@@ -16,9 +16,9 @@ from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.distillation.corruption import corrupt, degrade
 from domainfusion.distillation.noise_pictures import noise_maps, prior_pictures
 from domainfusion.distillation.slopes import SlopeEstimator
+from domainfusion.picture_grid import Row, picture_grid, save_figure
 from domainfusion.report.label_evidence import correlation
 from domainfusion.report.overlays import noise_picture
-from domainfusion.report.picture_grid import Row, picture_grid, save_figure
 
 CONFIDENCES = (1.0, 0.7, 0.4, 0.2, 0.05)
 NAMES = {"contrast": "contrast reduction", "mask": "random mask", "blur": "Gaussian blur", "pepper": "pepper noise"}

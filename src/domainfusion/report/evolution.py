@@ -59,7 +59,7 @@ def _read_generation(folder: Path) -> StoredGeneration | None:
 
 def build_evolution(study: Study, dataset: MultiDomainDataset | None, images: int) -> dict[str, Any] | None:
     """The first run that made generations: `items` (raw, generation 0, 1, …) and `strips` of the first generation."""
-    for arm in [study.challenger, *study.arms]:
+    for arm in [*study.leading, *study.arms]:
         for run in study.compared(arm):
             generations = stored_generations(run)
             if generations:

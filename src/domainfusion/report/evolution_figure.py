@@ -18,10 +18,10 @@ from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.distillation.noise_pictures import noise_maps
 from domainfusion.distillation.slopes import SlopeEstimator
 from domainfusion.errors import UsageError
+from domainfusion.picture_grid import Row, picture_grid, save_figure
 from domainfusion.report.corruption_figure import outlines_of
 from domainfusion.report.evolution import StoredGeneration, choose_rows, stored_generations
 from domainfusion.report.overlays import noise_picture
-from domainfusion.report.picture_grid import Row, picture_grid, save_figure
 from domainfusion.report.reading import Run
 
 MOST_FRAMES = 4  # generations shown behind the raw image

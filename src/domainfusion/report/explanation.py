@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from domainfusion.config import Corruption
 from domainfusion.files import make_folder, write_text
+from domainfusion.picture_grid import save_figure
 from domainfusion.report.charts import Dot, Line, difference_chart, line_chart
 from domainfusion.report.corruption_figure import NAMES, CorruptionPictures, draw_corruptions
 from domainfusion.report.heat_figure import LabelPictures, draw_heat
@@ -18,7 +19,6 @@ from domainfusion.report.html import render
 from domainfusion.report.image_evolution import ImageEvolution, draw_image_evolution, evolution_columns
 from domainfusion.report.label_evidence import GRID
 from domainfusion.report.overlays import enlarge, noise_picture
-from domainfusion.report.picture_grid import save_figure
 from domainfusion.report.pictures import png_uri
 from domainfusion.report.slope_figure import draw_slopes
 

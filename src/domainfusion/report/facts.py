@@ -50,14 +50,15 @@ def describe_selection(study: Study) -> str:
     return " ".join(f"{', '.join(titles)}: {rule}" for rule, titles in by_rule.items())
 
 
-def split_rows(study: Study) -> list[list[str]]:
-    """A table: images of each domain that train, validate, and test where it is the target."""
+def split_rows(study: Study, tests: Study | None = None) -> list[list[str]]:
+    """A table: images of each domain that train, validate, and test where it is the target (in `tests`, if given)."""
     runs = [run for arm in study.arms for run in arm.runs]
+    testing = runs if tests is None else [run for arm in tests.arms for run in arm.runs]
     rows = [["domain", "trains", "validates", "tests, as target"]]
     for domain in study.data["domains"]:
         train = [run.data["train"][domain] for run in runs if domain in run.data["train"]]
         validation = [run.data["validation"][domain] for run in runs if domain in run.data["validation"]]
-        test = [run.data["test"] for run in runs if run.target == domain]
+        test = [run.data["test"] for run in testing if run.target == domain]
         rows.append([domain, _span(train), _span(validation), _span(test)])
     return rows
 
@@ -84,8 +85,8 @@ def build_costs(study: Study) -> dict[str, Any]:
     for arm, costs in spent.items():
         ratio = costs["seconds"] / spent[baseline]["seconds"] if baseline and spent[baseline]["seconds"] else None
         rows.append([
-            arm.title, _seconds(costs["seconds"]), f"× {ratio:.1f}" if ratio and arm is not baseline else "–",
-            _seconds(costs["generation_seconds"]), _seconds(costs["distillation_seconds"]),
+            arm.title, seconds_in_words(costs["seconds"]), f"× {ratio:.1f}" if ratio and arm is not baseline else "–",
+            seconds_in_words(costs["generation_seconds"]), seconds_in_words(costs["distillation_seconds"]),
             f"{costs['generated_images']:,.0f}" if costs["generated_images"] else "–", _steps(study.compared(arm)),
         ])  # fmt: skip
         parts = {
@@ -96,7 +97,7 @@ def build_costs(study: Study) -> dict[str, Any]:
         total = max(sum(parts.values()), 1e-9)
         width = 100 * costs["seconds"] / longest
         bars.append({
-            "arm": arm, "seconds": _seconds(costs["seconds"]),
+            "arm": arm, "seconds": seconds_in_words(costs["seconds"]),
             "parts": [(name, width * value / total) for name, value in parts.items() if value > 0],
         })  # fmt: skip
     if baseline is None:
@@ -116,7 +117,8 @@ def _mean_costs(runs: list[Run]) -> dict[str, float]:
     return costs
 
 
-def _seconds(value: float) -> str:
+def seconds_in_words(value: float) -> str:
+    """A time as people write it; a dash for none."""
     if not value:
         return "–"
     if value < 10:
@@ -142,7 +144,7 @@ def run_rows(study: Study) -> list[list[str]]:
                 "–" if run.accuracy is None else f"{run.accuracy:.1f} % of {run.images}",
                 run.validation,
                 f"{'–' if run.step is None else run.step} of {result.get('steps', '–')}",
-                _seconds(float(result.get("seconds", 0))), str(run.folder),
+                seconds_in_words(float(result.get("seconds", 0))), str(run.folder),
             ])  # fmt: skip
     return rows
 

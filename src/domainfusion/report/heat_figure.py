@@ -12,9 +12,9 @@ import torch
 
 from domainfusion.data.transforms import to_uint8
 from domainfusion.diffusion.ldm import LatentDiffusion
+from domainfusion.picture_grid import Row, picture_grid, save_figure
 from domainfusion.report.label_evidence import LabelHeat, LabelScores, label_heat, label_scores, likeness
 from domainfusion.report.overlays import difference_picture, overlay
-from domainfusion.report.picture_grid import Row, picture_grid, save_figure
 
 
 @dataclasses.dataclass(frozen=True)

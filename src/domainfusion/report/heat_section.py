@@ -30,7 +30,7 @@ def build_heat(study: Study, dataset: MultiDomainDataset | None, images: int = 6
     """
     if dataset is None:
         return None
-    for arm in [study.challenger, *study.arms]:
+    for arm in [*study.leading, *study.arms]:
         for run in study.compared(arm):
             cases = choose_cases(read_cases(run, dataset), images)
             if not cases:

@@ -6,10 +6,10 @@ import dataclasses
 import textwrap
 from typing import Any
 
+from domainfusion.picture_grid import Row, picture_grid
 from domainfusion.report.evolution import parts_of
 from domainfusion.report.evolution_figure import EvolutionPictures
 from domainfusion.report.overlays import enlarge, noise_picture
-from domainfusion.report.picture_grid import Row, picture_grid
 from domainfusion.report.pictures import png_uri
 
 TILE = 112  # pixels of a small picture on the page

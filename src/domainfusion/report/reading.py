@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
 from domainfusion.config_files import flat_values, load_toml
-from domainfusion.errors import UsageError
+from domainfusion.errors import FileError, UsageError
 from domainfusion.files import read_json, read_json_object
-from domainfusion.results.records import find_runs, load_run
+from domainfusion.results.records import EXPECTATION, HELD_OUT, find_runs, load_run
 
 Unit = tuple[int, int]  # (trial, seed): what an algorithm is repeated over
 
@@ -21,6 +21,14 @@ class Choice:
 
     accuracy: float  # per cent
     step: int | None  # None in benchmarks of older versions, which do not tell
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Expectation:
+    """What a run on all domains lets expect on another one (`expectation.json`), and the runs that showed it."""
+
+    accuracy: dict[str, float]  # domain: per cent that the same training without this domain is right on there
+    runs: tuple[Run, ...]  # those of them that are still there
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,6 +48,7 @@ class Run:
     options: dict[str, Any]
     choice: Choice | None = None  # None: training-domain validation
     search: str = ""  # the benchmark or sweep that chose its hyperparameters; its runs differ in them and are one arm
+    expectation: Expectation | None = None  # of a run on all domains that left each of them out in turn
 
     @property
     def algorithm(self) -> str:
@@ -88,7 +97,11 @@ class Run:
 
 
 def read_runs(paths: Iterable[Path]) -> list[Run]:
-    """The finished runs at or below `paths`, each once. Raises `UsageError` where there is none."""
+    """The finished runs at or below `paths`, each once.
+
+    Those inside a run on all domains, which left one of them out to say what to expect elsewhere, are in its
+    `expectation`. Raises `UsageError` where there is no run, `FileError` where an expectation was altered.
+    """
     paths = list(paths)
     folders: dict[Path, Path] = {}
     for path in paths:
@@ -103,8 +116,35 @@ def read_runs(paths: Iterable[Path]) -> list[Run]:
             f"no finished run (a folder with result.json and data.json) at or below {places}; "
             "train one first: domainfusion train DATA --output DIR"
         )
-    runs = [_read_run(folder) for folder in folders.values()]
+    owners = {place: _owner(place, folders) for place in folders}
+    inside: dict[Path | None, list[Run]] = {}
+    for place, owner in owners.items():
+        if owner is not None:
+            inside.setdefault(owner, []).append(_read_run(folders[place]))
+    runs = []
+    for place, folder in folders.items():
+        if owners[place] is None:
+            run = _read_run(folder)
+            runs.append(dataclasses.replace(run, expectation=_read_expectation(run, inside.get(place, []))))
     return [run for run in runs if not run.search or _was_chosen(run)]
+
+
+def _owner(place: Path, folders: Container[Path]) -> Path | None:
+    """Which of `folders` the run in `place` left a domain out for; None of a run that stands for itself."""
+    for parent in place.parents:
+        if parent.name == HELD_OUT and parent.parent in folders and (parent.parent / EXPECTATION).exists():
+            return parent.parent
+    return None
+
+
+def _read_expectation(run: Run, inside: list[Run]) -> Expectation | None:
+    path = run.folder / EXPECTATION
+    if run.target is not None or not path.exists():
+        return None
+    accuracy = read_json_object(path, domains=dict)["domains"]
+    if not accuracy or not all(type(value) in (int, float) and 0 <= value <= 100 for value in accuracy.values()):
+        raise FileError(f"{path}: domains has to hold an accuracy in per cent of each; it was altered or damaged")
+    return Expectation(accuracy, tuple(inside))
 
 
 def _read_run(folder: Path) -> Run:

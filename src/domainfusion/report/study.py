@@ -63,10 +63,26 @@ class Study:
         return next((arm for arm in self.arms if arm.algorithm == BASELINE), None)
 
     @property
-    def challenger(self) -> Arm:
-        """The arm that the report is about: DomainFusion, the first other algorithm, or a variant of the baseline."""
-        others = [arm for arm in self.arms if arm is not self.baseline]
-        return min(others, key=lambda arm: arm.algorithm == BASELINE, default=self.arms[0])
+    def challenger(self) -> Arm | None:
+        """The arm that the report is about: DomainFusion (of variants, the one nearest the defaults) where it is there.
+
+        Otherwise the only arm of another algorithm than the baseline's, or the only variant of the baseline, or the
+        baseline alone.
+
+        None where several are left: the one that is best on the target must not be chosen by its figure there, source
+        validation is not measured by every algorithm, and any other choice is arbitrary.
+        """
+        own = [arm for arm in self.arms if arm.algorithm == "domainfusion"]
+        others = [arm for arm in self.arms if arm.algorithm != BASELINE]
+        others = others or [arm for arm in self.arms if arm is not self.baseline] or list(self.arms)
+        return own[0] if own else others[0] if len(others) == 1 else None
+
+    @property
+    def leading(self) -> list[Arm]:
+        """The arms that headlines name: challenger and baseline; of two without a challenger both."""
+        if self.challenger is None and len(self.arms) == 2:
+            return list(self.arms)
+        return [arm for arm in dict.fromkeys((self.challenger, self.baseline)) if arm is not None]
 
     @property
     def tested(self) -> bool:
@@ -102,21 +118,33 @@ def build_studies(runs: list[Run]) -> list[Study]:
     groups: dict[tuple[str, str, bool], list[Run]] = {}
     for run in runs:
         groups.setdefault((run.data["fingerprint"], run.data["protocol"], run.accuracy is None), []).append(run)
-    return [_build_study(group) for group in groups.values()]
+    return [_study_of(build_arms(group)) for group in groups.values()]
 
 
-def _build_study(runs: list[Run]) -> Study:
-    arms = build_arms(runs)
+def _study_of(arms: tuple[Arm, ...]) -> Study:
+    data = arms[0].runs[0].data
     cells = [{(run.target, run.unit) for run in arm.runs if run.accuracy is not None} for arm in arms]
     shared_targets = set.intersection(*({target for target, _ in part} for part in cells))
-    targets = [domain for domain in runs[0].data["domains"] if domain in shared_targets]
+    targets = [domain for domain in data["domains"] if domain in shared_targets]
     units = [
         unit
         for unit in sorted({unit for part in cells for _, unit in part})
         if targets and all((target, unit) in part for part in cells for target in targets)
     ]
-    data = runs[0].data
     return Study(data["name"], data["protocol"], arms, tuple(targets if units else ()), tuple(units))
+
+
+def held_out_study(study: Study) -> Study | None:
+    """The runs that left a domain out to say what to expect of a study's own, which trained on all domains.
+
+    Its arms have numbers and titles of the study's. None where there are no such runs.
+    """
+    arms = []
+    for arm in study.arms:
+        inside = [held for run in arm.runs if run.expectation is not None for held in run.expectation.runs]
+        if inside:
+            arms.append(dataclasses.replace(arm, runs=tuple(_without_repeats(inside))))
+    return _study_of(tuple(arms)) if arms else None
 
 
 def build_arms(runs: list[Run]) -> tuple[Arm, ...]:

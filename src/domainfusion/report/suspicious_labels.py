@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ def read_audits(paths: Iterable[Path]) -> list[Audit]:
     """
     found = []
     for path in paths:
-        file = (path if path.is_dir() else path.parent) / "audit.json"
-        file = path if path.suffix == ".json" else file
+        inside = path.is_file() or path.suffix in (".json", ".html")  # a file that it wrote stands for its folder
+        file = (path.parent if inside and not path.is_dir() else path) / "audit.json"
+        file = path if path.suffix == ".json" and not path.is_dir() else file
         if not file.is_file():
             raise UsageError(
                 f"--audit {path}: there is no {file}; write one first: domainfusion audit DATA --output DIR"
@@ -65,10 +67,11 @@ def share_audits(
             i for i, (study, dataset) in enumerate(zip(studies, datasets, strict=True)) if _fits(audit, study, dataset)
         ]
         if not places:
-            names = ", ".join(dict.fromkeys(str(study.data["data"]) for study in studies))
+            names = list(dict.fromkeys(str(study.data["data"]) for study in studies))
+            commands = " or ".join(shlex.join(["domainfusion", "audit", name]) for name in names)
             raise UsageError(
                 f"--audit {audit['path']} is of other images ({audit['data']}, {audit['of']:,} of them) than the runs "
-                f"({names}); give the audit of the same data set, as it is now: domainfusion audit {names}"
+                f"({', '.join(names)}); give the audit of the same data set, as it is now: {commands}"
             )
         shares[places[0]].append(audit)
     return shares

@@ -32,6 +32,7 @@ class Part:
     notes: tuple[str, ...] = ()
     pictures: tuple[Picture, ...] = ()
     options: tuple[tuple[str, ...], ...] = ()
+    compares: bool = False  # its table compares rows of runs with each other and with the paper
 
 
 def write_tables_page(
@@ -43,6 +44,7 @@ def write_tables_page(
     versions += [(name, str(value)) for name, value in environment.get("versions", {}).items()]
     page = render(
         "tables.html", parts=list(parts), headline=headline, command=command,
+        compares=any(part.compares for part in parts),
         versions=versions if environment else [], title=f"DomainFusion: {', '.join(part.name for part in parts)}",
     )  # fmt: skip
     write_text(output, page)

@@ -8,6 +8,9 @@ from typing import Any
 from domainfusion.errors import show_note
 from domainfusion.files import CHECKSUMS, altered_files, read_json_lines, read_json_object
 
+HELD_OUT = "held-out"  # folder of the runs without one domain each, within the run on all domains that they speak of
+EXPECTATION = "expectation.json"  # what they came to, beside that folder
+
 # What every finished run tells, and in which form.
 RESULT_FIELDS: dict[str, type | tuple[type, ...]] = {
     "algorithm": str, "target": (str, type(None)), "trial": int, "seed": int,

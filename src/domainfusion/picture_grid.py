@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 CELL, GAP = 1.2, 0.08  # inches
 FONT = 8.0  # points
 CHARACTER = FONT * 0.58 / 72  # inches that a letter takes on average
+LETTERS = int((CELL + GAP) / CHARACTER)  # that fit above or below a picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,15 @@ class Row:
     apart: bool = False  # more room above: a new group begins
 
 
+def fitting(*lines: str) -> str:
+    """Lines for above or below a picture, cut where they are wider than it.
+
+    >>> fitting("cat", "from a domain with a long name")
+    'cat\\nfrom a domain with…'
+    """
+    return "\n".join(line if len(line) <= LETTERS else f"{line[: LETTERS - 1].rstrip()}…" for line in lines)
+
+
 def picture_grid(
     rows: Sequence[Row], *, heads: Sequence[str] = (), title: str = "", notes: str = "", splits: Sequence[int] = (),
     scale: tuple[str, float, float, str] | None = None,
@@ -36,7 +46,7 @@ def picture_grid(
     """A figure of the rows.
 
     Args:
-        heads: what stands above the columns.
+        heads: what stands above the columns, in one line or several.
         notes: a text below.
         splits: columns with more room in front of them.
         scale: colours, lowest and highest value, and the name of a colour bar at the right.
@@ -47,7 +57,8 @@ def picture_grid(
     left = 0.15 + CHARACTER * max(max(map(len, row.label.split("\n"))) for row in rows)
     right = 0.75 if scale else 0.1
     lines = notes.count("\n") + 1 if notes else 0
-    top, bottom = 0.1 + 0.26 * bool(title) + 0.2 * bool(heads), 0.1 + 0.16 * lines
+    above = max((0.06 + 0.14 * (head.count("\n") + 1) for head in heads), default=0.0)
+    top, bottom = 0.1 + 0.26 * bool(title) + above, 0.1 + 0.16 * lines
     x = [left + column * (CELL + GAP) + 0.3 * sum(s <= column for s in splits) for column in range(columns)]
     feet = [0.03 + 0.15 * max(text.count("\n") + 1 for text in row.captions) if row.captions else 0.0 for row in rows]
     heads_apart = [0.2 * (row.apart and i > 0) for i, row in enumerate(rows)]
