@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 from domainfusion.cli import run
 from domainfusion.config import DataConfig, TrainConfig
@@ -48,8 +49,12 @@ def test_the_images_trained_on_are_told(finished, image_folder, make_image_folde
     folder, _ = finished
     evaluate_run(folder, str(image_folder))
     assert "the images that the run was trained on" in capsys.readouterr().err
+    copied = make_image_folder("copied")  # the same pictures elsewhere
+    evaluate_run(folder, str(copied))
+    assert "the images that the run was trained on" in capsys.readouterr().err
+    Image.new("RGB", (16, 16), "red").save(next(copied.rglob("*.png")))
     evaluate_run(folder)
-    evaluate_run(folder, str(make_image_folder("other")))
+    evaluate_run(folder, str(copied))
     assert capsys.readouterr().err == ""
 
 

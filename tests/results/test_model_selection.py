@@ -224,11 +224,11 @@ def test_runs_of_ours_that_are_not_finished_are_left_out_and_named(
     found = read_records([tmp_path / "runs"])
     assert {Path(r["folder"]).name for r in found.records} == {"whole", "ended-early"}
     assert [note.partition(";")[0] for note in found.notes] == [
-        f"{tmp_path / 'runs' / 'not-tested-yet'}: the run is not finished (step 600 of 600)",
-        f"{tmp_path / 'runs' / 'stopped'}: the run is not finished (step 300 of 600)",
+        f"{tmp_path / 'runs' / 'not-tested-yet' / 'results.jsonl'}: the run is not finished (step 600 of 600)",
+        f"{tmp_path / 'runs' / 'stopped' / 'results.jsonl'}: the run is not finished (step 300 of 600)",
     ]
     assert run(["collect", str(tmp_path / "runs"), "--domainbed", str(tmp_path / "laid-out")]) == 0
-    assert "stopped: the run is not finished (step 300 of 600)" in capsys.readouterr().err
+    assert "stopped/results.jsonl: the run is not finished (step 300 of 600)" in capsys.readouterr().err
     laid_out = sorted((tmp_path / "laid-out").glob("*/results.jsonl"))
     assert len(laid_out) == 2
     assert all((path.parent / "done").exists() for path in laid_out)
@@ -242,7 +242,7 @@ def test_of_records_alone_those_are_unfinished_that_stop_before_the_last_step(tm
     ours(tmp_path / "selected", [300])  # DSI's and SWAD's one record
     found = read_records([tmp_path])
     assert {Path(r["folder"]).name for r in found.records} == {"whole", "selected"}
-    assert [note.split(":")[0] for note in found.notes] == [str(tmp_path / "stopped")]
+    assert [note.split(":")[0] for note in found.notes] == [str(tmp_path / "stopped" / "results.jsonl")]
 
 
 def test_theirs_are_read_as_their_scripts_read_them(tmp_path: Path) -> None:

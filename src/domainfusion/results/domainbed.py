@@ -44,7 +44,7 @@ def read_records(roots: list[Path]) -> Found:
         if found and is_unfinished(path.parent, found):
             last = found[-1]
             notes.append(
-                f"{path.parent}: the run is not finished (step {last['step']} of {last['args'].get('steps', '?')}); "
+                f"{path}: the run is not finished (step {last['step']} of {last['args'].get('steps', '?')}); "
                 "left out until its `train` command has gone on to the end"
             )
         else:
