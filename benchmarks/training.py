@@ -19,7 +19,7 @@ from domainfusion.distillation.curve_rounds import GRID
 from domainfusion.distillation.curves import Curves
 from domainfusion.experiments.runs import build_algorithm, build_context
 from domainfusion.fusion.generation import make_generation
-from domainfusion.training.trainer import compute_losses, descend, make_batch
+from domainfusion.training.step import compute_losses, descend, make_batch
 
 STEPS = 15
 GENERATED = 128  # images

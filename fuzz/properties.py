@@ -31,7 +31,8 @@ from domainfusion.data.duplicates import print_of_image
 from domainfusion.data.imagefolder import find_metadata, list_metadata, why_no_metadata
 from domainfusion.data.images import read_image
 from domainfusion.errors import DataError, DomainFusionError, FileError, UsageError, printable
-from domainfusion.files import hash_of_file, read_json, read_json_lines, write_json
+from domainfusion.files import hash_of_file, read_json, write_json
+from domainfusion.json_lines import read_json_lines
 from domainfusion.model import load
 from domainfusion.results.collect import collect, tables_json, tables_text
 from domainfusion.results.domainbed import read_records

@@ -34,9 +34,9 @@ def answers(work: Callable[[], list[bool]]) -> list[bool]:
     return found
 
 
-def wait_until(true: Callable[[], bool]) -> None:
-    """Return when something has come true, as another process should see to soon."""
-    end = time.monotonic() + 120
+def wait_until(true: Callable[[], bool], otherwise: str = "", seconds: float = 120.0) -> None:
+    """Return when something has come true, as another process should see to soon; fail, saying what else is so."""
+    end = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < end
+        assert time.monotonic() < end, otherwise
         time.sleep(0.01)

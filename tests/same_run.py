@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from domainfusion.files import read_json, read_json_lines
+from domainfusion.files import read_json
+from domainfusion.json_lines import read_json_lines
 from domainfusion.tensors import load_state
 
 CLOCKS = ("seconds", "wall_seconds", "step_time", "mem_gb")  # and what the process took on a GPU

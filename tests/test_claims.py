@@ -13,8 +13,8 @@ from children import answers, start, wait_until
 from domainfusion import claims
 from domainfusion.claims import claim_each, claimed, wait_for
 from domainfusion.errors import Interrupted
-from domainfusion.files import open_lock
 from domainfusion.interruption import stoppable
+from domainfusion.locks import open_lock
 
 
 def claims_of(folder: Path, numbers: np.ndarray) -> list[bool]:

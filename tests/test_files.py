@@ -1,31 +1,24 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domainfusion.errors import Busy, FileError
+from domainfusion.errors import FileError
 from domainfusion.files import (
-    append_json_line,
-    append_whole_lines,
     atomic_path,
     cache_folder,
     check_writable,
-    exclusive,
     hash_of,
     hash_of_file,
-    locked,
     make_folder,
     read_json,
-    read_json_lines,
     reserve,
     write_json,
     write_text,
@@ -167,38 +160,6 @@ def test_json_errors_name_the_file(tmp_path: Path) -> None:
         read_json(tmp_path / "binary.json")
 
 
-@given(st.lists(st.dictionaries(st.text(), st.text() | st.integers(), max_size=3), max_size=4), st.data())
-def test_a_last_line_cut_short_anywhere_is_left_out(
-    tmp_path: Path, records: list[dict[str, object]], data: st.DataObject
-) -> None:
-    path = tmp_path / "records.jsonl"
-    path.unlink(missing_ok=True)
-    for record in records:
-        append_json_line(path, record)
-    assert read_json_lines(path) == records
-    if records:
-        whole = path.read_bytes()
-        start = whole[:-1].rfind(b"\n") + 1  # of the last line
-        path.write_bytes(whole[: data.draw(st.integers(start, len(whole) - 2))])
-        assert read_json_lines(path) == records[:-1]
-
-
-def test_lines_have_sorted_keys(tmp_path: Path) -> None:
-    append_json_line(tmp_path / "records.jsonl", {"step": 1, "loss": 0.5})
-    assert (tmp_path / "records.jsonl").read_text() == '{"loss": 0.5, "step": 1}\n'
-
-
-def test_a_broken_middle_line_is_named_by_file_and_number(tmp_path: Path) -> None:
-    path = tmp_path / "records.jsonl"
-    path.write_text('{"step": 1}\n{"step": \n{"step": 3}\n')
-    with pytest.raises(FileError, match=r"records\.jsonl, line 2, is not JSON"):
-        read_json_lines(path)
-
-
-def test_no_file_has_no_records(tmp_path: Path) -> None:
-    assert read_json_lines(tmp_path / "absent.jsonl") == []
-
-
 def test_hash_of_is_stable_and_blind_to_the_order_of_keys() -> None:
     expected = hashlib.sha256(json.dumps({"a": [1, "ü"], "b": None}).encode()).hexdigest()[:16]
     assert hash_of({"b": None, "a": [1, "ü"]}) == expected
@@ -237,78 +198,3 @@ def test_reserve_does_without_where_the_file_system_cannot(tmp_path: Path, monke
     monkeypatch.setattr(os, "posix_fallocate", unsupported)
     reserve(tmp_path / "array", 3_000_000)
     assert (tmp_path / "array").exists()
-
-
-def test_a_lock_is_waited_for(tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
-    code = (
-        "import sys; from pathlib import Path; from domainfusion.files import locked\n"
-        "with locked(Path(sys.argv[1])): print('held')"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "lock")]
-    with locked(tmp_path / "lock"):
-        other = subprocess.Popen(command, stdout=subprocess.PIPE)
-        with pytest.raises(subprocess.TimeoutExpired):
-            other.wait(1.5)
-    assert other.communicate(timeout=60)[0] == b"held\n"
-
-
-def test_a_lock_that_cannot_be_made_is_named(tmp_path: Path) -> None:
-    (tmp_path / "lock").mkdir()
-    with pytest.raises(FileError, match=r"cannot lock .*lock: Is a directory"), locked(tmp_path / "lock"):
-        pass
-
-
-def test_writers_at_the_same_time_lose_no_line(tmp_path: Path) -> None:
-    path = tmp_path / "lines.jsonl"
-    path.write_text('{"a": 1}\n{"cut')
-
-    def write(writer: int) -> None:
-        for number in range(25):
-            append_whole_lines(path, [{"writer": writer, "number": number, "long": "x" * 5000}])
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(write, range(4)))
-    records = read_json_lines(path)
-    assert records[0] == {"a": 1}
-    assert {(r["writer"], r["number"]) for r in records[1:]} == {(w, n) for w in range(4) for n in range(25)}
-    assert len(records) == 101
-    assert path.read_text().endswith("\n")
-
-
-def test_a_block_that_wrote_nothing_leaves_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="refused"), exclusive(tmp_path / "a" / "b" / "run"):
-        raise ValueError("refused")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_block_that_wrote_something_leaves_it(tmp_path: Path) -> None:
-    def write_and_fail() -> None:
-        write_text(tmp_path / "a" / "run" / "config.toml", "")
-        raise ValueError("refused")
-
-    with pytest.raises(ValueError, match="refused"), exclusive(tmp_path / "a" / "run"):
-        write_and_fail()
-    assert (tmp_path / "a" / "run" / "config.toml").exists()
-
-
-def test_a_folder_that_was_there_stays(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    with pytest.raises(ValueError, match="refused"), exclusive(tmp_path / "run"):
-        raise ValueError("refused")
-    assert (tmp_path / "run").is_dir()
-
-
-def test_a_lock_that_was_taken_away_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between opening the file and locking it, the process that had it gave up and removed it."""
-    lock = fcntl.flock
-
-    def late(descriptor: int, how: int) -> None:
-        (tmp_path / "run" / ".lock").unlink()
-        lock(descriptor, how)
-
-    monkeypatch.setattr(fcntl, "flock", late)
-    with pytest.raises(Busy, match="run the same command again"), exclusive(tmp_path / "run"):
-        pass

@@ -15,8 +15,10 @@ import pytest
 from safetensors.torch import load_file
 
 from domainfusion.errors import FileError, Interrupted
-from domainfusion.files import exclusive, read_json, read_json_lines
+from domainfusion.files import read_json
 from domainfusion.interruption import check, stoppable
+from domainfusion.json_lines import read_json_lines
+from domainfusion.locks import exclusive
 
 OPTIONS = ("--algorithm", "erm", "--target", "sketch", "--steps", "150", "--evaluations", "15", "--batch-size", "4",
            "--backbone", "test_resnet", "--precision", "float32", "--device", "cpu", "--data.size", "32")  # fmt: skip

@@ -19,8 +19,8 @@ from PIL import Image
 from domainfusion.config import AverageConfig, DataConfig, GenerateConfig, PretrainConfig, TrainConfig, ZeroShotConfig
 from domainfusion.diffusion import denoiser_training, pretraining
 from domainfusion.experiments import runs, tabulating
-from domainfusion.files import read_json_lines
 from domainfusion.fusion.synthetic import load_generation
+from domainfusion.json_lines import read_json_lines
 from domainfusion.tensors import load_state
 from killing import run
 from same_run import assert_same_run, tensors_of, without_clocks

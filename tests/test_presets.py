@@ -143,9 +143,9 @@ def test_a_run_is_the_same_wherever_its_options_are_from(
     flag: str, make_image_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Refusing another preset's name alone would make a finished run unreadable."""
-    from domainfusion.experiments import runs
+    from domainfusion.experiments import run_folder, runs
 
     config = TrainConfig(algorithm="erm", target="sketch", preset="paper" if flag == "--preset" else "")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.toml").write_text(runs.to_toml(TrainConfig(algorithm="erm", target="sketch")))
-    runs.refuse_other_options(tmp_path / "run", "d", config)
+    run_folder.refuse_other_options(tmp_path / "run", "d", config)

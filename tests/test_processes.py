@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from domainfusion.errors import UsageError
-from domainfusion.files import read_json, read_json_lines, write_text
+from domainfusion.files import read_json, write_text
+from domainfusion.json_lines import read_json_lines
 from domainfusion.processes import ALONE, Processes
 from domainfusion.tensors import load_state
 from same_run import tensors_of

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from domainfusion.files import open_lock
 from domainfusion.interruption import check
+from domainfusion.locks import open_lock
 
 PAUSE = 1.0  # seconds between two looks at what another process is at
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)  # says a file system that has none

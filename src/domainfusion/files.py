@@ -1,21 +1,20 @@
-"""Files on disk: atomic writes, hashes, JSON lines, and where the caches live. No torch here."""
+"""Files on disk: atomic writes, hashes, JSON, and where the caches live. No torch here."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from domainfusion.errors import Busy, FileError
+from domainfusion.errors import FileError
 
 CHECKSUMS = "SHA256SUMS"  # of a finished run's files, as `sha256sum -c` reads it
 _UMASK = os.umask(0)
@@ -88,58 +87,6 @@ def check_writable(path: Path) -> None:
             pass
     except OSError as error:
         raise FileError(f"cannot write {path}: {error.strerror}; check the folder's permissions") from error
-
-
-@contextlib.contextmanager
-def open_lock(path: Path) -> Iterator[int]:
-    """The descriptor of the lock file `path`, made with its folder if missing, open for the length of the block."""
-    make_folder(path.parent)
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise FileError(
-            f"cannot lock {path}: {error.strerror}; check the folder's permissions, or choose another (for "
-            "caches, by $DOMAINFUSION_CACHE)"
-        ) from error
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path` against other processes for the length of the block, waiting while one has it."""
-    with open_lock(path) as descriptor:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Keep other processes out of `folder` for the length of the block.
-
-    A block that raises before it wrote anything leaves no folder that was not there before. Raises `Busy` naming the
-    process that is at work there.
-    """
-    path, new = folder / ".lock", not folder.exists()
-    with no_empty_folder(folder), open_lock(path) as descriptor:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.pread(descriptor, 32, 0).decode().strip() or "unknown"
-            raise Busy(f"process {owner} is at work in {folder}: wait for it, or choose another --output") from None
-        if not os.fstat(descriptor).st_nlink:  # the process that had it took the lock away with the folder
-            raise Busy(f"another process has just given up in {folder}: run the same command again")
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-        try:
-            yield
-        except BaseException:
-            with contextlib.suppress(OSError):
-                if new and os.listdir(folder) == [path.name]:
-                    path.unlink()
-            raise
 
 
 def reserve(path: Path, size: int) -> None:
@@ -239,61 +186,6 @@ def read_json_object(path: Path, **fields: type | tuple[type, ...]) -> dict[str,
             what = f"is {str(found[name])[:40]!r}" if name in found else "is missing"
             raise FileError(f"{path}: {name} {what}; it was altered or damaged")
     return found
-
-
-def append_json_line(path: Path, record: dict[str, Any]) -> None:
-    """Append `record` to `path` as one line of JSON with sorted keys."""
-    make_folder(path.parent)
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(record, sort_keys=True) + "\n")
-        file.flush()
-
-
-def append_whole_lines(path: Path, records: list[dict[str, Any]]) -> None:
-    """Append `records` to `path` as lines of JSON, flushed to disk, while no other process does.
-
-    A last line that a kill cut short is removed first: what is appended never joins it.
-    """
-    with locked(path.with_name(f".{path.name}.lock")), open(path, "ab+") as file:
-        end = file.seek(0, os.SEEK_END)
-        file.seek(max(0, end - 1))
-        if end and file.read(1) != b"\n":
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)
-        file.write("".join(json.dumps(record, sort_keys=True) + "\n" for record in records).encode())
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of `path`; a last line cut short by a kill is left out, a broken earlier one is an error."""
-    if not path.exists():
-        return []
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileError(f"{path} cannot be read as lines of JSON: {error}") from error
-    if not lines[-1]:
-        lines.pop()
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            if not isinstance(record, dict):
-                raise ValueError(f"{line[:40]!r} is no record")
-        except (ValueError, RecursionError) as error:
-            if number == len(lines):
-                break
-            raise FileError(f"{path}, line {number}, is not JSON: {error}") from error
-        records.append(record)
-    return records
-
-
-def keep_json_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Rewrite `path`, atomically, with the records that `keep` wants: a resumed job writes the others again."""
-    if path.exists():
-        kept = [record for record in read_json_lines(path) if keep(record)]
-        write_text(path, "".join(json.dumps(record, sort_keys=True) + "\n" for record in kept))
 
 
 def hash_of(value: Any) -> str:

@@ -28,10 +28,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in SIGNS)
 
 
-def peak_memory(device: torch.device) -> float:
+def peak_gpu_memory(device: torch.device) -> float:
     """GPU memory in GiB that this process's tensors took at most so far on `device`; 0 where it is no CUDA device.
 
-    >>> peak_memory(torch.device("cpu"))
+    >>> peak_gpu_memory(torch.device("cpu"))
     0.0
     """
     return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0

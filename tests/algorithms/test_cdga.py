@@ -19,11 +19,12 @@ from domainfusion.config import AverageConfig, CDGAConfig, DataConfig, GenerateC
 from domainfusion.data.transforms import augment
 from domainfusion.errors import Interrupted, UsageError
 from domainfusion.experiments.runs import train_run
-from domainfusion.files import read_json, read_json_lines, write_json
+from domainfusion.files import read_json, write_json
 from domainfusion.fusion.image_cache import ImageCache
 from domainfusion.fusion.translations import Translations
+from domainfusion.json_lines import read_json_lines
 from domainfusion.seeding import derive_numpy_rng, seed_hash
-from domainfusion.training.trainer import make_batch
+from domainfusion.training.step import make_batch
 from same_run import assert_same_run
 
 Make = Callable[..., Algorithm]

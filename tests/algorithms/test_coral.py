@@ -13,7 +13,7 @@ from domainfusion.config import CoralConfig
 from domainfusion.errors import UsageError
 from domainfusion.experiments.runs import build_algorithm, build_context
 from domainfusion.processes import Processes
-from domainfusion.training.trainer import make_batch
+from domainfusion.training.step import make_batch
 
 Make = Callable[..., Algorithm]
 

@@ -25,7 +25,8 @@ from domainfusion.errors import LDMError
 from domainfusion.experiments.runs import build_algorithm, build_context, train_run
 from domainfusion.seeding import derive_numpy_rng, seed_hash
 from domainfusion.tensors import load_state
-from domainfusion.training.trainer import make_batch, train
+from domainfusion.training.step import make_batch
+from domainfusion.training.trainer import train
 from domainfusion_runs import MakeConfig, build, load
 
 

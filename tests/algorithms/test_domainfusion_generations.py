@@ -16,7 +16,7 @@ from domainfusion.files import cache_folder
 from domainfusion.fusion.candidates import Making, candidates_of
 from domainfusion.fusion.generation import make_generation
 from domainfusion.fusion.synthetic import Generation
-from domainfusion.training.trainer import make_batch
+from domainfusion.training.step import make_batch
 from domainfusion_runs import MakeConfig, build, load
 
 

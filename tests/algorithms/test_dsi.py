@@ -25,10 +25,11 @@ from domainfusion.experiments.benchmark import run_benchmark
 from domainfusion.experiments.evaluation import evaluate_run
 from domainfusion.experiments.runs import train_run
 from domainfusion.export import export_folder, export_onnx
-from domainfusion.files import read_json, read_json_lines
+from domainfusion.files import read_json
 from domainfusion.fusion import inversion
 from domainfusion.fusion.image_cache import ImageCache
 from domainfusion.fusion.inversion import translate
+from domainfusion.json_lines import read_json_lines
 from domainfusion.model import load
 from domainfusion.report.html import write_report
 from domainfusion.results.collect import collect

@@ -15,7 +15,7 @@ from domainfusion.config import GroupDROConfig, TrainConfig
 from domainfusion.experiments.runs import train_run
 from domainfusion.processes import Processes
 from domainfusion.tensors import load_state
-from domainfusion.training.trainer import make_batch
+from domainfusion.training.step import make_batch
 
 Make = Callable[..., Algorithm]
 

@@ -14,7 +14,7 @@ from domainfusion.config import MixStyleConfig
 from domainfusion.data.transforms import normalize
 from domainfusion.errors import UsageError
 from domainfusion.seeding import derive_numpy_rng
-from domainfusion.training.trainer import make_batch
+from domainfusion.training.step import make_batch
 
 Make = Callable[..., Algorithm]
 

@@ -13,7 +13,7 @@ from domainfusion.algorithms.base import Algorithm
 from domainfusion.algorithms.mixup import Mixup, mixed_cross_entropy
 from domainfusion.algorithms.pairing import pair_across_domains
 from domainfusion.config import MixupConfig
-from domainfusion.training.trainer import make_batch
+from domainfusion.training.step import make_batch
 
 Make = Callable[..., Algorithm]
 

@@ -10,7 +10,7 @@ from torch import nn
 from domainfusion.algorithms.base import Algorithm
 from domainfusion.algorithms.rsc import keep_mask
 from domainfusion.config import RSCConfig
-from domainfusion.training.trainer import make_batch
+from domainfusion.training.step import make_batch
 
 Make = Callable[..., Algorithm]
 

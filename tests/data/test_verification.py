@@ -12,24 +12,9 @@ from PIL import Image
 from domainfusion import cli
 from domainfusion.data.benchmarks import BENCHMARKS, Benchmark
 from domainfusion.data.duplicates import hash_of_image
-from domainfusion.data.findings import Finding, Verification
-from domainfusion.data.verification import verify_folder
-from domainfusion.errors import DataError
+from verifying import check, kinds, only
 
 PACS = BENCHMARKS["PACS"]
-
-
-def check(root: Path, benchmark: Benchmark | None = None, *, quick: bool = False) -> Verification:
-    return verify_folder(root, benchmark, quick=quick, workers=2, progress=False)
-
-
-def kinds(state: Verification) -> set[str]:
-    return {finding.kind for finding in state.problems}
-
-
-def only(state: Verification, kind: str) -> Finding:
-    (found,) = [finding for finding in [*state.problems, *state.notes] if finding.kind == kind]
-    return found
 
 
 @pytest.fixture
@@ -194,36 +179,6 @@ def test_the_hash_is_of_the_picture(tmp_path: Path) -> None:
     assert hash_of_image(tmp_path / "grey.png") != hash_of_image(tmp_path / "grey1.png")
 
 
-def test_what_lies_elsewhere_is_noted(make_image_folder: Callable[..., Path]) -> None:
-    root = make_image_folder("mine")
-    shutil.copy(root / "photo" / "dog" / "00.png", root / "photo" / "loose.png")
-    (root / "photo" / "dog" / "Thumbs.db").write_bytes(b"x")
-    (root / ".hidden").mkdir()
-    (root / "photo" / "dog" / "._00.png").write_bytes(b"x")
-    state = check(root)
-    assert state.ok
-    assert only(state, "misplaced").where == ("photo/loose.png",)
-    assert only(state, "other").where == ("photo/dog/Thumbs.db",)
-    (root / "image_list").mkdir()
-    assert only(check(root, quick=True), "domain-empty").where == ("image_list",)
-
-
-def test_pictures_in_other_forms_are_to_be_converted(make_image_folder: Callable[..., Path]) -> None:
-    root = make_image_folder("mine")
-    for name in ("photo/dog/1.heic", "photo/dog/2.HEIC", "sketch/3.avif"):
-        (root / name).write_bytes(b"x")
-    state = check(root)
-    assert [finding.kind for finding in state.notes] == ["unread"]
-    assert only(state, "unread").message == (
-        "pictures in a form that is not read, not used (2 .heic, 1 .avif); convert to .jpg or .png"
-    )
-    assert only(state, "unread").where == ("photo/dog/1.heic", "photo/dog/2.HEIC", "sketch/3.avif")
-    for path in root.rglob("*.png"):
-        path.unlink()
-    with pytest.raises(DataError, match=r"holds no images .*\(2 \.heic, 1 \.avif\); convert to \.jpg or \.png"):
-        check(root)
-
-
 def test_one_domain_alone_is_not_enough(make_image_folder: Callable[..., Path]) -> None:
     assert "domains" in kinds(check(make_image_folder("mine", domains=("photo",)), quick=True))
 
@@ -232,86 +187,10 @@ def test_one_class_alone_is_not_enough(make_image_folder: Callable[..., Path]) -
     assert kinds(check(make_image_folder("mine", classes=("cat",)), quick=True)) == {"classes"}
 
 
-def test_a_folder_around_the_data_set_is_told(make_image_folder: Callable[..., Path]) -> None:
-    state = check(make_image_folder("archive/photos").parent, quick=True)
-    found = next(finding for finding in state.problems if finding.kind == "domains")
-    assert "archive/photos holds DOMAIN/CLASS/IMAGE too" in found.effect
-
-
 def test_classes_that_are_numbers_are_noted(make_image_folder: Callable[..., Path]) -> None:
     state = check(make_image_folder("mine", classes=("0", "1")), quick=True)
     assert state.ok
     assert "numbers" in {finding.kind for finding in state.notes}
-
-
-def test_folders_of_another_form_say_which(make_image_folder: Callable[..., Path], tmp_path: Path) -> None:
-    root = make_image_folder("data/PACS", domains=PACS.domains, classes=PACS.class_names, count=1)
-    with pytest.raises(DataError, match=r"data/PACS does: give that path"):
-        check(root.parent)
-    with pytest.raises(DataError, match=r"holds no images in the form DOMAIN/CLASS/IMAGE"):
-        check(root / "photo" / "dog")
-    (tmp_path / "archives").mkdir()
-    (tmp_path / "archives" / "PACS.zip").write_bytes(b"")
-    with pytest.raises(DataError, match=r"holds archives \(PACS.zip\): unpack them with `domainfusion data prepare`"):
-        check(tmp_path / "archives")
-    split = tmp_path / "split"
-    for name in ("CALTECH", "SUN"):
-        for part in ("train", "test"):
-            shutil.copytree(root / "photo", split / name / part)
-    with pytest.raises(DataError, match=r"DOMAIN/SPLIT/CLASS \(splits: test, train\): merge the splits with"):
-        check(split)
-
-
-def test_a_folder_with_metadata_is_verified_by_it(tmp_path: Path, image_folder: Path) -> None:
-    rows = ["file_name,label,domain"]
-    for number, path in enumerate(sorted(image_folder.rglob("*.png"))):
-        shutil.copy(path, tmp_path / f"{number}.png")
-        rows.append(f"{number}.png,{path.parent.name},{path.parent.parent.name}")
-    flat = tmp_path / "flat"
-    flat.mkdir()
-    for path in tmp_path.glob("*.png"):
-        path.rename(flat / path.name)
-    (flat / "metadata.csv").write_text("\n".join(rows))
-    state = check(flat)
-    assert state.ok
-    assert state.form == "metadata"
-    assert state.counts == check(image_folder).counts
-    (flat / "metadata.csv").write_text("\n".join([*rows[:-1], rows[-1].replace("house", "cat")]))
-    assert check(flat).ok  # a wrong label of a picture that occurs once cannot be seen
-    shutil.copy(flat / "107.png", flat / "108.png")
-    (flat / "metadata.csv").write_text("\n".join([*rows, "108.png,cat,sketch"]))
-    assert kinds(check(flat)) == {"two-labels"}
-
-
-def test_rows_without_an_image_images_without_a_row_and_domains_with_a_blank(image_folder: Path) -> None:
-    names = [path.relative_to(image_folder).as_posix() for path in sorted(image_folder.rglob("*.png"))]
-    rows = [f"{name},{name.split('/')[1]},{name.split('/')[0]}" for name in names]
-    for name in (*names[2:4], names[40]):
-        (image_folder / name).unlink()
-    (image_folder / "photo" / "1.heic").write_bytes(b"x")
-    rows[10] += " "  # of cartoon
-    table = ["file_name,label,domain", *rows[:6], *rows[8:]]  # the seventh and eighth are in no row
-    (image_folder / "metadata.csv").write_text("\n".join(table))
-    state = check(image_folder)
-    assert state.counts["cartoon"] == {"cat": 12 - 2 - 2 - 1, "dog": 12, "house": 12}
-    assert kinds(state) == {"missing", "domain-spelling", "class-missing-in-domain"}
-    missing = only(state, "missing")
-    assert missing.message.startswith("3 images that the metadata names are missing")
-    assert missing.where == (
-        f"metadata.csv, line 4: {names[2]}", f"metadata.csv, line 5: {names[3]}", f"metadata.csv, line 40: {names[40]}",
-    )  # fmt: skip
-    spelled = only(state, "domain-spelling")
-    assert spelled.where == ("cartoon", "cartoon ")
-    assert "'cartoon', 'cartoon '" in spelled.message
-    assert spelled.effect.endswith("correct the metadata")
-    assert only(state, "unlisted").where == (names[6], names[7], "photo/1.heic")
-    assert "3 pictures that the metadata does not list, not used" in only(state, "unlisted").message
-    for path in image_folder.rglob("*.png"):
-        path.unlink()
-    with pytest.raises(
-        DataError, match=r"none of the images that the metadata of .* names is there: .* \(106 in all\)"
-    ):
-        check(image_folder)
 
 
 def test_the_command_exits_with_1_where_there_are_problems(pacs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,8 @@ from domainfusion.diffusion.finetuning import FineTuned, load_source, plan_sourc
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.optimization import Averaged
 from domainfusion.errors import Interrupted, UsageError
-from domainfusion.files import exclusive, read_json_lines
+from domainfusion.json_lines import read_json_lines
+from domainfusion.locks import exclusive
 
 CONFIG = DSIConfig(tune_steps=4, tune_batch_size=4, tune_lr=1e-4)
 SIZE = 16

@@ -21,7 +21,7 @@ from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
 from domainfusion.distillation import curves as curves_module
 from domainfusion.distillation.curve_rounds import GRID, curves_of
 from domainfusion.distillation.curves import Curves, CurveStore
-from domainfusion.files import append_whole_lines, read_json_lines
+from domainfusion.json_lines import append_whole_lines, read_json_lines
 from domainfusion.tensors import load_state
 from draws import FEW_ROUNDS
 

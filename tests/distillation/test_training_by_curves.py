@@ -20,7 +20,7 @@ from domainfusion.distillation.curve_rounds import GRID
 from domainfusion.distillation.curves import CurveStore, reads_curves
 from domainfusion.experiments.runs import build_algorithm, build_context, train_run
 from domainfusion.experiments.tabulating import tabulate_curves, tabulation_text
-from domainfusion.training.trainer import make_batch
+from domainfusion.training.step import make_batch
 
 
 def test_training_reads_the_table_and_loads_no_ldm(

@@ -13,7 +13,8 @@ from domainfusion.config_files import build_config, load_toml
 from domainfusion.errors import Busy, UsageError
 from domainfusion.experiments import benchmark, runs
 from domainfusion.experiments.benchmark import run_benchmark
-from domainfusion.files import exclusive, read_json
+from domainfusion.files import read_json
+from domainfusion.locks import exclusive
 from domainfusion.results.records import find_runs, load_run
 
 OPTIONS = TrainConfig(

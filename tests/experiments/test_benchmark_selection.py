@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,41 +13,29 @@ import pytest
 
 from domainbed_scripts import load_records, selected
 from domainfusion.cli import run
-from domainfusion.config import AverageConfig, DataConfig, TrainConfig
-from domainfusion.errors import UsageError
+from domainfusion.config import TrainConfig
 from domainfusion.experiments import benchmark
 from domainfusion.experiments.benchmark import run_benchmark
-from domainfusion.experiments.search import Plan, PlannedRun, Search
-from domainfusion.files import read_json, read_json_lines
+from domainfusion.experiments.search import Search
+from domainfusion.files import read_json
+from domainfusion.json_lines import read_json_lines
 from domainfusion.report.answer import build_answer
 from domainfusion.report.facts import describe_selection, run_rows
 from domainfusion.report.html import write_report
 from domainfusion.report.reading import read_runs
 from domainfusion.report.study import build_arms, build_studies
 from domainfusion.results.collect import collect
-from domainfusion.seeding import seed_hash
-
-DOMAINS = ("art", "cartoon", "photo", "sketch")
-OPTIONS = TrainConfig(
-    steps=3, evaluate_every=1, batch_size=4, backbone="test_resnet", precision="float32", device="cpu",
-    evaluate_training=True, data=DataConfig(size=32),
-)  # fmt: skip
-SPACE = {"lr": {"log_uniform": [1e-3, 1e-1]}}
+from searching import DOMAINS, OPTIONS, SPACE
 
 
 @pytest.fixture(scope="module")
-def images(write_images: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp("data") / "images", domains=DOMAINS, count=6)
-
-
-@pytest.fixture(scope="module")
-def done(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def done(four_domains: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """One target, two trials, two draws (the second of a space of its own), selected by leave-one-domain-out."""
     folder = tmp_path_factory.mktemp("benchmark") / "b"
     search = Search(draws=(0, 1), selection="leave-one-domain-out", table=SPACE, origin="s.toml")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DOMAINFUSION_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return folder, run_benchmark(str(images), OPTIONS, ["erm"], [0, 1], ["photo"], folder, search=search)
+        return folder, run_benchmark(str(four_domains), OPTIONS, ["erm"], [0, 1], ["photo"], folder, search=search)
 
 
 def records_of(folder: Path, domains: str, trial: int, draw: int) -> dict[int, dict[str, Any]]:
@@ -194,7 +181,7 @@ def test_the_report_shows_the_figures_that_the_benchmark_reports(
 
 
 def test_training_domain_validation_chooses_a_draw_by_the_sources_alone(
-    images: Path, done: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    four_domains: Path, done: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def train_run(data: str, config: TrainConfig, where: Path, **how: Any) -> dict[str, Any]:
         validation = {0: 0.5, 1: 0.7, 2: 0.7, 3: 0.6}[config.hparams_seed]
@@ -203,7 +190,7 @@ def test_training_domain_validation_chooses_a_draw_by_the_sources_alone(
 
     monkeypatch.setattr(benchmark, "train_run", train_run)
     found = run_benchmark(
-        str(images), OPTIONS, ["erm", "rsc"], [0], ["photo", "art"], tmp_path, search=Search(draws=(0, 1, 2, 3))
+        str(four_domains), OPTIONS, ["erm", "rsc"], [0], ["photo", "art"], tmp_path, search=Search(draws=(0, 1, 2, 3))
     )
     assert found["draws"] == {name: {"photo": [1], "art": [1]} for name in ("erm", "rsc")}  # the first of equals
     assert found["accuracy"]["rsc"] == {"photo": [10.0], "art": [10.0]}
@@ -212,7 +199,7 @@ def test_training_domain_validation_chooses_a_draw_by_the_sources_alone(
 
 
 def test_without_a_search_options_are_taken_as_they_are(
-    images: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    four_domains: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen: list[TrainConfig] = []
 
@@ -222,66 +209,12 @@ def test_without_a_search_options_are_taken_as_they_are(
 
     monkeypatch.setattr(benchmark, "train_run", train_run)
     config = dataclasses.replace(OPTIONS, hparams_seed=4, lr=0.123, algorithm="erm", target="art")
-    run_benchmark(str(images), config, ["erm"], [1], ["art"], tmp_path)
+    run_benchmark(str(four_domains), config, ["erm"], [1], ["art"], tmp_path)
     assert seen == [dataclasses.replace(config, trial=1, seed=1)]
 
 
-def plan(**changes: Any) -> Plan:
-    values: dict[str, Any] = {
-        "data": "d", "config": OPTIONS, "algorithms": ["erm"], "trials": [0], "targets": list(DOMAINS),
-        "domains": DOMAINS, "dataset": "PACS", "folder": Path("f"), "search": Search(), **changes,
-    }  # fmt: skip
-    return Plan(**values)
-
-
-def test_pairs_are_shared_between_targets() -> None:
-    search = Search(selection="leave-one-domain-out", draws=(0, 1))
-    runs = plan(search=search, algorithms=["erm", "diffusion_net"]).runs()
-    assert len(runs) == len(set(runs)) == 4 * (2 + 1) + 6 * 2
-    # What is not trained is not selected either: one run for each target.
-    assert all((run.draw, run.second) == (0, None) for run in runs if run.algorithm == "diffusion_net")
-
-
-def test_seeds_are_the_trials_or_domainbeds() -> None:
-    run = PlannedRun(2, "photo", "erm", 1, "art")
-    plain = plan(config=dataclasses.replace(OPTIONS, seed=10)).options(run)
-    assert (plain.seed, plain.trial, plain.hparams_seed) == (12, 2, 1)
-    assert (plain.target, plain.second_target) == ("photo", "art")
-    hashed = plan(search=Search(seeds="domainbed")).options(run)
-    assert hashed.seed == seed_hash("PACS", "ERM", [0, 2], 1, 2)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [({"epochs": 3}, "--epochs: give --steps"), ({"average": AverageConfig(method="swad")}, "--average.method swad")],
-)
-def test_runs_without_common_steps_are_refused_at_once(
-    images: Path, tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
-    config = dataclasses.replace(OPTIONS, **changes)
-    search = Search(selection="leave-one-domain-out")
-    with pytest.raises(UsageError, match=message):
-        run_benchmark(str(images), config, ["erm"], [0], None, tmp_path / "b", search=search)
-    assert not (tmp_path / "b").exists()
-
-
-def test_methods_that_are_tested_once_are_refused_at_once(images: Path, tmp_path: Path) -> None:
-    search = Search(selection="leave-one-domain-out")
-    with pytest.raises(UsageError, match="dsi is tested once"):
-        run_benchmark(str(images), OPTIONS, ["erm", "dsi"], [0], None, tmp_path / "b", search=search)
-    assert not (tmp_path / "b").exists()
-
-
-def test_two_domains_are_too_few(make_image_folder: Any, tmp_path: Path) -> None:
-    two = make_image_folder("two", domains=("art", "photo"))
-    with pytest.raises(UsageError, match="two has 2"):
-        run_benchmark(
-            str(two), OPTIONS, ["erm"], [0], None, tmp_path / "b", search=Search(selection="leave-one-domain-out")
-        )
-
-
 def test_the_command_line_reaches_all_of_it(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    four_domains: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen: list[Search] = []
 
@@ -291,7 +224,16 @@ def test_the_command_line_reaches_all_of_it(
 
     monkeypatch.setattr(benchmark, "run_benchmark", stand_in)
     (tmp_path / "o.toml").write_text("lr = 0.5\n[search]\ndropout = [0.1, 0.2]\n")
-    words = ["benchmark", str(images), "--algorithms", "erm", "--config", str(tmp_path / "o.toml"), "--steps", "3"]
+    words = [
+        "benchmark",
+        str(four_domains),
+        "--algorithms",
+        "erm",
+        "--config",
+        str(tmp_path / "o.toml"),
+        "--steps",
+        "3",
+    ]
     assert run([*words, "--hparams-seeds", "4", "--selection", "leave-one-domain-out"]) == 0
     assert "leave-one-domain-out validation of 4 draws" in capsys.readouterr().out
     assert (seen[0].draws, seen[0].selection) == ((0, 1, 2, 3), "leave-one-domain-out")

@@ -28,7 +28,8 @@ from domainfusion.experiments.benchmark import run_benchmark
 from domainfusion.experiments.evaluation import evaluate_run
 from domainfusion.experiments.runs import train_run
 from domainfusion.experiments.zero_shot import ScoreStore
-from domainfusion.files import read_json, read_json_lines
+from domainfusion.files import read_json
+from domainfusion.json_lines import read_json_lines
 from domainfusion.report.html import write_report
 from domainfusion.results.collect import collect
 from domainfusion.results.tables import run_summary

@@ -12,9 +12,9 @@ from domainfusion.claims import claimed
 from domainfusion.config import GenerateConfig
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.diffusion.ldm import LatentDiffusion
-from domainfusion.files import open_lock
 from domainfusion.fusion.candidate_cache import CandidateCache, cache_path
 from domainfusion.fusion.candidates import Making
+from domainfusion.locks import open_lock
 
 CONFIG = GenerateConfig(candidates=2, steps=2, batch_size=4)
 

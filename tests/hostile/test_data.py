@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from domainfusion.files import read_json
-from domainfusion.training import trainer
+from domainfusion.training import step as one_step
 
 
 def test_one_image_in_a_class(image_folder: Path, command: Any, train: Any, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_batch_that_no_memory_holds(
     def draw_rows(*arguments: object) -> np.ndarray:  # in earnest it would fill the machine
         raise MemoryError("Unable to allocate 8.00 TiB")
 
-    monkeypatch.setattr(trainer, "draw_rows", draw_rows)
+    monkeypatch.setattr(one_step, "draw_rows", draw_rows)
     said = train(image_folder)
     assert said.code == 1
     assert "out of memory at step 0: Unable to allocate 8.00 TiB; use a smaller --batch-size" in said.err

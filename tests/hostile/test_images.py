@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from children import start
 from file_names import BYTE_NAMES
 
 RNG = np.random.default_rng(0)
@@ -202,21 +203,13 @@ def test_links_that_lead_in_circles(image_folder: Path, trained_run: Path, comma
 
 def as_nobody(work: Callable[[], None]) -> int:
     """The exit status of `work` in a child without root's rights."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            os.setgid(65534)
-            os.setuid(65534)
-            work()
-            code = 0
-        except BaseException:
-            import traceback
 
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    def without_rights() -> None:
+        os.setgid(65534)
+        os.setuid(65534)
+        work()
+
+    return os.waitstatus_to_exitcode(os.waitpid(start(without_rights), 0)[1])
 
 
 @pytest.mark.skipif(os.name != "posix", reason="rights are POSIX's")

@@ -33,11 +33,13 @@ from domainfusion.experiments import runs
 from domainfusion.experiments.benchmark import run_benchmark
 from domainfusion.experiments.runs import build_context
 from domainfusion.experiments.tabulating import curve_store
-from domainfusion.files import locked, read_json, read_json_lines
+from domainfusion.files import read_json
 from domainfusion.fusion.candidate_cache import CandidateCache, cache_path
 from domainfusion.fusion.candidates import candidates_of
 from domainfusion.fusion.schedule import generations_due
 from domainfusion.interruption import check, stoppable
+from domainfusion.json_lines import read_json_lines
+from domainfusion.locks import locked
 from domainfusion.sweep import trials
 from domainfusion.sweep.ledger import Ledger
 from domainfusion.sweep.options import SweepConfig

@@ -19,7 +19,8 @@ from domainfusion.config_files import load_toml
 from domainfusion.errors import UsageError
 from domainfusion.experiments.benchmark import run_benchmark
 from domainfusion.experiments.runs import train_run
-from domainfusion.files import read_json, read_json_lines
+from domainfusion.files import read_json
+from domainfusion.json_lines import read_json_lines
 from domainfusion.registry import TRACKERS
 from domainfusion.tracking import following
 from domainfusion.tracking.base import Beginning

@@ -12,7 +12,7 @@ from PIL import Image
 
 from domainfusion.config import DataConfig, TrainConfig
 from domainfusion.experiments.runs import train_run
-from domainfusion.files import read_json_lines
+from domainfusion.json_lines import read_json_lines
 from domainfusion.tracking.base import Beginning
 from domainfusion.tracking.tensorboard import TensorBoard
 

@@ -18,12 +18,13 @@ from domainfusion.algorithms.portions import in_portions
 from domainfusion.config import DataConfig, TrainConfig
 from domainfusion.errors import TrainingError
 from domainfusion.experiments.runs import build_algorithm, build_context, train_run
-from domainfusion.files import read_json, read_json_lines
+from domainfusion.files import read_json
+from domainfusion.json_lines import read_json_lines
 from domainfusion.memory import halve_until_it_fits
 from domainfusion.processes import Processes
 from domainfusion.tensors import load_state
 from domainfusion.training.accumulation import Portions
-from domainfusion.training.trainer import compute_losses, make_batch
+from domainfusion.training.step import compute_losses, make_batch
 from same_run import assert_same_run
 
 CONFIG = TrainConfig(

@@ -24,12 +24,14 @@ from domainfusion.data.transforms import normalize
 from domainfusion.errors import UsageError
 from domainfusion.experiments.evaluation import evaluate_run
 from domainfusion.experiments.runs import build_algorithm, build_context, train_run
-from domainfusion.files import read_json, read_json_lines
+from domainfusion.files import read_json
+from domainfusion.json_lines import read_json_lines
 from domainfusion.results.collect import collect
 from domainfusion.tensors import load_state
 from domainfusion.training import measuring, trainer
+from domainfusion.training import step as one_step
 from domainfusion.training.averaging import EMA, SWAD, refresh_batch_norm, swapped
-from domainfusion.training.trainer import make_batch
+from domainfusion.training.step import make_batch
 from same_run import assert_same_run, without_clocks
 
 
@@ -230,14 +232,14 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
 def weights_by_step(images: Path, folder: Path) -> dict[int, dict[str, torch.Tensor]]:
     """The parameters after each step of plain ERM."""
     found: dict[int, dict[str, torch.Tensor]] = {}
-    original = trainer.make_batch
+    original = one_step.make_batch
 
     def recording(algorithm: Any, step: int) -> Any:
         found[step] = {name: value.detach().clone() for name, value in algorithm.classifier.named_parameters()}
         return original(algorithm, step)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "make_batch", recording)
+        patch.setattr(one_step, "make_batch", recording)
         train_run(str(images), options(evaluations=1), folder, progress=False)
     return found
 

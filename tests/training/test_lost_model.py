@@ -91,6 +91,13 @@ def train_until(step: int, images: Path, config: TrainConfig, folder: Path) -> N
             train_run(str(images), config, folder, progress=False)
 
 
+def finished(images: Path, folder: Path, patch: pytest.MonkeyPatch, step: int, config: TrainConfig) -> Path:
+    """`folder` with a run to its end, whose weights of `step` are selected; and where a copy of it is kept."""
+    select(patch, step)
+    train_run(str(images), config, folder, progress=False)
+    return Path(shutil.copytree(folder, folder.with_name("whole")))
+
+
 def damage(folder: Path, how: str) -> None:
     path = folder / "model.safetensors"
     content = bytearray(path.read_bytes())
@@ -108,11 +115,9 @@ def test_a_finished_run_gets_its_model_again(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     method: str, step: int, how: str, again: list[int], said: str,
 ) -> None:  # fmt: skip
-    select(monkeypatch, step)
     config, folder = options(method), tmp_path / "run"
-    train_run(str(images), config, folder, progress=False)
+    whole = finished(images, folder, monkeypatch, step, config)
     assert read_json(folder / "model.json")["step"] == step
-    shutil.copytree(folder, tmp_path / "whole")
     damage(folder, how)
     capsys.readouterr()
     steps = count_steps(monkeypatch)
@@ -121,8 +126,8 @@ def test_a_finished_run_gets_its_model_again(
     assert steps == again
     assert said in errors
     assert "model.safetensors changed since the run ended (see SHA256SUMS); made again\n" in errors
-    assert_same_run(folder, tmp_path / "whole")
-    assert (folder / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+    assert_same_run(folder, whole)
+    assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert altered_files(folder) == []
     assert (folder / "done").exists()
     train_run(str(images), config, folder, progress=False)
@@ -151,46 +156,40 @@ def test_a_run_that_is_not_finished_goes_on_without_its_model(
 def test_making_it_again_goes_on_where_it_was_stopped(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    select(monkeypatch, 2)
     config, folder = options(), tmp_path / "run"
-    train_run(str(images), config, folder, progress=False)
-    shutil.copytree(folder, tmp_path / "whole")
+    whole = finished(images, folder, monkeypatch, 2, config)
     damage(folder, "other")
     train_until(5, images, config, folder)
     assert not any((folder / name).exists() for name in ("result.json", "done"))  # it is not finished, and says so
     steps = count_steps(monkeypatch)
     train_run(str(images), config, folder, progress=False)
     assert steps == [4, 5, 6, 7]
-    assert_same_run(folder, tmp_path / "whole")
+    assert_same_run(folder, whole)
 
 
 def test_what_the_weights_are_is_written_again_without_training(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    select(monkeypatch, 4)
     config, folder = options("ema"), tmp_path / "run"
-    train_run(str(images), config, folder, progress=False)
-    shutil.copytree(folder, tmp_path / "whole")
+    whole = finished(images, folder, monkeypatch, 4, config)
     (folder / "model.json").write_text('{"step": 6}')
     steps = count_steps(monkeypatch)
     train_run(str(images), config, folder, progress=False)
     assert steps == []
     assert read_json(folder / "model.json")["average"] == {"method": "ema", "decay": 0.999, "weights": 4}
-    assert_same_run(folder, tmp_path / "whole")
+    assert_same_run(folder, whole)
 
 
 def test_with_both_checkpoints_damaged_too_it_begins_anew(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    select(monkeypatch, 4)
     config, folder = options(), tmp_path / "run"
-    train_run(str(images), config, folder, progress=False)
-    shutil.copytree(folder, tmp_path / "whole")
+    whole = finished(images, folder, monkeypatch, 4, config)
     for path in (folder / "checkpoints").iterdir():
         path.write_bytes(path.read_bytes()[:-9])
     damage(folder, "deleted")
     train_run(str(images), config, folder, progress=False)
-    assert_same_run(folder, tmp_path / "whole")
+    assert_same_run(folder, whole)
 
 
 @pytest.mark.parametrize("updating", [False, True])

@@ -17,8 +17,10 @@ from domainfusion.data.transforms import augment, to_float
 from domainfusion.errors import UsageError
 from domainfusion.experiments.evaluation import evaluate_run
 from domainfusion.experiments.runs import build_algorithm, build_context, train_run
-from domainfusion.files import read_json, read_json_lines
+from domainfusion.files import read_json
+from domainfusion.json_lines import read_json_lines
 from domainfusion.training import measuring, trainer
+from domainfusion.training import step as one_step
 from domainfusion.training.averaging import build_averaging
 from domainfusion.training.schedule import evaluation_steps, learning_rate
 
@@ -63,7 +65,7 @@ def test_a_constant_rate_is_plain_adam(image_folder: Path, tmp_path: Path) -> No
     for step in range(3):
         torch.manual_seed(0)
         other.train()
-        trainer.descend(optimizer, other.losses(trainer.make_batch(other, step))["raw_loss"])
+        one_step.descend(optimizer, other.losses(one_step.make_batch(other, step))["raw_loss"])
     for found, expected in zip(algorithm.parameters(), other.parameters(), strict=True):
         assert torch.allclose(found, expected, atol=1e-5)
 

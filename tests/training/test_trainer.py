@@ -24,15 +24,19 @@ from domainfusion.algorithms.erm import ERM
 from domainfusion.config import DataConfig, GenerateConfig, TrainConfig
 from domainfusion.config_files import to_toml
 from domainfusion.errors import FileError, Interrupted, TrainingError, UsageError
-from domainfusion.experiments.runs import build_algorithm, build_context, refuse_other_options, train_run
-from domainfusion.files import read_json, read_json_lines
+from domainfusion.experiments.run_folder import refuse_other_options
+from domainfusion.experiments.runs import build_algorithm, build_context, train_run
+from domainfusion.files import read_json
+from domainfusion.json_lines import read_json_lines
 from domainfusion.processes import ALONE, Processes
 from domainfusion.results.collect import collect
 from domainfusion.tensors import load_state
 from domainfusion.training import measuring, trainer
+from domainfusion.training import step as one_step
 from domainfusion.training.accumulation import Portions
 from domainfusion.training.evaluation import Evaluation
-from domainfusion.training.trainer import evaluation_steps, learning_rate, make_batch
+from domainfusion.training.schedule import evaluation_steps, learning_rate
+from domainfusion.training.step import make_batch
 from same_run import assert_same_run, tensors_of, without_clocks
 
 
@@ -84,7 +88,7 @@ def test_processes_that_train_together_do_not_drop_out_alike(
     optimizer = torch.optim.SGD(algorithm.parameters(), lr=0.0)
     for processes in (ALONE, Ranks(0, 2), Ranks(1, 2), Ranks(1, 2)):
         algorithm.context = dataclasses.replace(algorithm.context, processes=processes)
-        trainer.take_step(algorithm, optimizer, 3, trainer.Progress(), Portions(algorithm))
+        one_step.take_step(algorithm, optimizer, 3, trainer.Progress(), Portions(algorithm))
     assert drawn[0] == drawn[1] != drawn[2] == drawn[3]
 
 
@@ -565,7 +569,7 @@ def test_batches_are_a_function_of_seed_and_step(image_folder: Path, tmp_path: P
 
 
 def test_views_differ_by_step_and_seed(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "draw_rows", lambda split, batch_size, seed, step: np.arange(8))
+    monkeypatch.setattr(one_step, "draw_rows", lambda split, batch_size, seed, step: np.arange(8))
     context = build_context(str(image_folder), options(), tmp_path / "run", progress=False)
     algorithm = build_algorithm(context)
     other = build_algorithm(dataclasses.replace(context, config=options(seed=1)))

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from domainfusion.errors import FileError, show_note
-from domainfusion.files import atomic_path, locked, read_json
+from domainfusion.files import atomic_path, read_json
+from domainfusion.locks import locked
 
 Index = dict[str, Any]
 

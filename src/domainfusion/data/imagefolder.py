@@ -27,7 +27,8 @@ from domainfusion.data.findings import some
 from domainfusion.data.images import OTHER_PICTURES, SUFFIXES
 from domainfusion.data.listing import NUMBERS, is_file, list_files, list_folders
 from domainfusion.errors import DataError, UsageError, shortened
-from domainfusion.files import cache_folder, hash_of, locked, make_folder
+from domainfusion.files import cache_folder, hash_of, make_folder
+from domainfusion.locks import locked
 
 METADATA = ("metadata.csv", "metadata.jsonl")
 LABEL_COLUMNS = ("label", "class")
@@ -101,6 +102,11 @@ class Listed:
     missing: tuple[tuple[str, str], ...]  # (file and line, image) of each row whose image is not there
     unlisted: tuple[str, ...]  # pictures that no row names, relative to the folder
 
+    def unlisted_in_words(self) -> str:
+        """That some pictures are not used, for people."""
+        count = counted(len(self.unlisted), "picture")
+        return f"{count} that the metadata does not list, not used: {some(self.unlisted)}"
+
 
 def list_metadata(root: Path, metadata: list[Path]) -> tuple[dict[str, dict[str, list[Path]]], list[str]]:
     """The image files that `metadata` names, as {domain: {class: [paths]}} with sorted lists, and notes.
@@ -115,20 +121,10 @@ def list_metadata(root: Path, metadata: list[Path]) -> tuple[dict[str, dict[str,
             f"{where}: the image {name} is missing; restore it or remove the row"
             + (f"; {more} more: `domainfusion data verify {root} --quick` names them all" if more else "")
         )
-    return listed.listing, notes_on(listed)
-
-
-def notes_on(listed: Listed) -> list[str]:
-    """What is odd about metadata that can be used."""
-    notes = []
-    if listed.unlisted:
-        notes.append(
-            f"{counted(len(listed.unlisted), 'picture')} that the metadata does not list, not used: "
-            f"{some(listed.unlisted)}"
-        )
+    notes = [listed.unlisted_in_words()] if listed.unlisted else []
     if all(label.isdigit() for classes in listed.listing.values() for label in classes):
         notes.append(NUMBERS)
-    return notes
+    return listed.listing, notes
 
 
 def read_metadata(root: Path, metadata: list[Path]) -> Listed:

@@ -8,7 +8,6 @@ benchmark has images of several classes) are found.
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections import defaultdict
 from pathlib import Path
@@ -16,20 +15,9 @@ from pathlib import Path
 from domainfusion.data.benchmarks import Benchmark, recognise, several_spellings
 from domainfusion.data.duplicates import decode_all
 from domainfusion.data.findings import Finding, Verification, number, some
-from domainfusion.data.imagefolder import find_metadata, notes_on, read_metadata, why_no_metadata
-from domainfusion.data.images import OTHER_PICTURES, SUFFIXES
-from domainfusion.data.listing import (
-    NUMBERS,
-    how_to_lay_out,
-    list_files,
-    list_folders,
-    nearest_layout,
-    other_pictures,
-)
-from domainfusion.errors import DataError
-
-Listing = dict[str, dict[str, list[Path]]]
-SPLITS = ("full", "train", "test", "crossval", "val")
+from domainfusion.data.imagefolder import find_metadata
+from domainfusion.data.listing import NUMBERS, nearest_layout
+from domainfusion.data.scanning import scan_folder, scan_metadata
 
 
 def verify_folder(
@@ -46,9 +34,9 @@ def verify_folder(
     problems: list[Finding] = []
     metadata = find_metadata(root)
     if metadata:
-        listing, problems, notes = _scan_metadata(root, metadata)
+        listing, problems, notes = scan_metadata(root, metadata)
     else:
-        listing, problems, notes = _scan(root)
+        listing, problems, notes = scan_folder(root)
     benchmark = benchmark or recognise(listing, {name for classes in listing.values() for name in classes})
     counts = {d: {c: len(paths) for c, paths in sorted(classes.items())} for d, classes in sorted(listing.items())}
     state = Verification(root, "metadata" if metadata else "folders", benchmark, counts, decoded=not quick)
@@ -63,7 +51,7 @@ def verify_folder(
         )  # fmt: skip
     if len(classes) < 2:
         state.problems.append(Finding("classes", f"there is one class, {classes[0]}; two at least are needed"))
-    if not metadata and benchmark is None and all(name.isdigit() for name in classes):
+    if benchmark is None and all(name.isdigit() for name in classes):
         state.notes.append(Finding("numbers", NUMBERS))
     if benchmark:
         _compare_names(state, benchmark)
@@ -77,123 +65,6 @@ def verify_folder(
         state.problems += problems
         state.notes += notes
     return state
-
-
-def _scan_metadata(root: Path, metadata: list[Path]) -> tuple[Listing, list[Finding], list[Finding]]:
-    """The image files that metadata names, problems, and notes."""
-    listed = read_metadata(root, metadata)
-    missing = tuple(f"{where.removeprefix(f'{root}/')}: {name}" for where, name in listed.missing)
-    if not listed.listing:
-        raise DataError(f"none of the images that the metadata of {root} names is there: {some(missing)}")
-    problems = []
-    if missing:
-        problems.append(
-            Finding(
-                "missing", f"{number(len(missing), 'image')} that the metadata names are missing", where=missing,
-                effect="training stops at them: restore them, or remove their rows",
-            )
-        )  # fmt: skip
-    notes = []
-    for remark in notes_on(listed):
-        unlisted = remark != NUMBERS
-        where = listed.unlisted if unlisted else ()
-        notes.append(Finding("unlisted" if unlisted else "numbers", remark, where=where))
-    return listed.listing, problems, notes
-
-
-def _scan(root: Path) -> tuple[Listing, list[Finding], list[Finding]]:
-    """The image files of `root/domain/class`, problems, and notes on what lies elsewhere; empty classes are kept."""
-    listing: Listing = {}
-    misplaced: list[str] = []
-    unread: list[Path] = []
-    other: list[str] = []
-    for domain in _folders(root):
-        if root.resolve().is_relative_to(domain.resolve()):
-            raise DataError(f"{domain} is a link that leads back to {domain.resolve()}, which holds it: remove it")
-        for entry in _entries(domain):
-            if entry.name.startswith("."):
-                continue
-            if entry.is_file():
-                if entry.suffix.lower() in OTHER_PICTURES:
-                    unread.append(entry)
-                else:
-                    (misplaced if entry.suffix.lower() in SUFFIXES else other).append(f"{domain.name}/{entry.name}")
-                continue
-            images = listing.setdefault(domain.name, {}).setdefault(entry.name, [])
-            for path in list_files(entry):
-                if path.suffix.lower() in SUFFIXES:
-                    images.append(path)
-                elif path.suffix.lower() in OTHER_PICTURES:
-                    unread.append(path)
-                else:
-                    other.append(path.relative_to(root).as_posix())
-    if not any(paths for classes in listing.values() for paths in classes.values()):
-        raise DataError(_other_form(root) + (f"; {_to_convert(unread)}" if unread else ""))
-    for inner in _folders(root):  # the folder above a benchmark's
-        names = _folders(inner)
-        if recognise(listing, {entry.name for entry in names}) is None and recognise(
-            {entry.name for entry in names}, {leaf.name for entry in names for leaf in _folders(entry)}
-        ):
-            raise DataError(_other_form(root))
-    splits = {name for classes in listing.values() for name in classes}
-    if splits <= set(SPLITS):
-        raise DataError(
-            f"{root} is laid out as DOMAIN/SPLIT/CLASS (splits: {', '.join(sorted(splits))}): merge the splits with "
-            f"`domainfusion data prepare VLCS {root} OUTPUT`, or with PACS, OfficeHome ... for another benchmark"
-        )
-    notes = []
-    if misplaced:
-        notes.append(
-            Finding("misplaced", f"{number(len(misplaced), 'image')} outside of class folders, not used",
-                    where=tuple(misplaced))
-        )  # fmt: skip
-    if unread:
-        notes.append(
-            Finding("unread", _to_convert(unread), where=tuple(path.relative_to(root).as_posix() for path in unread))
-        )
-    if other:
-        notes.append(
-            Finding(
-                "other", f"{number(len(other), 'file')} that are no images, not used: {some(other)}", where=tuple(other)
-            )
-        )
-    empty = tuple(domain.name for domain in _folders(root) if not any(listing.get(domain.name, {}).values()))
-    problems = []
-    if empty:
-        problems.append(
-            Finding(
-                "domain-empty", f"{number(len(empty), 'folder')} without class folders that hold images", where=empty,
-                effect="they would be domains, and loading stops at them: fill them or move them away",
-            )
-        )  # fmt: skip
-    return {name: classes for name, classes in listing.items() if name not in empty}, problems, notes
-
-
-def _to_convert(pictures: list[Path]) -> str:
-    return f"pictures in a form that is not read, not used ({other_pictures(pictures)}); convert to .jpg or .png"
-
-
-def _entries(folder: Path) -> list[Path]:
-    list_folders(folder)  # which says why it cannot be read
-    return sorted(folder.iterdir())
-
-
-def _folders(path: Path) -> list[Path]:
-    return list_folders(path)
-
-
-def _other_form(root: Path) -> str:
-    """Why `root` is no image folder, and the nearest thing that is."""
-    for inner in _folders(root):
-        classes = [leaf for domain in _folders(inner) for leaf in _folders(domain)]
-        if any(
-            path.suffix.lower() in SUFFIXES for leaf in classes[:50] for path in itertools.islice(leaf.iterdir(), 5)
-        ):
-            return f"{root} holds no DOMAIN/CLASS/IMAGE; {inner} does: give that path"
-    archives = [path.name for path in sorted(root.iterdir()) if path.name.endswith((".zip", ".tar", ".tgz", ".tar.gz"))]
-    if archives:
-        return f"{root} holds archives ({some(archives)}): unpack them with `domainfusion data prepare`"
-    return f"{root} holds no images in the form DOMAIN/CLASS/IMAGE{how_to_lay_out(root)}{why_no_metadata(root)}"
 
 
 def _compare_names(state: Verification, benchmark: Benchmark) -> None:

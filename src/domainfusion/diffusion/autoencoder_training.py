@@ -33,8 +33,8 @@ from domainfusion.diffusion.optimization import (
     save_training,
 )
 from domainfusion.errors import TrainingError
-from domainfusion.files import append_json_line, keep_json_lines
 from domainfusion.interruption import check, requested
+from domainfusion.json_lines import append_json_line, keep_json_lines
 from domainfusion.seeding import derive_numpy_rng
 
 HOLD = 0.5  # weight of the latents' drift when a known autoencoder is trained on

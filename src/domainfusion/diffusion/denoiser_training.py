@@ -31,8 +31,9 @@ from domainfusion.diffusion.optimization import (
     save_training,
 )
 from domainfusion.errors import TrainingError
-from domainfusion.files import append_json_line, keep_json_lines, write_json
+from domainfusion.files import write_json
 from domainfusion.interruption import check, requested
+from domainfusion.json_lines import append_json_line, keep_json_lines
 from domainfusion.seeding import derive_numpy_rng
 from domainfusion.tensors import load_newest, save_state
 

@@ -29,8 +29,9 @@ from domainfusion.diffusion.corpus import Corpus
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.pretraining import train_pipeline
 from domainfusion.errors import Busy, FileError, UsageError, show_note
-from domainfusion.files import cache_folder, exclusive, hash_of, read_json, write_json
+from domainfusion.files import cache_folder, hash_of, read_json, write_json
 from domainfusion.interruption import check, stoppable
+from domainfusion.locks import exclusive
 
 FORMAT = 1  # raised when the computation changes, so that LDMs of an older one are not taken for its own
 PAUSE = 5.0  # seconds between two looks at what another process is training

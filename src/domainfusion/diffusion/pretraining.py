@@ -23,8 +23,9 @@ from domainfusion.diffusion.denoiser_training import Denoiser, build_pipeline, b
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.text_encoder import build_text_encoder, fit_tokenizer
 from domainfusion.errors import FileError, UsageError
-from domainfusion.files import exclusive, hash_of, read_json, write_json, write_text
+from domainfusion.files import hash_of, read_json, write_json, write_text
 from domainfusion.interruption import stoppable
+from domainfusion.locks import exclusive
 
 
 def pretrain(corpus_path: Path, config: PretrainConfig, folder: Path) -> Path:

@@ -11,7 +11,7 @@ import torch
 
 from domainfusion.claims import claim_each
 from domainfusion.errors import FileError, show_note
-from domainfusion.files import locked
+from domainfusion.locks import locked
 from domainfusion.tensors import load_state, save_state
 
 SHARD = 64  # rows in a file

@@ -25,8 +25,9 @@ from PIL import Image
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.data.images import OTHER_PICTURES, SUFFIXES
 from domainfusion.errors import FileError, UsageError
-from domainfusion.files import hash_of, locked, make_folder, write_text
+from domainfusion.files import hash_of, make_folder, write_text
 from domainfusion.fusion.candidates import Recipe
+from domainfusion.locks import locked
 
 COLUMNS = ("file_name", "label", "domain", "source", "generation", "candidate", "prompt", "strength", "seed")
 MOST_BYTES = 120  # of a name; file systems have room for 255, of which the rest of the file's name needs some

@@ -18,8 +18,9 @@ from domainfusion.devices import choose_dtype
 from domainfusion.errors import DataError, UsageError
 from domainfusion.experiments.evaluation import load_run
 from domainfusion.experiments.runs import build_algorithm, context_of
-from domainfusion.files import exclusive, hash_of, read_json
+from domainfusion.files import hash_of, read_json
 from domainfusion.interruption import stoppable
+from domainfusion.locks import exclusive
 from domainfusion.tensors import load_state, save_state
 from domainfusion.training.checkpoint import load_model
 from domainfusion.training.evaluation import collect_logits

@@ -35,7 +35,7 @@ from domainfusion.fusion.generation import make_generation
 from domainfusion.registry import ALGORITHMS
 from domainfusion.training.evaluation import evaluate
 from domainfusion.training.schedule import evaluation_steps
-from domainfusion.training.trainer import compute_losses, descend, make_batch
+from domainfusion.training.step import compute_losses, descend, make_batch
 
 BUDGET = 3.0  # seconds that a timing may take, about
 KNOWN = ("erm", "domainfusion")

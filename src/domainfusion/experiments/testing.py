@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from domainfusion.algorithms.base import Algorithm
-from domainfusion.files import append_json_line, read_json_lines
+from domainfusion.json_lines import append_json_line, read_json_lines
 from domainfusion.training.checkpoint import Progress
 from domainfusion.training.evaluation import Evaluation, evaluate, evaluation_of_logits
 from domainfusion.training.records import build_record

@@ -30,7 +30,8 @@ from domainfusion.data.transforms import from_uint8
 from domainfusion.devices import choose_dtype
 from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
 from domainfusion.errors import show_note
-from domainfusion.files import append_json_line, append_whole_lines, cache_folder, hash_of, make_folder
+from domainfusion.files import cache_folder, hash_of, make_folder
+from domainfusion.json_lines import append_json_line, append_whole_lines
 from domainfusion.seeding import derive_numpy_rng
 from domainfusion.training.evaluation import Evaluation
 from domainfusion.training.records import build_record

@@ -19,8 +19,9 @@ from domainfusion.data.decoded import checksum
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.errors import show_note
-from domainfusion.files import cache_folder, hash_of, locked, make_folder
+from domainfusion.files import cache_folder, hash_of, make_folder
 from domainfusion.fusion.image_cache import open_array
+from domainfusion.locks import locked
 
 # Raised when the sampler itself changes, so that candidates of an older one are not taken for its own.
 CACHE_FORMAT = 4

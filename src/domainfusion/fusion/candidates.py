@@ -22,9 +22,9 @@ from domainfusion.data.transforms import from_uint8, resize, to_uint8
 from domainfusion.diffusion.image_to_image import image_to_image
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.prompts import compose_prompts
-from domainfusion.files import open_lock
 from domainfusion.fusion.candidate_cache import CandidateCache, cache_file, cache_path, cached_rows
 from domainfusion.interruption import check
+from domainfusion.locks import open_lock
 from domainfusion.memory import halve_until_it_fits
 from domainfusion.seeding import derive_numpy_rng, seed_hash
 

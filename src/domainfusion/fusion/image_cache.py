@@ -14,7 +14,8 @@ import numpy as np
 
 from domainfusion.claims import claim_each
 from domainfusion.errors import show_note
-from domainfusion.files import locked, make_folder, reserve
+from domainfusion.files import make_folder, reserve
+from domainfusion.locks import locked
 
 BLOCK = 64  # places
 

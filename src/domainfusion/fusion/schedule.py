@@ -41,16 +41,21 @@ def generations_due(step: int, steps: int, steps_per_epoch: int, config: Generat
     return min(due, config.generations) if config.generations else due
 
 
-def describe(steps: int, steps_per_epoch: int, interval: int, most: int = 0) -> str:
-    """The schedule in words, with at most `most` generations (0: no limit).
+def describe(steps: int, steps_per_epoch: int, interval: int, most: int = 0, until: float = 0.9) -> str:
+    """The schedule in words, with at most `most` generations (0: no limit), none after the share `until` of the steps.
 
     >>> describe(400, 21, 5), describe(5000, 21, 5), describe(5000, 21, 1)
     ("at 1, 4 and 7 tenths of the run's steps", 'every 5 epochs', 'every epoch')
     >>> describe(400, 21, 5, 2), describe(400, 21, 5, 1), describe(5000, 21, 5, 4)
     ("at 1 and 4 tenths of the run's steps", "at one tenth of the run's steps", 'every 5 epochs, 4 times at most')
+    >>> describe(400, 21, 5, until=0.5), describe(400, 21, 5, until=0)
+    ("at 1 and 4 tenths of the run's steps", 'never')
     """
     if is_short(steps, steps_per_epoch, interval):
-        *first, last = map(str, TENTHS[:most] if most else TENTHS)
+        within = [str(tenth) for tenth in TENTHS if tenth <= 10 * until]
+        if not within:
+            return "never"
+        *first, last = within[:most] if most else within
         when = f"{', '.join(first)} and {last} tenths" if first else "one tenth"
         return f"at {when} of the run's steps"
     often = "every epoch" if interval == 1 else f"every {interval} epochs"

@@ -80,8 +80,8 @@ def _schedule(run: Run) -> str:
     """When the run made its generations, in words; empty where it does not tell."""
     steps, interval = run.options.get("steps"), run.options.get("generate.interval")
     per_epoch = run.data.get("steps_per_epoch")
-    most = run.options.get("generate.generations", 0)
-    return describe(steps, per_epoch, interval, most) if steps and interval and per_epoch else ""
+    most, until = run.options.get("generate.generations", 0), run.options.get("generate.until", 0.9)
+    return describe(steps, per_epoch, interval, most, until) if steps and interval and per_epoch else ""
 
 
 def choose_rows(generation: StoredGeneration, count: int) -> list[int]:

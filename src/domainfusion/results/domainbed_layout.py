@@ -67,9 +67,8 @@ def lay_out(records: Sequence[dict[str, Any]], output: Path) -> list[str]:
         _remove(output, name)
     for name, folder in names.items():
         lines = [json.dumps(record, sort_keys=True) + "\n" for record in runs[folder]]
-        write_text(
-            output / name / "results.jsonl", "".join(lines)
-        )  # each line ends: DomainBed cuts off its last letter
+        # Each line ends, the last one too: DomainBed's loader cuts off the last letter of each.
+        write_text(output / name / "results.jsonl", "".join(lines))
         if is_finished(Path(folder)):
             write_text(output / name / "done", "done")
         else:

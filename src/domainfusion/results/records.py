@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from domainfusion.errors import show_note
-from domainfusion.files import CHECKSUMS, altered_files, read_json_lines, read_json_object
+from domainfusion.files import CHECKSUMS, altered_files, read_json_object
+from domainfusion.json_lines import read_json_lines
 
 HELD_OUT = "held-out"  # folder of the runs without one domain each, within the run on all domains that they speak of
 EXPECTATION = "expectation.json"  # what they came to, beside that folder

@@ -20,9 +20,10 @@ from domainfusion.data.splits import build_split
 from domainfusion.errors import UsageError, unknown_name
 from domainfusion.experiments.benchmark import config_of
 from domainfusion.experiments.hyperparameters import with_values
-from domainfusion.experiments.runs import refuse_other_options
+from domainfusion.experiments.run_folder import refuse_other_options
 from domainfusion.experiments.search import Search
-from domainfusion.files import read_json, read_json_lines
+from domainfusion.files import read_json
+from domainfusion.json_lines import read_json_lines
 from domainfusion.registry import ALGORITHMS
 from domainfusion.sweep.options import SweepConfig
 from domainfusion.sweep.spaces import (

@@ -17,8 +17,9 @@ from domainfusion.config import TrainConfig
 from domainfusion.errors import UsageError
 from domainfusion.experiments.benchmark import summarize_runs
 from domainfusion.experiments.search import Search
-from domainfusion.files import exclusive, make_folder, read_json, write_json
+from domainfusion.files import make_folder, read_json, write_json
 from domainfusion.interruption import check, stoppable
+from domainfusion.locks import exclusive
 from domainfusion.sweep.ledger import Entry, Ledger
 from domainfusion.sweep.options import SweepConfig
 from domainfusion.sweep.plan import Plan, build_plan

@@ -18,7 +18,8 @@ from typing import Any, Self
 
 from domainfusion.config_files import load_toml
 from domainfusion.errors import UsageError
-from domainfusion.files import read_json, read_json_lines, write_json
+from domainfusion.files import read_json, write_json
+from domainfusion.json_lines import read_json_lines
 from domainfusion.registry import TRACKERS
 from domainfusion.tracking.base import Beginning, Tracker, numbers, scalars
 

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from domainfusion.errors import FileError, shortened, show_note
-from domainfusion.files import atomic_path, keep_json_lines, read_json, write_json, write_text
+from domainfusion.files import atomic_path, read_json, write_json, write_text
+from domainfusion.json_lines import keep_json_lines
 from domainfusion.tensors import (
     checksum,
     load_newest,

@@ -15,7 +15,7 @@ import torch
 from domainfusion.config import TrainConfig
 from domainfusion.config_files import plain_values
 from domainfusion.data.benchmarks import canonical_name
-from domainfusion.memory import peak_memory
+from domainfusion.memory import peak_gpu_memory
 
 ALGORITHM_NAMES = {
     "erm": "ERM", "domainfusion": "DomainFusion", "diffusion_classifier": "DiffusionClassifier",
@@ -56,7 +56,7 @@ def build_record(
             "task": "domain_generalization", "trial_seed": config.trial, "uda_holdout_fraction": 0,
             "test_envs": held, "env_names": list(domains),
         },
-        "epoch": epoch, "hparams": hparams, "loss": loss, "mem_gb": peak_memory(device),
+        "epoch": epoch, "hparams": hparams, "loss": loss, "mem_gb": peak_gpu_memory(device),
         "step": step, "step_time": step_time,
     }  # fmt: skip
     for number, domain in enumerate(domains):
