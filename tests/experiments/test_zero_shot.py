@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,13 +19,13 @@ import pytest
 
 from domainfusion import cli
 from domainfusion.algorithms.diffusion_classifier import DiffusionClassifier
-from domainfusion.algorithms.zero_shot import Scores
+from domainfusion.algorithms.zero_shot import Scores, ZeroShot
 from domainfusion.config import DataConfig, GenerateConfig, TrainConfig, ZeroShotConfig
 from domainfusion.data.domains import load_dataset
 from domainfusion.data.splits import build_split
 from domainfusion.data.transforms import from_uint8
 from domainfusion.diffusion.ldm import LatentDiffusion
-from domainfusion.errors import UsageError
+from domainfusion.errors import Interrupted, UsageError
 from domainfusion.experiments.benchmark import run_benchmark
 from domainfusion.experiments.evaluation import evaluate_run
 from domainfusion.experiments.runs import train_run
@@ -97,6 +99,33 @@ def test_a_run_is_the_classifier_on_the_test_images(images: Path, config: TrainC
     assert [line["source"] for line in lines] == [dataset.keys[row] for row in rows]
     assert read_json(tmp_path / "run" / "result.json") == result
     assert {"config.toml", "data.json", "environment.json", "done"} <= {p.name for p in (tmp_path / "run").iterdir()}
+
+
+@pytest.mark.parametrize("algorithm", ["diffusion_classifier", "diffusion_net"])
+def test_a_signal_ends_a_run_before_the_next_batch(
+    images: Path, config: TrainConfig, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, algorithm: str
+) -> None:
+    """A stage of one image can take minutes."""
+    add, batch = ScoreStore.add, ZeroShot._batch
+    known: list[int] = []
+    seen: list[int] = []  # how many images were known at each batch
+
+    def note(self: ScoreStore, row: int, scores: Scores) -> None:
+        add(self, row, scores)
+        known.append(row)
+
+    def stop(self: ZeroShot, *args: Any) -> np.ndarray:
+        seen.append(len(known))
+        if sum(count > 2 for count in seen) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch(self, *args)
+
+    monkeypatch.setattr(ScoreStore, "add", note)
+    monkeypatch.setattr(ZeroShot, "_batch", stop)
+    with pytest.raises(Interrupted):
+        train_run(str(images), changed(config, algorithm=algorithm), tmp_path / "run", progress=False)
+    assert sum(count > 2 for count in seen) == 1
+    assert [record["row"] for record in records_of(cache)] == known
 
 
 @pytest.mark.parametrize("algorithm", ["diffusion_classifier", "diffusion_net"])

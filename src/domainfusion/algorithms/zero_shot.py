@@ -25,6 +25,7 @@ from domainfusion.config import ZeroShotConfig
 from domainfusion.data.transforms import resize
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.errors import LDMError, UsageError
+from domainfusion.interruption import check
 from domainfusion.memory import halve_until_it_fits
 from domainfusion.seeding import seed_hash
 
@@ -168,6 +169,8 @@ class ZeroShot(abc.ABC):
         Args:
             rows: the images' numbers; the next is asked for when there is room for it.
             load: images (n, 3, S, S) in [-1, 1] of some of these numbers.
+
+        Raises `Interrupted` before the next batch where a signal asks to stop; the images under way are lost then.
         """
         waiting = iter(rows)
         active: list[_Image] = []
@@ -222,7 +225,11 @@ class ZeroShot(abc.ABC):
         passes = [(i, number, c) for i, task in enumerate(tasks) for number in task.draws for c in task.classes]
 
         def work(size: int) -> np.ndarray:
-            return np.concatenate([self._batch(tasks, passes[k : k + size]) for k in range(0, len(passes), size)])
+            values = []
+            for k in range(0, len(passes), size):
+                check()
+                values.append(self._batch(tasks, passes[k : k + size]))
+            return np.concatenate(values)
 
         values, self.at_once = halve_until_it_fits(work, self.at_once, "classifying (--zero-shot.batch-size)")
         bounds = np.cumsum([task.passes for task in tasks])[:-1]
