@@ -13,6 +13,8 @@ import torch
 from benchmarks import (
     alternatives,
     candidates,
+    curve_error,
+    derivatives,
     distillation,
     growth,
     labels,
@@ -29,7 +31,8 @@ ROWS = {
     "loading": training.loading,
     "slope_variance": distillation.slope_variance,
     "distillation_run": distillation.distillation_run,
-    "curve_error": distillation.curve_error,
+    "curve_error": curve_error.curve_error,
+    "derivatives": derivatives.derivatives,
     "slope_views": slope_views.slope_views,
     "sweep_share": distillation.sweep_share,
     "candidates": candidates.candidates,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from typing import Any
@@ -17,12 +16,9 @@ from benchmarks.timing import row, seconds_of
 from domainfusion.config import DataConfig, DistillConfig
 from domainfusion.data.domains import load_dataset
 from domainfusion.data.splits import build_split
-from domainfusion.data.transforms import resize
 from domainfusion.diffusion.ldm import LatentDiffusion
-from domainfusion.distillation.corruption import degrade
-from domainfusion.distillation.curve_rounds import GRID, curves_of
+from domainfusion.distillation.curve_rounds import curves_of
 from domainfusion.distillation.slopes import Draws, SlopeEstimator, draw
-from domainfusion.seeding import seed_hash
 
 EPOCHS = 120
 
@@ -76,70 +72,6 @@ def slope_variance() -> dict[str, Any]:
     return row(
         "slope_variance", "variance of the slope, 16 passes of the LDM as curves spend them", "16 one-draw estimates",
         ratio=ours / theirs, target="<= 1/10", reached=ours / theirs <= 0.1, ours=ours, theirs=theirs, unit="variance",
-    )  # fmt: skip
-
-
-class CurveErrors:
-    """Errors of curves of a few images, by what they cost, against 1,000 draws that are independent of theirs."""
-
-    reference_draws = 1000
-    checked_draws = 64  # between the points of the grid; shared with the points, so that their noise is no part of it
-
-    def __init__(self, images: int) -> None:
-        self.config = DistillConfig(estimator="curve")
-        self.ldm = LatentDiffusion.load("embedded")
-        self.estimator = SlopeEstimator(self.ldm, self.config)
-        stored, self.prompts = pictures(images)
-        self.images = resize(stored, self.ldm.image_size)
-
-    def slopes(self, grid: torch.Tensor, pairs: int, rounds: int, seed: str) -> torch.Tensor:
-        """(N, G): `rounds` rounds of `pairs` antithetic pairs, shared by the confidences of an image."""
-        count, points, size = len(self.images), len(grid), self.images.shape[-1]
-        many = self.images.repeat_interleave(points, 0)
-        latents, tangent = self.estimator.path(many, degrade(many, self.config.corruption), grid.repeat(count))
-        embeds = self.ldm.prompt_embeds(self.prompts).repeat_interleave(points, 0)
-        config = dataclasses.replace(self.config, samples=pairs)
-        total = torch.zeros(count * points)
-        for number in range(rounds):
-            generator = torch.Generator().manual_seed(seed_hash("curve error", seed, number))
-            drawn = draw(self.ldm, count, size, config, generator)
-            both = Draws(
-                torch.cat([drawn.timesteps] * 2).repeat_interleave(points, 1),
-                torch.cat([drawn.noise, -drawn.noise]).repeat_interleave(points, 1), 0,
-            )  # fmt: skip
-            total += self.estimator.project(latents, tangent, embeds, both).float()
-        return (total / rounds).view(count, points)
-
-    def between_points(self) -> float:
-        """Relative error of a straight line between neighbouring points of the grid, half way."""
-        grid = torch.tensor(GRID)
-        middle = (grid[1:] + grid[:-1]) / 2
-        found = self.slopes(torch.cat([grid, middle]), self.checked_draws // 2, 1, "between")
-        points, truth = found[:, : len(grid)], found[:, len(grid) :]
-        return _relative((points[:, 1:] + points[:, :-1]) / 2, truth)
-
-
-def _relative(found: torch.Tensor, truth: torch.Tensor) -> float:
-    return float((found - truth).square().mean().sqrt() / truth.square().mean().sqrt())
-
-
-def curve_error() -> dict[str, Any]:
-    """Root mean square error of curves over images and confidences, as a share of the slopes' size, by their cost."""
-    errors = CurveErrors(int(os.environ.get("CURVE_IMAGES", "8")))
-    grid = torch.tensor(GRID)
-    truth = errors.slopes(grid, errors.reference_draws // 2, 1, "reference")
-    options = [(4, 1), (8, 1), (8, 2), (8, 4), (16, 1), (16, 2), (32, 1), (32, 2), (64, 2)]
-    table = [
-        {"samples": samples, "rounds": rounds, "passes": samples * rounds * len(grid),
-         "error": _relative(errors.slopes(grid, samples // 2, rounds, f"{samples} {rounds}"), truth)}
-        for samples, rounds in options
-    ]  # fmt: skip
-    default = errors.config.curve_samples, errors.config.curve_rounds
-    ours = next(entry["error"] for entry in table if (entry["samples"], entry["rounds"]) == default)
-    return row(
-        "curve_error", "error of curves by the default options, every round made", "1,000 draws", ratio=ours,
-        target="<= 0.02", reached=ours <= 0.02, ours=ours, theirs=0.0, unit="of the slopes' size (rms)",
-        images=len(errors.images), table=table, between_points=errors.between_points(),
     )  # fmt: skip
 
 

@@ -6,14 +6,16 @@ from typing import Any
 
 import torch
 
-from benchmarks.distillation import CurveErrors
+from benchmarks.candidates import pictures
+from benchmarks.direct_slopes import direct_slopes
 from benchmarks.timing import row
-from domainfusion.config import DataConfig, GenerateConfig
+from domainfusion.config import DataConfig, DistillConfig, GenerateConfig
 from domainfusion.data.transforms import augment, resize
 from domainfusion.diffusion.image_to_image import image_to_image
-from domainfusion.distillation.curve_rounds import GRID
+from domainfusion.diffusion.ldm import LatentDiffusion
 
 IMAGES, DRAWS, STRENGTH = 24, 32, 0.7
+CONFIDENCES = (0.02, 0.08, 0.14, 0.26, 0.55, 0.79, 0.89, 0.96)
 
 
 def compared(found: torch.Tensor, own: torch.Tensor) -> dict[str, float]:
@@ -28,20 +30,20 @@ def compared(found: torch.Tensor, own: torch.Tensor) -> dict[str, float]:
 
 def slope_views() -> list[dict[str, Any]]:
     """Slopes of augmented views and of candidates, beside those of the stored images, on the same draws."""
-    curves = CurveErrors(IMAGES)
-    ldm, stored = curves.ldm, curves.images
-    grid = torch.tensor(GRID[::3])
+    ldm = LatentDiffusion.load("embedded")
+    pixels, prompts = pictures(IMAGES)
+    stored = resize(pixels, ldm.image_size)
     generator = torch.Generator().manual_seed(0)
     config = GenerateConfig()
     candidates = image_to_image(
-        ldm, stored, curves.prompts, torch.full((IMAGES, 1), STRENGTH), generator=generator, candidates=1,
+        ldm, stored, prompts, torch.full((IMAGES, 1), STRENGTH), generator=generator, candidates=1,
         steps=config.steps, guidance_scale=config.guidance,
     ).flatten(0, 1)  # fmt: skip
     views = augment((stored + 1) / 2, DataConfig(), generator) * 2 - 1
 
     def slopes(images: torch.Tensor, seed: str) -> torch.Tensor:
-        curves.images = resize(images.float(), ldm.image_size)
-        return curves.slopes(grid, DRAWS // 2, 1, seed)
+        images = resize(images.float(), ldm.image_size)
+        return direct_slopes(ldm, DistillConfig(estimator="curve"), images, prompts, CONFIDENCES, DRAWS, seed)
 
     mine = slopes(stored, "a")
     again = compared(slopes(stored, "b"), mine)

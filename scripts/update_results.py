@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from domainfusion.experiments.reproducing import table_rows
 from domainfusion.results.tables import accuracy_rows, markdown_table
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +30,8 @@ def table(name: str) -> str:
     summary = json.loads(place.read_text(encoding="utf-8"))
     if "rows" in summary:
         return speed_table(summary)
+    if "arms" in summary:  # a table of the paper
+        return markdown_table(table_rows(summary))
     return markdown_table(accuracy_rows(summary["accuracy"], summary.get("baseline", "erm")))
 
 

@@ -13,8 +13,9 @@ from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.data.transforms import from_uint8, resize
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.distillation import curve_rounds
+from domainfusion.distillation.content import image_keys
 from domainfusion.distillation.corruption import degrade
-from domainfusion.distillation.curve_rounds import GRID, curves_of
+from domainfusion.distillation.curve_rounds import GRID, KNOTS, curves_of
 from domainfusion.distillation.slopes import SlopeEstimator, draw
 from domainfusion.seeding import seed_hash
 from draws import FEW_ROUNDS
@@ -23,18 +24,41 @@ from draws import FEW_ROUNDS
 def rounds_one_by_one(
     ldm: LatentDiffusion, dataset: MultiDomainDataset, row: int, p: float, config: DistillConfig
 ) -> np.ndarray:
-    """(rounds,) estimates of one image's slope at one confidence, straight from the estimator."""
+    """(rounds,) estimates of one image's slope at one confidence, straight from the estimator.
+
+    Between two knots: of a slope by `score` the LDM's pull is what it is on the line between the two, and dz/dp is of
+    the confidence itself; of one by `autograd` all is on the line.
+    """
     single = dataclasses.replace(config, estimator=config.curve_of, samples=config.curve_samples // 2)
-    image = resize(from_uint8(dataset.images[[row]]), 16)
+    stored = dataset.images[[row]]
+    image = resize(from_uint8(stored), 16)
     prompt = dataset.words()[dataset.labels[row]]
+    low, high = max(k for k in KNOTS if k <= p), min(k for k in KNOTS if k >= p)
+    share = (p - low) / (high - low) if high > low else 0.0
     values = []
     for number in range(config.curve_rounds):
-        generator = torch.Generator().manual_seed(seed_hash("curve", row, number))
+        generator = torch.Generator().manual_seed(seed_hash("curve", int(image_keys(stored)[0]), number))
         draws = draw(ldm, 1, 16, single, generator)
         degraded = degrade(image, config.corruption, generator)
-        estimator, at = SlopeEstimator(ldm, single), torch.tensor([p])
+        estimator = SlopeEstimator(ldm, single)
         mirrored = dataclasses.replace(draws, noise=-draws.noise)
-        pair = [estimator.slopes(image, [prompt], at, one, degraded=degraded).item() for one in (draws, mirrored)]
+        pair = []
+        for one in (draws, mirrored):
+            if config.curve_of == "autograd":
+                ends = [
+                    estimator.slopes(image, [prompt], torch.tensor([k]), one, degraded=degraded).item()
+                    for k in (low, high)
+                ]
+                pair.append((1 - share) * ends[0] + share * ends[1])
+                continue
+            _, tangent = estimator.path(image, degraded, torch.tensor([p]))
+            pull = torch.zeros_like(tangent)
+            for part, knot in ((1 - share, low), (share, high)):
+                latents, _ = estimator.path(image, degraded, torch.tensor([knot]))
+                for timestep, noise in zip(one.timesteps, one.noise, strict=True):
+                    residual = estimator.noise_residual(latents, ldm.prompt_embeds([prompt]), timestep, noise)
+                    pull += part * ldm.alphas_cumprod[timestep].sqrt() * residual / len(one.timesteps)
+            pair.append(float((pull * tangent).sum()) / tangent.numel())
         values.append(sum(pair) / 2)
     return np.array(values)
 
@@ -52,7 +76,7 @@ def test_a_curve_is_its_slopes_taken_one_by_one(
     found = curves_of(SlopeEstimator(exact_ldm, config), dataset, rows, list(dataset.words()), 16)
     assert found["rounds"].tolist() == [3, 3, 3]
     for i, row in enumerate(rows.tolist()):
-        for g in (0, 4, len(GRID) - 1):
+        for g in (0, 1, GRID.index(0.08), GRID.index(0.155), GRID.index(0.35), len(GRID) - 1):
             values = rounds_one_by_one(exact_ldm, dataset, row, GRID[g], config)
             size = float(found["slopes"].abs().max())
             assert float(found["slopes"][i, g]) == pytest.approx(values.mean(), rel=1e-3, abs=1e-4 * size)
@@ -64,7 +88,8 @@ def test_the_error_is_honest(
     ldm: LatentDiffusion, dataset: MultiDomainDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Against a reference of many more draws, curves are off by as much as their standard errors say."""
-    monkeypatch.setattr(curve_rounds, "GRID", (0.02, 0.05, 0.1, 0.16, 0.24, 0.35, 0.5, 0.65, 0.8, 1.0))
+    for name in ("KNOTS", "GRID"):
+        monkeypatch.setattr(curve_rounds, name, (0.02, 0.05, 0.1, 0.16, 0.24, 0.35, 0.5, 0.65, 0.8, 1.0))
     rows = np.arange(0, 18, 2)
     words = list(dataset.words())
     config = dataclasses.replace(FEW_ROUNDS, curve_samples=4, curve_rounds=6)
@@ -105,3 +130,32 @@ def test_curves_are_the_same_in_smaller_passes(
     parts = curves_of(estimator, dataset, rows, prompts, 16, at_once=7)
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, rtol=1e-3, atol=1e-4 * float(value.abs().max()))
+
+
+def test_an_images_draws_are_its_own_wherever_it_stands(ldm: LatentDiffusion, dataset: MultiDomainDataset) -> None:
+    rows = [9, 4, 16]
+    moved = dataclasses.replace(
+        dataset, images=dataset.images[rows], labels=dataset.labels[rows], domain_of=dataset.domain_of[rows],
+        keys=tuple(dataset.keys[row] for row in rows),
+    )  # fmt: skip
+    estimator, prompts = SlopeEstimator(ldm, FEW_ROUNDS), list(dataset.words())
+    here = curves_of(estimator, dataset, np.array(rows), prompts, 16)
+    there = curves_of(estimator, moved, np.arange(3), prompts, 16)
+    assert torch.equal(here["slopes"], there["slopes"])
+    assert not torch.equal(here["slopes"][0], here["slopes"][1])
+
+
+def test_the_knots_are_points_of_the_grid() -> None:
+    assert set(KNOTS) <= set(GRID)
+    assert (KNOTS[0], KNOTS[-1]) == (GRID[0], GRID[-1])
+    assert list(GRID) == sorted(set(GRID))
+
+
+def test_keys_of_images_tell_pixels_shapes_and_prompts_apart() -> None:
+    images = np.zeros((3, 4, 4, 3), np.uint8)
+    images[1, 3, 3, 2] = 1
+    keys = [*image_keys(images).tolist(), *image_keys(images[:1].reshape(1, 2, 8, 3)).tolist(),
+            *image_keys(images[:2], ["cat", "dog"]).tolist()]  # fmt: skip
+    assert keys[0] == keys[2]
+    assert len(set(keys)) == 5
+    assert image_keys(images[:2, :, ::-1], ["cat", "cat"]).tolist() != keys[-2:]

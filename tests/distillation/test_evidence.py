@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from children import start, wait_until
 from counting import count_passes, run_out_above
+from domainfusion import claims
 from domainfusion.config import AuditConfig, DistillConfig
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.data.transforms import from_uint8, resize
@@ -18,6 +23,7 @@ from domainfusion.distillation import evidence as evidence_module
 from domainfusion.distillation.evidence import Evidence, EvidenceStore, evidence_of, shortlist, spread
 from domainfusion.distillation.slopes import draw
 from domainfusion.errors import Interrupted
+from domainfusion.json_lines import append_whole_lines, read_json_lines
 from domainfusion.seeding import seed_hash
 
 CONFIG = AuditConfig(
@@ -169,3 +175,33 @@ def test_the_given_label_is_always_on_the_shortlist() -> None:
     stay = shortlist(misfit, np.array([0, 0]), 2)
     assert stay.tolist() == [[True, True, True, False], [True, True, True, False]]
     assert shortlist(misfit, np.array([0, 3]), 9).all()
+
+
+def test_processes_share_the_files_of_a_table(
+    ldm: LatentDiffusion, dataset: MultiDomainDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No pass is made twice, and what comes out is what one process makes."""
+    monkeypatch.setattr(evidence_module, "SHARD", 4)
+    monkeypatch.setattr(claims, "PAUSE", 0.02)
+    rows = np.arange(18)
+    expected = EvidenceStore(dataset, "alone", CONFIG).collect(lambda: ldm, rows, dataset.labels, progress=False)
+    log = tmp_path / "log"
+
+    def noted(model: Any, data: Any, some: np.ndarray, tasks: np.ndarray, *rest: Any) -> np.ndarray:
+        done = [line for line in read_json_lines(log) if line["process"] == os.getpid()]
+        made = [[int(some[i]), int(turn), int(label)] for i, turn, label in tasks]
+        append_whole_lines(log, [{"process": os.getpid(), "tasks": made}])
+        if not done:  # both are within a file before one of them goes on
+            (tmp_path / f"begun-{os.getpid()}").touch()
+            wait_until(lambda: len(list(tmp_path.glob("begun-*"))) == 2)
+        return evidence_of(model, data, some, tasks, *rest)
+
+    monkeypatch.setattr(evidence_module, "evidence_of", noted)
+    store = EvidenceStore(dataset, "shared", CONFIG)
+    children = [start(lambda: store.collect(lambda: ldm, rows, dataset.labels, progress=False)) for _ in range(2)]
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    tasks = [tuple(task) for line in read_json_lines(log) for task in line["tasks"]]
+    assert len(tasks) == len(set(tasks)) == 18 * 3 + 18 * 2
+    found = store.collect(lambda: ldm, rows, dataset.labels, progress=False)
+    np.testing.assert_array_equal(found.losses, expected.losses)
+    np.testing.assert_array_equal(found.slopes, expected.slopes)

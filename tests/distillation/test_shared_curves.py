@@ -19,14 +19,14 @@ from domainfusion import claims
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
 from domainfusion.distillation import curves as curves_module
-from domainfusion.distillation.curve_rounds import GRID, curves_of
+from domainfusion.distillation.curve_rounds import KNOTS, curves_of
 from domainfusion.distillation.curves import Curves, CurveStore
 from domainfusion.json_lines import append_whole_lines, read_json_lines
 from domainfusion.tensors import load_state
 from draws import FEW_ROUNDS
 
 ROWS = np.arange(10)
-TWO = 2 * len(GRID)  # latents of two images, what is computed together
+TWO = 2 * len(KNOTS)  # latents of two images, what is computed together
 
 
 @pytest.fixture

@@ -72,11 +72,11 @@ def test_training_tabulates_what_is_missing(few_images: Path, config: TrainConfi
         ({"distill_weight": 0.0, "steps": 10**6}, False),
         ({"distill": DistillConfig(estimator="curve")}, True),
         ({"distill": DistillConfig(estimator="score"), "steps": 10**6}, False),
-        # The table's passes: 6 images x 24 confidences x 2 draws x 2 rounds = 576; training's: 72 steps x 8 images.
-        ({"distill": DistillConfig(curve_samples=2, curve_rounds=2), "steps": 72}, True),
-        ({"distill": DistillConfig(curve_samples=2, curve_rounds=2), "steps": 71}, False),
-        ({"distill": DistillConfig(curve_samples=2, curve_rounds=2, images_per_step=0), "steps": 36}, True),
-        ({"distill": DistillConfig(curve_samples=2, curve_rounds=2, images_per_step=0), "steps": 35}, False),
+        # The table's passes: 6 images x 16 knots x 2 draws x 2 rounds = 384; training's: 48 steps x 8 images.
+        ({"distill": DistillConfig(curve_samples=2, curve_rounds=2), "steps": 48}, True),
+        ({"distill": DistillConfig(curve_samples=2, curve_rounds=2), "steps": 47}, False),
+        ({"distill": DistillConfig(curve_samples=2, curve_rounds=2, images_per_step=0), "steps": 24}, True),
+        ({"distill": DistillConfig(curve_samples=2, curve_rounds=2, images_per_step=0), "steps": 23}, False),
     ],
 )
 def test_auto_takes_the_way_with_fewer_passes(

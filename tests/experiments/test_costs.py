@@ -13,7 +13,7 @@ from torch import nn
 from transformers import CLIPTextModel
 
 from domainfusion.config import DistillConfig, GenerateConfig
-from domainfusion.distillation.curve_rounds import GRID
+from domainfusion.distillation.curve_rounds import GRID, KNOTS
 from domainfusion.errors import UsageError
 from domainfusion.experiments.costs import (
     GPUS,
@@ -105,7 +105,7 @@ def test_passes_and_days_by_hand() -> None:
         "encoder": 100 * 7 * 21, "unet": 1000 * 7 * 3 * 21 * 4 * 2, "decoder": 10 * 7 * 3 * 21, "text_encoder": 5 + 1,
     }  # fmt: skip
     assert found["flops"]["curves"] == {
-        "encoder": 100 * 7 * 2 * len(GRID), "unet": 1000 * 7 * len(GRID) * 32, "text_encoder": 5
+        "encoder": 100 * 7 * 2 * len(GRID), "unet": 1000 * 7 * len(KNOTS) * 32, "text_encoder": 5
     }  # fmt: skip
     total = sum(found["flops"]["generation"].values())
     assert found["days"]["1"]["generation"] == pytest.approx(total / (125e12 * 0.5) / 86_400)

@@ -22,8 +22,8 @@ class DistillConfig:
     """What curve tabulates, and auto computes."""
     curve_samples: Annotated[int, Field(ge=2, multiple_of=2)] = 16
     """Draws of (timestep, noise) in a round of the table, in antithetic pairs, shared by all its confidences."""
-    curve_rounds: Annotated[int, Field(ge=2)] = 2
-    """Most rounds an image gets."""
+    curve_rounds: Annotated[int, Field(ge=2)] = 4
+    """Most rounds an image gets; two at least."""
     curve_tolerance: Weight = 0.1
     """An image needs no further round when its curve's standard error is below this share of the curve's size."""
     residual: Residual = "plain"

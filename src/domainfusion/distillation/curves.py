@@ -3,9 +3,11 @@
 For a fixed image and label the loss L is a function of one number, the confidence p, and nothing in it changes while a
 classifier trains. Its slope is therefore computed ahead, on a grid of p (`curve_rounds`).
 
-A table is a fact about a data set, an LDM and the settings: all epochs, seeds, backbones, targets and trials share it.
-It is kept under the hash of these in shards of rows; a shard is written atomically about once a minute, holds a
-checksum, and is made again where it is damaged. Processes that tabulate it at the same time share out the shards.
+A curve is a fact about an image, the prompt of its label, an LDM and the settings: all epochs, seeds, backbones,
+targets and trials share it. Tables of data sets lie side by side under the hash of LDM and settings, each image under
+a key of its own (`content`), so that a data set (one that has grown, a part) takes over what another has of its images.
+A table is kept in shards of rows; a shard is written atomically about once a minute, holds a checksum, and is made
+again where it is damaged. Processes that tabulate it at the same time share out the shards.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from domainfusion.config import DistillConfig, TrainConfig
 from domainfusion.config_files import plain_values
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
-from domainfusion.distillation.curve_rounds import GRID, curves_of
+from domainfusion.distillation.content import image_keys
+from domainfusion.distillation.curve_rounds import GRID, KNOTS, curves_of
 from domainfusion.distillation.shards import SHARD, ShardedTable
 from domainfusion.distillation.slopes import SlopeEstimator
 from domainfusion.files import cache_folder, hash_of, make_folder
@@ -32,7 +35,7 @@ from domainfusion.interruption import check
 from domainfusion.memory import halve_until_it_fits
 from domainfusion.tensors import load_state, save_state
 
-FORMAT = 3  # raised when the computation changes, so that an older table is not taken for a new one
+FORMAT = 4  # raised when the computation changes, so that an older table is not taken for a new one
 SAVE_SECONDS = 60  # a killed computation loses about as much, or an image
 TABLES = Path(__file__).parent / "tables"  # that come with the package
 # Options that decide what a slope is; the others decide how it is used.
@@ -90,13 +93,13 @@ class CurveStore:
         self.dataset, self.config, self.image_size = dataset, config, image_size
         self.prompts = [template.format(label=word) for word in dataset.words()]
         options = {name: plain_values(config)[name] for name in SHAPING}
-        key = hash_of([FORMAT, SHARD, GRID, dataset.fingerprint, dataset.labels.tolist(), self.prompts,
-                       ldm_fingerprint, options, image_size])  # fmt: skip
-        self.key = key
-        self.folder = cache_folder() / "curves" / key
+        self.settings = hash_of([FORMAT, KNOTS, GRID, ldm_fingerprint, options, image_size])
+        self.key = hash_of([self.settings, SHARD, dataset.fingerprint, dataset.labels.tolist(), self.prompts])
+        self.folder = cache_folder() / "curves" / self.settings / self.key
         self.table = ShardedTable(self.folder, "curves")
-        self.shipped = TABLES / f"{key}.safetensors"
+        self.shipped = TABLES / f"{self.settings}-{self.key}.safetensors"
         self.computed = 0  # images whose curves `tabulate` has computed here
+        self.taken_over = 0  # and taken from tables of other data sets
 
     def load(self) -> Curves:
         """What has been tabulated so far: a table that came with the package, and the shards on disk."""
@@ -106,8 +109,7 @@ class CurveStore:
             "rounds": torch.zeros(count, dtype=torch.int64),
         }  # fmt: skip
         if self.shipped.exists():
-            state = {name: value.clone() for name, value in load_state(self.shipped).items()}
-            state = {name: value.float() if name != "rounds" else value.long() for name, value in state.items()}
+            _, state = _shipped(self.shipped)
         for rows, found in self.table.read_all():
             for name in state:
                 state[name][rows] = found[name]
@@ -117,8 +119,49 @@ class CurveStore:
         """Those of `rows` that have not been tabulated."""
         return rows[self.load().rounds[torch.from_numpy(rows)].numpy() == 0]
 
+    def row_keys(self, rows: np.ndarray) -> np.ndarray:
+        """(n,) int64 keys of images and their prompts, which are the same in every data set."""
+        return image_keys(self.dataset.images[rows], [self.prompts[label] for label in self.dataset.labels[rows]])
+
+    def elsewhere(self, rows: np.ndarray) -> tuple[np.ndarray, dict[str, torch.Tensor]]:
+        """Those of `rows` (n,) whose image is in the table of another data set under the same prompt, and their curves.
+
+        Returns rows (m,), ascending, and {"key": (m,), "slopes": (m, G), "errors": (m, G), "rounds": (m,)}.
+        """
+        left, found = np.unique(rows), []
+        keys = None
+        for known, curves in self._other_tables():
+            if not len(left):
+                break
+            keys = self.row_keys(left) if keys is None else keys
+            place = {int(key): i for i, key in enumerate(known.tolist())}
+            here = np.array([place.get(int(key), -1) for key in keys])
+            taken = here >= 0
+            if taken.any():
+                which = torch.from_numpy(here[taken])
+                found.append((left[taken], {name: value[which] for name, value in curves.items()}))
+                left, keys = left[~taken], keys[~taken]
+        if not found:
+            return np.zeros(0, dtype=np.int64), {}
+        everything = np.concatenate([part for part, _ in found])
+        order = torch.from_numpy(np.argsort(everything))
+        return everything[order.numpy()], {
+            name: torch.cat([curves[name] for _, curves in found])[order] for name in found[0][1]
+        }
+
+    def _other_tables(self) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+        """Keys (n,) and curves of each file of other data sets' tables by the same LDM and settings."""
+        for path in sorted(TABLES.glob(f"{self.settings}-*.safetensors")):
+            if path != self.shipped:
+                keys, state = _shipped(path)
+                yield keys, state | {"key": keys}
+        folders = sorted(path for path in self.folder.parent.glob("*") if path.is_dir() and path != self.folder)
+        for folder in folders:
+            for _, found in ShardedTable(folder, "curves").read_all():
+                yield found["key"], found
+
     def tabulate(self, ldm: LatentDiffusion, rows: np.ndarray, *, batch: int = 128, progress: bool = True) -> Curves:
-        """Compute the curves of `rows` that are missing, shard by shard, and return all there are.
+        """Compute the curves of `rows` that no table has, shard by shard, and return all there are.
 
         Shards that another process has begun are left to it, and waited for; should it end before they are done, the
         rest of them is computed here. What is batched together is the same whoever computes it, so for the same rows
@@ -129,12 +172,12 @@ class CurveStore:
 
         What is known so far is written when an error or a signal (see `domainfusion.interruption`) ends it.
         """
-        missing = np.unique(self.missing(rows))
+        missing = self.take_over(rows)
         estimator = SlopeEstimator(ldm, self.config)
         size = self.image_size or ldm.image_size
         if len(missing):
             make_folder(self.folder)
-        per_call, at_once = max(1, batch // len(GRID)), batch
+        per_call, at_once = max(1, batch // len(KNOTS)), batch
         bar = tqdm(total=len(missing), desc="curves", unit="image", disable=not progress or not len(missing))
         claims = self.table.claim(
             np.unique(missing // SHARD).tolist(), on_wait=lambda: bar.set_postfix_str("waiting for another process")
@@ -154,11 +197,23 @@ class CurveStore:
                             return curves_of(estimator, self.dataset, part, self.prompts, size, at_once=count)
 
                         found, at_once = halve_until_it_fits(work, at_once, "tabulating curves")
-                        add(part, found)
+                        add(part, {**found, "key": torch.from_numpy(self.row_keys(part))})
                         self.computed += len(part)
                         bar.update(len(part))
                         check()
         return self.load()
+
+    def take_over(self, rows: np.ndarray) -> np.ndarray:
+        """Put what other data sets' tables have of `rows` (n,) into this one; those (m,) that are missing even so."""
+        missing = np.unique(self.missing(rows))
+        rows, found = self.elsewhere(missing)
+        if len(rows):
+            make_folder(self.folder)
+        for number in np.unique(rows // SHARD).tolist():
+            mine = torch.from_numpy(rows // SHARD == number)
+            self.table.write(number, torch.from_numpy(rows)[mine], {name: value[mine] for name, value in found.items()})
+        self.taken_over += len(rows)
+        return np.setdiff1d(missing, rows)
 
     @contextlib.contextmanager
     def _writing(self, number: int) -> Iterator[Callable[[np.ndarray, dict[str, torch.Tensor]], None]]:
@@ -190,7 +245,17 @@ class CurveStore:
     def export(self, path: Path) -> None:
         """Write the whole table as one file (half precision), as it is shipped with the package."""
         found = self.load()
-        save_state(path, {"slopes": found.slopes.half(), "errors": found.errors.half(), "rounds": found.rounds.int()})
+        save_state(path, {
+            "slopes": found.slopes.half(), "errors": found.errors.half(), "rounds": found.rounds.int(),
+            "key": torch.from_numpy(self.row_keys(np.arange(len(self.dataset)))),
+        })  # fmt: skip
+
+
+def _shipped(path: Path) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Keys (N,) of a table that `CurveStore.export` wrote, and its slopes, errors (N, G) and rounds (N,)."""
+    state = {name: value.clone() for name, value in load_state(path).items()}
+    keys = state.pop("key")
+    return keys, {name: value.long() if name == "rounds" else value.float() for name, value in state.items()}
 
 
 def reads_curves(config: TrainConfig, dataset: MultiDomainDataset, images: int, batch: int) -> bool:
@@ -203,7 +268,7 @@ def reads_curves(config: TrainConfig, dataset: MultiDomainDataset, images: int, 
     distill = config.distill
     if config.distill_weight == 0 or distill.estimator != "auto":
         return config.distill_weight > 0 and distill.estimator == "curve"
-    table = images * len(GRID) * distill.curve_samples * distill.curve_rounds
+    table = images * len(KNOTS) * distill.curve_samples * distill.curve_rounds
     training = config.steps * min(batch, distill.images_per_step or batch) * distill.samples
     if table <= training:
         return True

@@ -10,12 +10,15 @@ nearly all of the variance, cancels in a comparison. Draws come in rounds of pai
 the timesteps; every label gets the first round, and only the given label and the best of its rivals the others.
 
 A table is a fact about images, class prompts, an LDM and the settings; which labels are given decides only how far it
-is filled. It is kept under the hash of these, as curves are.
+is filled. It is kept under the hash of these, as curves are, and processes that fill it at the same time share out its
+files.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -120,11 +123,16 @@ class EvidenceStore:
     def lacking(self, evidence: Evidence, given: np.ndarray, *, first: bool) -> np.ndarray:
         """(n, K, R) bool: what is still to be computed of the first round, or, once that is known, of all the others
         for labels given (n,) and the rivals that fit best."""
-        absent = ~np.isfinite(evidence.losses).all((-1, -2))
+        absent = self._absent(evidence)
         if first:
             absent[:, :, 1:] = False
             return absent
         return absent & self.shortlist(evidence, given)[:, :, None]
+
+    @staticmethod
+    def _absent(evidence: Evidence) -> np.ndarray:
+        """(n, K, R) bool: what has not been computed."""
+        return np.asarray(~np.isfinite(evidence.losses).all((-1, -2)))
 
     def shortlist(self, evidence: Evidence, given: np.ndarray) -> np.ndarray:
         """(n, K) bool: the labels given (n,) and the rivals that fit best by the first round."""
@@ -135,7 +143,8 @@ class EvidenceStore:
     ) -> Evidence:
         """The evidence of rows (n,), ascending, under labels given (n,) and their rivals.
 
-        It is the same whatever else the table holds: what was computed for other labels is left out.
+        It is the same whatever else the table holds: what was computed for other labels is left out. Files that another
+        process is at are left to it, and waited for; should it end before they are done, they are computed here.
 
         Args:
             load_ldm: called only where something is missing.
@@ -145,13 +154,23 @@ class EvidenceStore:
         for first, what in ((True, "every label"), (False, "the best labels")):
             lacking = self.lacking(self.load(rows), given, first=first)
             todo = np.flatnonzero(lacking.any((1, 2)))
+            numbers = np.unique(rows[todo] // SHARD).tolist()
             bar = tqdm(total=len(todo), desc=what, unit="image", disable=not progress or not len(todo))
-            for number in np.unique(rows[todo] // SHARD):
-                ldm = ldm or load_ldm()
-                mine = todo[rows[todo] // SHARD == number]
-                self._fill(ldm, int(number), rows[mine], lacking[mine], bar)
-                check()
-            bar.close()
+            if numbers:
+                make_folder(self.table.folder)
+            claims = self.table.claim(
+                numbers, on_wait=functools.partial(bar.set_postfix_str, "waiting for another process")
+            )
+            with bar, contextlib.closing(claims):
+                for number in claims:
+                    mine = todo[rows[todo] // SHARD == number]
+                    left = lacking[mine] & self._absent(self.load(rows[mine]))  # another process may have been here
+                    some = left.any((1, 2))
+                    bar.update(int((~some).sum()))
+                    if some.any():
+                        ldm = ldm or load_ldm()
+                        self._fill(ldm, number, rows[mine[some]], left[some], bar)
+                    check()
         found = self.load(rows)
         dropped = ~self.shortlist(found, given)
         for values in (found.losses, found.slopes):
@@ -160,7 +179,6 @@ class EvidenceStore:
 
     def _fill(self, ldm: LatentDiffusion, number: int, rows: np.ndarray, lacking: np.ndarray, bar: tqdm[Any]) -> None:
         """Compute what is lacking (n, K, R) of rows (n,) of one shard, and write it; `bar` counts rows."""
-        make_folder(self.table.folder)
         before = self.load(rows)
         values = np.stack([before.losses, before.slopes], -1)
         try:

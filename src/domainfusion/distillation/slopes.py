@@ -154,15 +154,19 @@ class SlopeEstimator:
         return (ahead + behind) / 2, (ahead - behind) / (2 * self.step)  # the mean is z(p) up to step²
 
     @torch.no_grad()
+    def pull(self, latents: torch.Tensor, embeds: torch.Tensor, draws: Draws) -> torch.Tensor:
+        """(B, C, h, w) mean over the draws of w(t)·√ᾱ_t·r at z(p): what a slope multiplies dz/dp with."""
+        total = torch.zeros_like(latents)
+        for timesteps, noise in zip(draws.timesteps, draws.noise, strict=True):
+            signal, _ = self.ldm.signal_and_noise(timesteps)
+            weight = self._weights(timesteps).view(-1, 1, 1, 1) * signal
+            total = total + weight * self.noise_residual(latents, embeds, timesteps, noise)
+        return total / len(draws.timesteps)
+
+    @torch.no_grad()
     def project(self, latents: torch.Tensor, tangent: torch.Tensor, embeds: torch.Tensor, draws: Draws) -> torch.Tensor:
         """(B,) mean over the draws of w(t)·√ᾱ_t·⟨r, dz/dp⟩/dim at z(p) and dz/dp of `path`."""
-        total = torch.zeros(len(latents), device=latents.device, dtype=latents.dtype)
-        for timesteps, noise in zip(draws.timesteps, draws.noise, strict=True):
-            residual = self.noise_residual(latents, embeds, timesteps, noise)
-            signal, _ = self.ldm.signal_and_noise(timesteps)
-            product = (residual * tangent).mean((1, 2, 3))
-            total = total + self._weights(timesteps) * signal.flatten() * product
-        return total / len(draws.timesteps)
+        return (self.pull(latents, embeds, draws) * tangent).mean((1, 2, 3))
 
 
 def distillation_loss(slopes: torch.Tensor, confidence: torch.Tensor) -> torch.Tensor:

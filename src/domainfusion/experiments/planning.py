@@ -246,6 +246,7 @@ def _time_curves(context: Context, plan: Plan) -> None:
     )  # fmt: skip
     rows = np.sort(np.concatenate([context.split.train[domain] for domain in context.split.sources]))
     missing = store.missing(rows)
+    missing = np.setdiff1d(missing, store.elsewhere(missing)[0])
     plan.counts["curves"] = len(missing)
     if not len(missing):
         return

@@ -45,7 +45,7 @@ def tabulate_curves(
     rows = np.arange(len(dataset))
     rows = rows[rows // SHARD % shard[1] == shard[0]]
     started = time.monotonic()
-    if len(store.missing(rows)):
+    if len(store.take_over(rows)):
         ldm = LatentDiffusion.load(config.ldm, device=choose_device(config.device), precision=config.precision)
         with stoppable():
             curves = store.tabulate(ldm, rows)
@@ -66,7 +66,8 @@ def tabulate_curves(
     slopes = curves.slopes[curves.rounds > 0]
     return {
         "data": data, "ldm": config.ldm, "key": store.key, "folder": str(store.folder), "images": len(dataset),
-        "tabulated": known, "computed": store.computed, "seconds": round(seconds, 1), "size": curves.size(),
+        "tabulated": known, "computed": store.computed, "taken_over": store.taken_over,
+        "seconds": round(seconds, 1), "size": curves.size(),
         "relative_error": curves.error(),
         "draws_per_image": float(curves.rounds.sum()) / max(known, 1) * options.curve_samples,
         "grid": [round(float(p), 4) for p in curves.grid],
@@ -91,7 +92,7 @@ def tabulate_part(data: str, config: TrainConfig, rows: np.ndarray) -> int:
     Rows that lie in the same file of the store belong into the same part.
     """
     store = curve_store(data, config)
-    missing = store.missing(rows)
+    missing = store.take_over(rows)
     if len(missing):
         ldm = LatentDiffusion.load(config.ldm, device=choose_device(config.device), precision=config.precision)
         store.tabulate(ldm, missing, progress=False)
@@ -103,10 +104,11 @@ def tabulation_text(found: dict[str, Any]) -> str:
     rows = [["confidence p", "mean slope dL/dp", "images with a negative slope"]]
     for p, slope, share in zip(found["grid"], found["mean_slope"], found["negative_share"], strict=True):
         rows.append([f"{p:g}", f"{slope:+z.5f}", f"{100 * share:.0f} %"])
+    taken_over = f", {found['taken_over']} taken over from tables of other data sets" if found["taken_over"] else ""
     return (
         f"{text_table(rows)}\n\n"
         f"{found['tabulated']} of {found['images']} images tabulated, {found['computed']} of them now in "
-        f"{found['seconds']:.0f} s, {found['draws_per_image']:.0f} draws an image\n"
+        f"{found['seconds']:.0f} s{taken_over}; {found['draws_per_image']:.0f} draws an image\n"
         f"size of a slope {found['size']:.4f} (root mean square), standard error {100 * found['relative_error']:.0f} % "
         f"of it\n{_largest(found['largest'])}kept in {found['folder']}"
     )
