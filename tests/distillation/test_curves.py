@@ -116,12 +116,13 @@ def test_a_data_set_takes_over_what_another_one_has_of_its_images(
     """Wherever they stand in it; not under another label, another LDM or other settings."""
     monkeypatch.setattr("domainfusion.distillation.curves.SHARD", 4)
     whole = make_store(dataset, tiny_pipeline).tabulate(ldm, np.arange(12), progress=False)
-    rows = [13, 11, 2, 5, 0, 7]
+    rows = [13, 11, 2, 5, 0, 7, 2]  # one of them twice
     store = make_store(part_of(dataset, rows), tiny_pipeline)
-    assert store.elsewhere(np.arange(6))[0].tolist() == [1, 2, 3, 4, 5]
-    assert store.missing(np.arange(6)).tolist() == list(range(6))  # to look is not to take
-    found = store.tabulate(ldm, np.arange(6), progress=False)
-    assert (store.taken_over, store.computed) == (5, 1)
+    assert store.elsewhere(np.array([6, 3, 0]))[0].tolist() == [3, 6]
+    assert store.elsewhere(np.arange(7))[0].tolist() == [1, 2, 3, 4, 5, 6]
+    assert store.missing(np.arange(7)).tolist() == list(range(7))  # to look is not to take
+    found = store.tabulate(ldm, np.arange(7), progress=False)
+    assert (store.taken_over, store.computed) == (6, 1)
     for name in ("slopes", "errors", "rounds"):
         assert torch.equal(getattr(found, name)[1:], getattr(whole, name)[rows[1:]])
     fresh = curves_of(SlopeEstimator(ldm, FEW_ROUNDS), dataset, np.array([13]), list(dataset.words()), 16)

@@ -128,26 +128,28 @@ class CurveStore:
 
         Returns rows (m,), ascending, and {"key": (m,), "slopes": (m, G), "errors": (m, G), "rounds": (m,)}.
         """
-        left, found = np.unique(rows), []
-        keys = None
-        for known, curves in self._other_tables():
-            if not len(left):
+        asked = np.unique(rows)
+        keys = places = np.zeros(0, dtype=np.int64)  # keys of rows `asked`, ascending; where the curves of each are
+        which, parts, count = np.zeros(0, dtype=np.int64), [], 0
+        for known, curves in self._other_tables() if len(asked) else ():
+            if not len(keys):
+                keys, which = np.unique(self.row_keys(asked), return_inverse=True)
+                places = np.full(len(keys), -1)
+            at = np.searchsorted(keys, known.numpy()).clip(max=len(keys) - 1)
+            fitting = np.flatnonzero((keys[at] == known.numpy()) & (places[at] < 0))
+            at, first = np.unique(at[fitting], return_index=True)
+            if len(at):
+                places[at] = count + np.arange(len(at))
+                count += len(at)
+                chosen = torch.from_numpy(fitting[first])
+                parts.append({name: value[chosen] for name, value in curves.items()})
+            if (places >= 0).all():
                 break
-            keys = self.row_keys(left) if keys is None else keys
-            place = {int(key): i for i, key in enumerate(known.tolist())}
-            here = np.array([place.get(int(key), -1) for key in keys])
-            taken = here >= 0
-            if taken.any():
-                which = torch.from_numpy(here[taken])
-                found.append((left[taken], {name: value[which] for name, value in curves.items()}))
-                left, keys = left[~taken], keys[~taken]
-        if not found:
+        if not parts:
             return np.zeros(0, dtype=np.int64), {}
-        everything = np.concatenate([part for part, _ in found])
-        order = torch.from_numpy(np.argsort(everything))
-        return everything[order.numpy()], {
-            name: torch.cat([curves[name] for _, curves in found])[order] for name in found[0][1]
-        }
+        found = places[which] >= 0
+        order = torch.from_numpy(places[which][found])
+        return asked[found], {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
 
     def _other_tables(self) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
         """Keys (n,) and curves of each file of other data sets' tables by the same LDM and settings."""
