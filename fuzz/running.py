@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -45,7 +46,7 @@ def fuzz(target: Target, folder: Path, seconds: int) -> Outcome:
     command = [
         sys.executable, "-m", "fuzz.worker", target.check, str(crashes), ",".join(target.modules), str(corpus),
         str(seeds), f"-max_total_time={seconds}", f"-max_len={target.longest}", f"-timeout={target.seconds}",
-        f"-rss_limit_mb={target.megabytes}", f"-artifact_prefix={crashes}/", "-print_final_stats=1",
+        f"-rss_limit_mb={memory_limit(target)}", f"-artifact_prefix={crashes}/", "-print_final_stats=1",
         "-seed=1",
     ]  # fmt: skip
     if target.words:
@@ -66,6 +67,16 @@ def fuzz(target: Target, folder: Path, seconds: int) -> Outcome:
             subprocess.run([sys.executable, "-m", "fuzz.minimising", target.check, str(path), "20"],
                            env=environment(), capture_output=True, timeout=SLACK, check=False)  # fmt: skip
     return Outcome(*_figures(log.read_text(errors="replace")), found, problem)
+
+
+def memory_limit(target: Target) -> int:
+    """Megabytes of a target's process that libFuzzer takes for a finding.
+
+    It looks at the process's peak, and Linux begins that of a child with what its parent had when it started it: where
+    this process has been large, the target's allowance comes on top of it.
+    """
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return max(target.megabytes, peak + target.megabytes // 2)
 
 
 def environment() -> dict[str, str]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fuzz import properties
 from fuzz.__main__ import text
 from fuzz.minimising import main as minimise_file
 from fuzz.minimising import minimise
-from fuzz.running import _figures, _quoted, fuzz
+from fuzz.running import _figures, _quoted, fuzz, memory_limit
 from fuzz.targets import TARGETS, Target
 from fuzz.worker import attempt, keep, resolve
 
@@ -145,6 +147,18 @@ def test_a_planted_bug_is_found_minimised_and_reported(tmp_path: Path, planted: 
     table = text({"planted": found})
     assert str(crash) in table
     assert "KeyError at planted.py:" in table
+
+
+def test_a_large_process_fuzzes_within_the_targets_own_memory(tmp_path: Path, planted: Target) -> None:
+    """A child's peak begins at its parent's."""
+    pytest.importorskip("atheris")
+    ballast = np.ones(600 << 20, np.uint8)
+    assert memory_limit(dataclasses.replace(planted, megabytes=400)) >= 800
+    assert memory_limit(dataclasses.replace(planted, megabytes=2**20)) == 2**20
+    found = fuzz(dataclasses.replace(planted, megabytes=400), tmp_path / "out", 2)
+    del ballast
+    assert found.problem == ""
+    assert len(found.crashes) == 1
 
 
 def test_an_unknown_target_is_refused_with_the_targets_there_are() -> None:
