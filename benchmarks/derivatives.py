@@ -24,10 +24,13 @@ from domainfusion.distillation.slopes import SlopeEstimator, draw
 IMAGES = 24
 
 
-def forward_mode(function: Callable[[torch.Tensor], torch.Tensor], p: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def forward_mode(
+    function: Callable[[torch.Tensor], torch.Tensor], p: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The function's value at p (B,) and its derivative along p. Fused attention has no forward mode."""
     with sdpa_kernel(SDPBackend.MATH):
-        return torch.func.jvp(function, (p,), (torch.ones_like(p),))  # type: ignore[no-any-return]
+        value, derivative = torch.func.jvp(function, (p,), (torch.ones_like(p),))
+    return value, derivative
 
 
 def derivatives() -> list[dict[str, Any]]:
