@@ -1,14 +1,14 @@
+"""The command line as a whole: help, wrong usage, failures, exit codes, lists."""
+
 from __future__ import annotations
 
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 import domainfusion
 from domainfusion import cli
@@ -212,33 +212,6 @@ def test_list_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert "pictograms" in capsys.readouterr().out
 
 
-@pytest.fixture
-def ten_images(tmp_path: Path) -> Path:
-    """Two domains, the first of ten images in two classes: DomainBed's order for n = 10 is known."""
-    for domain, classes in {"a": {"x": 4, "y": 6}, "b": {"x": 3, "y": 2}}.items():
-        for name, count in classes.items():
-            (tmp_path / "data" / domain / name).mkdir(parents=True)
-            for number in range(count):
-                Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / "data" / domain / name / f"{number}.png")
-    return tmp_path / "data"
-
-
-def test_data_splits_are_domainbeds(ten_images: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["data", "splits", str(ten_images), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["a"] == {"out": [2, 3], "in": [8, 1, 4, 5, 0, 9, 6, 7]}  # golden, see PROTOCOL.md
-    # Numbers count from 0 in every domain; one image of five is held out.
-    assert sorted(found["b"]["in"] + found["b"]["out"]) == [0, 1, 2, 3, 4]
-    assert len(found["b"]["out"]) == 1
-
-
-def test_data_splits_differ_by_trial_and_print_counts(ten_images: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["data", "splits", str(ten_images), "--trial", "1", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["a"]["out"] != [2, 3]
-    assert cli.run(["data", "splits", str(ten_images)]) == 0
-    assert capsys.readouterr().out == "domainbed splits, trial 0\na: in 8, out 2\nb: in 4, out 1\n"
-
-
 def test_help_of_data_is_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["data", "--help"]) == 0
     assert "domainfusion data splits DATA" in capsys.readouterr().out
@@ -249,64 +222,6 @@ def test_notes_go_to_stderr(image_folder_lacking_class: Path, capsys: pytest.Cap
     printed = capsys.readouterr()
     assert set(json.loads(printed.out)) == {"cartoon", "photo", "sketch"}
     assert "note: domain photo has no images of 1 of 3 classes: dog" in printed.err
-
-
-def test_options_of_a_file_give_way_to_the_command_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_image_folder: Callable[..., Path]
-) -> None:
-    from domainfusion.experiments import runs
-
-    seen = []
-
-    def train_run(data: str, config: object, folder: Path, **_: object) -> dict[str, object]:
-        seen.append((data, config, folder))
-        return {
-            "algorithm": "erm", "dataset": "d", "protocol": "domainbed", "trial": 0, "validation_accuracy": 0.5,
-            "selected_step": 3, "target": "t", "target_accuracy": 0.25, "test_images": 8, "seconds": 1.0,
-        }  # fmt: skip
-
-    monkeypatch.setattr(runs, "train_run", train_run)
-    path = tmp_path / "options.toml"
-    path.write_text('algorithm = "erm"\nsteps = 7\nlr = 0.5\n[data]\nsize = 32\nflip = false\n')
-    words = [
-        "train",
-        "some/data",
-        "--config",
-        str(path),
-        "--steps",
-        "9",
-        "--data.jitter",
-        "0",
-        "--output",
-        str(tmp_path),
-    ]
-    assert cli.run(words) == 0
-    data, config, folder = seen[0]
-    assert (data, folder) == ("some/data", tmp_path)
-    assert (config.algorithm, config.steps, config.lr) == ("erm", 9, 0.5)
-    assert (config.data.size, config.data.flip, config.data.jitter, config.data.crop) == (32, False, 0.0, 0.7)
-
-
-@pytest.mark.parametrize("words", [["--config", "options.toml"], ["--config=options.toml"]])
-def test_a_wrong_option_in_a_file_is_refused(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("options.toml").write_text("stesp = 7\n")
-    assert cli.run(["train", "pictograms", *words]) == 2
-    assert capsys.readouterr().err == "domainfusion: options.toml: unknown option 'stesp'; did you mean 'steps'?\n"
-
-
-def test_an_option_of_the_command_line_in_a_file_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "options.toml"
-    path.write_text('steps = 7\noutput = "runs/x"\n')
-    assert cli.run(["train", "pictograms", "--config", str(path)]) == 2
-    assert "output is no option of a run; give it on the command line: --output" in capsys.readouterr().err
-
-
-def test_a_missing_options_file_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["train", "pictograms", "--config", "absent.toml"]) == 1
-    assert "absent.toml cannot be read" in capsys.readouterr().err
 
 
 def test_no_trial_is_wrong_usage(image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -254,3 +254,26 @@ def test_reversed_ranges_and_unknown_braces_are_refused(values, message):
     with pytest.raises(UsageError) as caught:
         build_config(TrainConfig, values, "x.toml")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"average": {"method": "swa"}}, "x.toml: average.method = 'swa': "),
+        ({"average": {"decay": 1.0}}, "x.toml: average.decay = 1.0: "),
+        ({"average": {"tolerance_rate": 0.9}}, "x.toml: average.tolerance_rate = 0.9: "),
+        ({"average": {"overfit_patience": 2}}, "overfit_patience 2 is below optimum_patience 3"),
+        ({"average": {"overfit_patiense": 2}}, "did you mean 'average.overfit_patience'?"),
+        ({"mixup": {"alpha": 0.0}}, "x.toml: mixup.alpha = 0.0: "),
+        ({"mixstyle": {"probability": 1.5}}, "x.toml: mixstyle.probability = 1.5: "),
+        ({"mixstyle": {"stages": 0}}, "x.toml: mixstyle.stages = 0: "),
+        ({"coral": {"weight": -1.0}}, "x.toml: coral.weight = -1.0: "),
+        ({"groupdro": {"eta": -0.1}}, "x.toml: groupdro.eta = -0.1: "),
+        ({"rsc": {"feature_drop": 1.0}}, "x.toml: rsc.feature_drop = 1.0: "),
+        ({"rsc": {"batch_drop": 0.0}}, "x.toml: rsc.batch_drop = 0.0: "),
+    ],
+)
+def test_options_out_of_range_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        build_config(TrainConfig, values, "x.toml")
+    assert message in str(caught.value)

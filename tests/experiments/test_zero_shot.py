@@ -7,10 +7,7 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -184,46 +181,6 @@ def test_runs_share_the_scores_of_an_image(
     for name, other in {"draws": {"samples": (2, 5)}, "method": {"algorithm": "diffusion_net"}}.items():
         train_run(str(images), changed(config, **other), tmp_path / name, progress=False)
     assert len(list(cache.glob("zero_shot/*"))) == 3
-
-
-CLAIM = """
-import sys
-from domainfusion.experiments.zero_shot import ScoreStore
-store = ScoreStore("key")
-print(list(store.claim([3, 7])), flush=True)
-sys.stdin.readline()
-"""
-
-
-def test_images_that_another_process_is_at_are_left_to_it_until_it_is_killed(cache: Path) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", CLAIM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "[3, 7]\n"
-        with closing(ScoreStore("key")) as mine:
-            assert list(mine.claim([2, 3, 5, 7])) == [2, 5]
-            other.kill()
-            mine.wait(3)
-            assert list(mine.claim([3, 7])) == [3, 7]
-
-
-def test_an_image_that_another_process_has_done_meanwhile_is_skipped(cache: Path) -> None:
-    mine, other = ScoreStore("key"), ScoreStore("key")
-    scores = Scores(np.array([0.25, 1 / 3]), np.array([4, 2]), 6, 0.5)
-    asked = mine.claim([3, 7, 9])
-    assert next(asked) == 3
-    other.add(7, scores)
-    assert next(asked) == 9
-    assert mine.missing(np.array([3, 7, 9])) == [3, 9]
-    assert mine.known[7].errors.tolist() == scores.errors.tolist()
-    assert mine.known[7].draws.tolist() == [4, 2]
-    assert (mine.known[7].passes, mine.known[7].seconds) == (6, 0.5)
-    # Both computed the same image: what came first stands.
-    mine.add(7, Scores(np.array([9.0, 9.0]), np.array([4, 2]), 6, 0.5))
-    assert ScoreStore("key").known[7].errors[0] == 0.25
-    mine.close()
-    other.close()
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "no object", "huge"])
