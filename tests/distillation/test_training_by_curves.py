@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from domainfusion.algorithms.domainfusion import DomainFusion
 from domainfusion.config import DistillConfig, TrainConfig
-from domainfusion.data.domains import MultiDomainDataset
+from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.diffusion import ldm as ldm_module
 from domainfusion.diffusion.ldm import source_fingerprint
 from domainfusion.distillation import curves as curves_module
 from domainfusion.distillation.curve_rounds import GRID
 from domainfusion.distillation.curves import CurveStore, reads_curves
+from domainfusion.experiments.planning import plan_run
 from domainfusion.experiments.runs import build_algorithm, build_context, train_run
 from domainfusion.experiments.tabulating import tabulate_curves, tabulation_text
 from domainfusion.training.step import make_batch
@@ -54,6 +57,25 @@ def test_training_reads_the_table_and_loads_no_ldm(
     (by_hand,) = torch.autograd.grad(expected, logits)
     torch.testing.assert_close(by_loss, by_hand)
     assert by_loss.abs().max() > 0
+
+
+def test_curves_of_another_data_set_serve_training_without_the_ldm(
+    few_images: Path, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grown = tmp_path / "grown"
+    shutil.copytree(few_images, grown)
+    image = sorted((grown / "sketch").rglob("*.png"))[0]  # one more of the target, so that the data set is another
+    Image.fromarray(np.full((16, 16, 3), 90, np.uint8)).save(image.with_name("aaa.png"))
+    tabulate_curves(str(few_images), config)
+    assert plan_run(str(grown), config)["counts"]["curves"] > 9  # all: images that are not decoded are not known again
+    load_dataset(str(grown), config.data)
+    assert plan_run(str(grown), config)["counts"]["curves"] == 0
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the LDM was loaded")
+
+    monkeypatch.setattr(ldm_module.LatentDiffusion, "load", refuse)
+    assert train_run(str(grown), config, tmp_path / "run", progress=False)["steps"] == 3
 
 
 def test_training_tabulates_what_is_missing(few_images: Path, config: TrainConfig, tmp_path: Path) -> None:
