@@ -1,5 +1,6 @@
 """What the documentation says is so: tables fit their figures, links lead somewhere, commands exist."""
 
+import dataclasses
 import json
 import re
 import shlex
@@ -10,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from domainfusion.cli import COMMANDS, PLACES
+from domainfusion.commands.ldm import PretrainCommand
 from domainfusion.commands.parsing import base_options, parse
 from domainfusion.commands.runs import BenchmarkCommand, TrainCommand
 from domainfusion.commands.words import command_class, subcommands_of
-from domainfusion.config import TrainConfig
+from domainfusion.config import PretrainConfig, TrainConfig
 from domainfusion.registry import ALGORITHMS, PRESETS
 
 ROOT = Path(__file__).parents[1]
@@ -70,6 +72,25 @@ def documented_training():
 def test_documented_commands_are_understood(words):
     command = parse(TrainCommand, words, "domainfusion train")
     assert command.options.algorithm in ALGORITHMS.names()
+
+
+def documented_ldms():
+    """Command and arguments of every `domainfusion pretrain`, `train` and `benchmark` on the page about LDMs."""
+    text = (ROOT / "docs" / "own-ldm.md").read_text(encoding="utf-8")
+    for name, line in re.findall(r"^ +domainfusion (pretrain|train|benchmark) (.+)$", text, re.MULTILINE):
+        yield pytest.param(name, shlex.split(line.replace("$target", "sketch")), id=f"{name} {line[:40]}")
+
+
+@pytest.mark.parametrize(("name", "words"), list(documented_ldms()))
+def test_commands_about_ldms_are_understood(name, words):
+    kinds = {"pretrain": (PretrainCommand, PretrainConfig), "train": (TrainCommand, TrainConfig),
+             "benchmark": (BenchmarkCommand, TrainConfig)}  # fmt: skip
+    kind, options = kinds[name]
+    command = parse(kind, words, f"domainfusion {name}", base_options(options, words))
+    if name == "pretrain":
+        assert command.target == "sketch"
+    else:
+        assert dataclasses.replace(command.options, target="sketch").ldm_source == "runs/ldm-sketch/pipeline"
 
 
 def documented_protocol():

@@ -186,7 +186,7 @@ def _load_run(folder: Path, device: torch.device) -> Model:
 def _ldm_of(config: TrainConfig) -> str | None:
     """The LDM that took part in training the classifier, if any."""
     distilled = config.algorithm == "domainfusion" and (config.distill_weight > 0 or config.synthetic_weight > 0)
-    return config.ldm if distilled or config.algorithm == "cdga" else None
+    return config.ldm_source if distilled or config.algorithm == "cdga" else None
 
 
 def _calibration_of(

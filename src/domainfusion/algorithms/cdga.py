@@ -47,7 +47,7 @@ class CDGA(ERM):
         """The frozen LDM, loaded when it is first asked for."""
         if self._ldm is None:
             config = self.config
-            self._ldm = LatentDiffusion.load(config.ldm, device=self.context.device, precision=config.precision)
+            self._ldm = LatentDiffusion.load(config.ldm_source, device=self.context.device, precision=config.precision)
         return self._ldm
 
     def prepare(self) -> None:

@@ -63,7 +63,7 @@ class DomainFusion(Algorithm):
         """The frozen LDM (not part of the module's state), loaded when it is first asked for."""
         if self._ldm is None:
             config = self.config
-            self._ldm = LatentDiffusion.load(config.ldm, device=self.context.device, precision=config.precision)
+            self._ldm = LatentDiffusion.load(config.ldm_source, device=self.context.device, precision=config.precision)
             self.styles = allowed_styles(self._ldm.styles, *self.context.split.held_out)
             self.estimator = SlopeEstimator(self._ldm, config.distill)
         return self._ldm
@@ -78,7 +78,7 @@ class DomainFusion(Algorithm):
         started = time.monotonic()
         config = self.config
         store = CurveStore(
-            self.context.dataset, source_fingerprint(config.ldm), config.distill, config.generate.plain_template,
+            self.context.dataset, source_fingerprint(config.ldm_source), config.distill, config.generate.plain_template,
             config.generate.image_size,
         )  # fmt: skip
         if len(store.take_over(self.rows)):

@@ -138,15 +138,15 @@ class Ensemble(Tester):
 
 def fine_tune_sources(dataset: MultiDomainDataset, split: Split, config: TrainConfig) -> list[FineTuned]:
     """The LDM of each source domain, fine-tuned on its training images where it is not there yet."""
-    ldm = LatentDiffusion.load(config.ldm, precision="float32")
+    ldm = LatentDiffusion.load(config.ldm_source, precision="float32")
     check_trainable(ldm)
-    size, fingerprint = config.generate.image_size or ldm.image_size, source_fingerprint(config.ldm)
+    size, fingerprint = config.generate.image_size or ldm.image_size, source_fingerprint(config.ldm_source)
     del ldm
     found = []
     for domain in split.sources:
         images = dataset.images[split.train[domain]]
         source = plan_source(domain, images, fingerprint, config.dsi, size)
-        train_source(source, images, config.ldm, config.dsi, size, config.device)
+        train_source(source, images, config.ldm_source, config.dsi, size, config.device)
         found.append(source)
     return found
 
@@ -159,7 +159,7 @@ class DSI(ERM):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         # Refused now rather than after training.
-        check_trainable(LatentDiffusion.load(self.config.ldm, precision="float32"))
+        check_trainable(LatentDiffusion.load(self.config.ldm_source, precision="float32"))
         for domain, rows in context.split.train.items():
             plan_source(domain, context.dataset.images[rows[:2]], "", self.config.dsi, 8)
         self.tests_held_out = self.config.dsi.held_out

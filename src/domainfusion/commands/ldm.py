@@ -22,7 +22,7 @@ READ_TO_GENERATE = READ | {"target", "second_target"} | {
         "template", "plain_template", "sampling", "updating", "image_size", "batch_size",
     )
 }  # fmt: skip
-READ_TO_DISTILL = READ | {"generate.plain_template", "generate.image_size"} | {
+READ_TO_DISTILL = READ | {"target", "second_target", "generate.plain_template", "generate.image_size"} | {
     f"distill.{name}"
     for name in (
         "curve_of", "curve_samples", "curve_rounds", "curve_tolerance", "residual", "guidance", "corruption",
@@ -33,11 +33,19 @@ READ_TO_DISTILL = READ | {"generate.plain_template", "generate.image_size"} | {
 
 @dataclasses.dataclass(frozen=True)
 class PretrainCommand:
-    """Train a small latent diffusion model in Stable Diffusion's layout from captioned images."""
+    """Train a small latent diffusion model in Stable Diffusion's layout from captioned images, or from a data set.
 
-    corpus: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CORPUS")]
-    """A folder with images and metadata.csv (file_name, text), or an .npz file."""
+    Of a data set, captions name class and domain. --target leaves a domain out, so that the LDM may serve runs that
+    hold it out; runs refuse an LDM that has seen theirs.
+    """
+
+    corpus: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CORPUS")]
+    """A folder with images and metadata.csv (file_name, text), an .npz file, or a data set as train takes it."""
     options: Annotated[PretrainConfig, Flat]
+    target: str | None = None
+    """Of a data set: domain that the LDM must not see."""
+    trial: int | None = None
+    """Of a data set: take only the images that this trial trains on (default: all images of the source domains)."""
     output: Path = Path("runs/ldm")
     """Folder of states, losses, samples, and the finished pipeline."""
     config: Path | None = None
@@ -128,7 +136,7 @@ def pretrain(words: list[str]) -> None:
     command = parse(PretrainCommand, words, "domainfusion pretrain", base_options(PretrainConfig, words))
     from domainfusion.diffusion.pretraining import pretrain as run_pretraining
 
-    print(run_pretraining(command.corpus, command.options, command.output))
+    print(run_pretraining(command.corpus, command.options, command.output, target=command.target, trial=command.trial))
 
 
 def generate(words: list[str]) -> None:

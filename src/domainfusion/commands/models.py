@@ -176,7 +176,7 @@ def explain(words: list[str]) -> None:
             class_words(model.source, model.config, model.classes), confidences, model.judge,
             tuple(name for name in held_out if isinstance(name, str)),
         )  # fmt: skip
-        ldm, generate = command.ldm or model.config.ldm, model.config.generate
+        ldm, generate = command.ldm or model.config.ldm_source, model.config.generate
     if template is not None:
         generate = dataclasses.replace(generate, plain_template=template, template=f"{template}, {{style}}")
     check_template(generate.plain_template)

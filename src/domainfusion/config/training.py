@@ -18,6 +18,17 @@ from domainfusion.config.translation import CDGAConfig, DSIConfig
 from domainfusion.config.zero_shot import ZeroShotConfig
 
 
+def ldm_without(ldm: str, *held_out: str | None) -> str:
+    """The option `ldm` with {target} filled in: the held-out domains' names, or all where there are none.
+
+    >>> ldm_without("ldm-{target}", "sketch", None), ldm_without("ldm-{target}", "sketch", "photo")
+    ('ldm-sketch', 'ldm-sketch+photo')
+    >>> ldm_without("ldm-{target}", None), ldm_without("embedded", "sketch")
+    ('ldm-all', 'embedded')
+    """
+    return ldm.replace("{target}", "+".join(domain for domain in held_out if domain is not None) or "all")
+
+
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class TrainConfig:
     """Options of `domainfusion train`."""
@@ -77,7 +88,8 @@ class TrainConfig:
     synthetic_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Synthetic images used in a step, as a share of the raw ones (the paper uses one in three)."""
     ldm: str = "embedded"
-    """Latent diffusion model: embedded, a diffusers folder, or a hub id."""
+    """Latent diffusion model: embedded, a diffusers folder, or a hub id; {target} in it stands for the domain held out
+    (all where none is), so that runs take each their own."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     precision: Precision = "auto"
@@ -94,6 +106,11 @@ class TrainConfig:
     cdga: CDGAConfig = dataclasses.field(default_factory=CDGAConfig)
     dsi: DSIConfig = dataclasses.field(default_factory=DSIConfig)
     average: AverageConfig = dataclasses.field(default_factory=AverageConfig)
+
+    @property
+    def ldm_source(self) -> str:
+        """The LDM of this run: `ldm` with {target} filled in."""
+        return ldm_without(self.ldm, self.target, self.second_target)
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> TrainConfig:

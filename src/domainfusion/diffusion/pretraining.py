@@ -20,6 +20,14 @@ from domainfusion.config_files import build_config, load_toml, plain_values, to_
 from domainfusion.diffusion.autoencoder_training import train_autoencoder
 from domainfusion.diffusion.corpus import Corpus, load_corpus
 from domainfusion.diffusion.denoiser_training import Denoiser, build_pipeline, build_unet, train_denoiser
+from domainfusion.diffusion.labelled_corpus import (
+    SEEN,
+    Seen,
+    is_captioned,
+    labelled_corpus,
+    merge_seen,
+    read_seen,
+)
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.text_encoder import build_text_encoder, fit_tokenizer
 from domainfusion.errors import FileError, UsageError
@@ -28,17 +36,33 @@ from domainfusion.interruption import stoppable
 from domainfusion.locks import exclusive
 
 
-def pretrain(corpus_path: Path, config: PretrainConfig, folder: Path) -> Path:
+def pretrain(
+    source: str | Path, config: PretrainConfig, folder: Path, *, target: str | None = None, trial: int | None = None
+) -> Path:
     """Train autoencoder, tokenizer and denoiser on a corpus; returns `folder/pipeline`. The same call again resumes.
+
+    Args:
+        source: a captioned corpus (`load_corpus`), or a labelled data set, of which captions are made
+            (`labelled_corpus`).
+        target: of a data set, the domain that the LDM must not see.
+        trial: of a data set, take only what this trial trains on.
 
     A signal saves the step at hand and raises `Interrupted`; `FileError` where another process is at work in `folder`.
 
     Beside the pipeline, `folder` holds `metrics.jsonl` (losses, held-out PSNR and noise error), sample sheets, and the
     states that training resumes from.
     """
-    corpus = load_corpus(corpus_path, config.size)
+    if Path(source).exists() and is_captioned(Path(source)):
+        if target is not None or trial is not None:
+            raise UsageError(f"{source} has captions and no domains: --target and --trial are for labelled data sets")
+        corpus, seen = load_corpus(Path(source), config.size), Seen()
+    else:
+        corpus, seen = labelled_corpus(str(source), config.size, target, trial)
     with exclusive(folder), stoppable():
-        return train_pipeline(corpus, config, folder)
+        pipeline = train_pipeline(corpus, config, folder)
+        if seen := merge_seen(seen, read_seen(Path(config.init)) if config.init else {}):
+            write_json(pipeline / SEEN, seen)
+    return pipeline
 
 
 def train_pipeline(corpus: Corpus, config: PretrainConfig, folder: Path) -> Path:

@@ -274,9 +274,13 @@ def reads_curves(config: TrainConfig, dataset: MultiDomainDataset, images: int, 
     training = config.steps * min(batch, distill.images_per_step or batch) * distill.samples
     if table <= training:
         return True
-    if config.ldm != "embedded":  # tables are shipped for this one
+    if config.ldm_source != "embedded":  # tables are shipped for this one
         return False
     store = CurveStore(
-        dataset, source_fingerprint(config.ldm), distill, config.generate.plain_template, config.generate.image_size
+        dataset,
+        source_fingerprint(config.ldm_source),
+        distill,
+        config.generate.plain_template,
+        config.generate.image_size,
     )
     return store.shipped.exists()

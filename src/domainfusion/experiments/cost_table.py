@@ -97,9 +97,10 @@ def measure_costs(data: str, config: TrainConfig, target: str | None = None, *, 
     """
     dataset = load_dataset(data, config.data)
     target = target or dataset.domains[0]
+    config = dataclasses.replace(config, target=target)
     split = build_split(dataset, config.data, target, config.trial)
     device = choose_device(config.device)
-    ldm = LatentDiffusion.load(config.ldm, device=device, precision=config.precision)
+    ldm = LatentDiffusion.load(config.ldm_source, device=device, precision=config.precision)
     images = needed_images(dataset, split, config)
     seconds = _time_images(ldm, dataset, config)
     parts = stable_diffusion_parts()
@@ -123,7 +124,7 @@ def measure_costs(data: str, config: TrainConfig, target: str | None = None, *, 
             "paper": {"fine_tuning_days": method.paper[0], "generation_days": method.paper[1]},
         }  # fmt: skip
     return {
-        "data": data, "dataset": dataset.name, "target": target, "ldm": config.ldm, "gpu": gpu,
+        "data": data, "dataset": dataset.name, "target": target, "ldm": config.ldm_source, "gpu": gpu,
         "utilisation": UTILISATION, "methods": found,
     }  # fmt: skip
 

@@ -44,7 +44,7 @@ def generate_candidates(
     if not 0 <= shard[0] < shard[1]:
         raise UsageError(f"--shard {shard[0]} {shard[1]} is not I N with I from 0 to N - 1")
     dataset = load_dataset(data, config.data)
-    ldm = LatentDiffusion.load(config.ldm, device=choose_device(config.device), precision=config.precision)
+    ldm = LatentDiffusion.load(config.ldm_source, device=choose_device(config.device), precision=config.precision)
     styles = allowed_styles(ldm.styles, config.target, config.second_target)
     generate = config.generate.needed()
     rows = np.arange(shard[0], len(dataset), shard[1])
@@ -63,7 +63,7 @@ def generate_candidates(
                     files += pictures.write(rows[part], recipes, found, number)
     seconds = time.monotonic() - started
     return {
-        "data": data, "ldm": config.ldm, "images": len(rows), "generations": generations, "candidates": made,
+        "data": data, "ldm": config.ldm_source, "images": len(rows), "generations": generations, "candidates": made,
         "seconds": round(seconds, 1), "files": files, "output": None if output is None else str(output),
     }  # fmt: skip
 
@@ -77,14 +77,14 @@ def candidates_address(data: str, config: TrainConfig, number: int) -> str:
 
     It depends on the device, which decides the precision: ask on a machine that will use them.
     """
-    dataset, ldm = load_dataset(data, config.data), _load_ldm(config.ldm, config.device, config.precision)
+    dataset, ldm = load_dataset(data, config.data), _load_ldm(config.ldm_source, config.device, config.precision)
     styles = allowed_styles(ldm.styles, config.target, config.second_target)
     return cache_path(ldm, dataset, config.generate.needed(), number, styles).name
 
 
 def candidates_part(data: str, config: TrainConfig, number: int, rows: np.ndarray) -> np.ndarray:
     """Candidates (n, N, S, S, 3) uint8 of the stored images of rows (n,), computed and not kept."""
-    dataset, ldm = load_dataset(data, config.data), _load_ldm(config.ldm, config.device, config.precision)
+    dataset, ldm = load_dataset(data, config.data), _load_ldm(config.ldm_source, config.device, config.precision)
     styles = allowed_styles(ldm.styles, config.target, config.second_target)
     parts = candidates_of(
         ldm, dataset, rows, dataset.images[rows], config.generate.needed(), number=number, styles=styles,

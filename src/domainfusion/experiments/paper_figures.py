@@ -37,10 +37,11 @@ def draw_figure(name: str, data: str, config: TrainConfig, folder: Path, target:
     Returns {"figure", "dataset", "title", "picture", "texts": sentences on what it shows, "facts"}.
     """
     dataset = load_dataset(data, config.data)
-    ldm = LatentDiffusion.load(config.ldm, device=choose_device(config.device), precision=config.precision)
+    config = dataclasses.replace(config, target=target or dataset.domains[0])
+    ldm = LatentDiffusion.load(config.ldm_source, device=choose_device(config.device), precision=config.precision)
     path = folder / f"{name}-{Path(data).name}.png"
     if name in ("fig3", "fig4"):
-        facts, texts = _evolution(name, data, dataset, ldm, config, folder, target or dataset.domains[0], path)
+        facts, texts = _evolution(name, data, dataset, ldm, config, folder, str(config.target), path)
     else:
         rows = spread_rows(dataset, IMAGES[name], name)
         size = config.generate.image_size or ldm.image_size

@@ -137,7 +137,7 @@ def _build(context: Context, plan: Plan) -> Algorithm:
     try:
         algorithm = build_algorithm(dataclasses.replace(context, config=config))
     except LDMError as error:
-        if not is_hub_id(config.ldm):
+        if not is_hub_id(config.ldm_source):
             raise
         plan.notes.append(f"{error}. Generations and distillation are not counted")
         algorithm = build_algorithm(dataclasses.replace(context, config=dataclasses.replace(config, algorithm="erm")))
@@ -241,7 +241,7 @@ def _time_curves(context: Context, plan: Plan) -> None:
 
     config, dataset = context.config, context.dataset
     store = CurveStore(
-        dataset, source_fingerprint(config.ldm), config.distill, config.generate.plain_template,
+        dataset, source_fingerprint(config.ldm_source), config.distill, config.generate.plain_template,
         config.generate.image_size,
     )  # fmt: skip
     rows = np.sort(np.concatenate([context.split.train[domain] for domain in context.split.sources]))
@@ -251,7 +251,7 @@ def _time_curves(context: Context, plan: Plan) -> None:
     plan.counts["curves"] = len(missing)
     if not len(missing):
         return
-    ldm = LatentDiffusion.load(config.ldm, device=context.device, precision=config.precision)
+    ldm = LatentDiffusion.load(config.ldm_source, device=context.device, precision=config.precision)
     estimator = SlopeEstimator(ldm, config.distill)
     some = missing[: min(4, len(missing))]
     size = config.generate.image_size or ldm.image_size

@@ -22,6 +22,7 @@ from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.data.likeness import overlap_notes
 from domainfusion.data.splits import build_split
 from domainfusion.devices import choose_device
+from domainfusion.diffusion.labelled_corpus import refuse_seen_target
 from domainfusion.errors import UsageError, show_note
 from domainfusion.experiments.descriptions import describe_data, describe_environment, describe_result
 from domainfusion.experiments.run_folder import (
@@ -58,6 +59,7 @@ def build_context(data: str, config: TrainConfig, folder: Path, progress: bool =
 def context_of(dataset: MultiDomainDataset, config: TrainConfig, folder: Path, progress: bool = True) -> Context:
     """Split and device of a run on a data set."""
     split = build_split(dataset, config.data, config.target, config.trial, config.second_target)
+    refuse_seen_target(config.ldm_source, dataset.name, (config.target, config.second_target))
     device = choose_device(config.device)
     return Context(
         dataset=dataset, split=split, config=with_steps(config, split), device=device,

@@ -46,7 +46,7 @@ def tabulate_curves(
     rows = rows[rows // SHARD % shard[1] == shard[0]]
     started = time.monotonic()
     if len(store.take_over(rows)):
-        ldm = LatentDiffusion.load(config.ldm, device=choose_device(config.device), precision=config.precision)
+        ldm = LatentDiffusion.load(config.ldm_source, device=choose_device(config.device), precision=config.precision)
         with stoppable():
             curves = store.tabulate(ldm, rows)
     else:
@@ -65,7 +65,7 @@ def tabulate_curves(
         store.export(export)
     slopes = curves.slopes[curves.rounds > 0]
     return {
-        "data": data, "ldm": config.ldm, "key": store.key, "folder": str(store.folder), "images": len(dataset),
+        "data": data, "ldm": config.ldm_source, "key": store.key, "folder": str(store.folder), "images": len(dataset),
         "tabulated": known, "computed": store.computed, "taken_over": store.taken_over,
         "seconds": round(seconds, 1), "size": curves.size(),
         "relative_error": curves.error(),
@@ -81,7 +81,7 @@ def curve_store(data: str, config: TrainConfig) -> CurveStore:
     """The store of the curves that a run with `config` reads."""
     options = dataclasses.replace(config.distill, estimator="curve")
     return CurveStore(
-        load_dataset(data, config.data), source_fingerprint(config.ldm), options, config.generate.plain_template,
+        load_dataset(data, config.data), source_fingerprint(config.ldm_source), options, config.generate.plain_template,
         config.generate.image_size,
     )  # fmt: skip
 
@@ -94,7 +94,7 @@ def tabulate_part(data: str, config: TrainConfig, rows: np.ndarray) -> int:
     store = curve_store(data, config)
     missing = store.take_over(rows)
     if len(missing):
-        ldm = LatentDiffusion.load(config.ldm, device=choose_device(config.device), precision=config.precision)
+        ldm = LatentDiffusion.load(config.ldm_source, device=choose_device(config.device), precision=config.precision)
         store.tabulate(ldm, missing, progress=False)
     return store.computed
 

@@ -135,7 +135,7 @@ def score_store(
     size = config.generate.image_size
     return ScoreStore(
         hash_of([FORMAT, kind.__name__, dataset.fingerprint, class_prompts(dataset, config),
-                 source_fingerprint(config.ldm), str(dtype), options, size])
+                 source_fingerprint(config.ldm_source), str(dtype), options, size])
     )  # fmt: skip
 
 
@@ -198,7 +198,7 @@ def scores_of(kind: type[ZeroShot], context: Context, rows: np.ndarray) -> dict[
     lacking = store.missing(rows)
     if not lacking:
         return store.known
-    ldm = LatentDiffusion.load(config.ldm, device=context.device, precision=config.precision)
+    ldm = LatentDiffusion.load(config.ldm_source, device=context.device, precision=config.precision)
     method = kind(ldm, class_prompts(dataset, config), config.zero_shot, config.generate.image_size)
     bar = tqdm(total=len(lacking), desc=config.algorithm, unit="image", disable=not context.progress)
     with contextlib.closing(store), contextlib.closing(bar):

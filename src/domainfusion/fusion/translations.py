@@ -103,13 +103,13 @@ class Translations:
         self.options = engine_options(config)
         about = {
             "format": FORMAT, "data": dataset.name, "fingerprint": dataset.fingerprint, "classes": dataset.words(),
-            "ldm": source_fingerprint(config.ldm), "dtype": str(dtype),
+            "ldm": source_fingerprint(config.ldm_source), "dtype": str(dtype),
             "cdga": {name: plain_values(config.cdga)[name] for name in SHAPING},
             "generate": {name: plain_values(config.generate)[name] for name in SHAPING_OF_ENGINE},
         }  # fmt: skip
         self.folder = cache_folder() / "translations" / hash_of(about)
         if not (self.folder / "about.json").exists():
-            write_json(self.folder / "about.json", about | {"ldm_source": config.ldm})
+            write_json(self.folder / "about.json", about | {"ldm_source": config.ldm_source})
         self._caches: dict[str, ImageCache] = {}
 
     def cache(self, domain: str) -> ImageCache:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from domainfusion.config.training import ldm_without
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.data.transforms import from_uint8, resize
 from domainfusion.diffusion.ldm import LatentDiffusion
@@ -37,7 +38,10 @@ def build_heat(study: Study, dataset: MultiDomainDataset | None, images: int = 6
                 continue
             try:
                 device = "cuda" if torch.cuda.is_available() else "cpu"
-                ldm = LatentDiffusion.load(str(run.options.get("ldm", "embedded")), device=device)
+                held_out = (run.options.get("target"), run.options.get("second_target"))
+                ldm = LatentDiffusion.load(
+                    ldm_without(str(run.options.get("ldm", "embedded")), *held_out), device=device
+                )
                 template = str(run.options.get("generate.plain_template", "{label}"))
                 return {"arm": arm, "run": run, "ldm": ldm.name, "cases": _cases(ldm, dataset, cases, template)}
             except DomainFusionError as error:

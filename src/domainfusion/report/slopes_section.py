@@ -82,10 +82,10 @@ def find_tables(study: Study, dataset: MultiDomainDataset) -> list[Read]:
                 config = build_config(TrainConfig, load_toml(path), str(path))
                 if not _read_a_table(run, config, dataset):
                     continue
-                if config.ldm not in fingerprints:
-                    fingerprints[config.ldm] = source_fingerprint(config.ldm)
+                if config.ldm_source not in fingerprints:
+                    fingerprints[config.ldm_source] = source_fingerprint(config.ldm_source)
                 store = CurveStore(
-                    dataset, fingerprints[config.ldm], config.distill, config.generate.plain_template,
+                    dataset, fingerprints[config.ldm_source], config.distill, config.generate.plain_template,
                     config.generate.image_size,
                 )  # fmt: skip
                 split = build_split(dataset, config.data, config.target, config.trial, config.second_target)
@@ -99,7 +99,7 @@ def find_tables(study: Study, dataset: MultiDomainDataset) -> list[Read]:
 
 def _read_a_table(run: Run, config: TrainConfig, dataset: MultiDomainDataset) -> bool:
     """Whether the run read its slopes from a table, of an LDM that need not be loaded to tell which it is."""
-    if config.ldm != "embedded" and not Path(config.ldm).is_dir():
+    if config.ldm_source != "embedded" and not Path(config.ldm_source).is_dir():
         return False
     sources = run.data["sources"]
     images = sum(run.data["train"][domain] for domain in sources)
@@ -135,8 +135,8 @@ def _describe(read: Read, found: Summary, error: float) -> dict[str, Any]:
         "note": (
             f"Line: mean over {found.images:,} training images of the compared runs. Band: the middle half of them. "
             f"Corruption {distill.corruption}, slopes by {distill.curve_of}, residual {distill.residual}, LDM "
-            f"`{config.ldm}`. A single image's slope has a standard error of {100 * error:.0f} % of their root mean "
-            "square."
+            f"`{config.ldm_source}`. A single image's slope has a standard error of {100 * error:.0f} % of their root "
+            "mean square."
         ),
     }  # fmt: skip
 

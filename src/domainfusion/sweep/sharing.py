@@ -67,7 +67,9 @@ def find_jobs(plan: Plan, runs: Iterable[tuple[Run, TrainConfig]]) -> list[Job]:
         curves = reads_curves(config, dataset, len(rows), config.batch_size * len(split.sources))
         for kind, number, key in _wanted(config, steps_per_epoch(split, config.batch_size), curves):
             job = jobs.setdefault(
-                hash_of([run.place.data, plain_values(config.data), config.ldm, config.precision, kind, number, *key]),
+                hash_of(
+                    [run.place.data, plain_values(config.data), config.ldm_source, config.precision, kind, number, *key]
+                ),
                 Job(kind, run.place.data, config, number, rows),
             )
             job.rows = np.union1d(job.rows, rows)
@@ -82,7 +84,7 @@ def _wanted(config: TrainConfig, epoch: int, curves: bool) -> Iterator[tuple[str
         yield "curves", 0, key
     if config.synthetic_weight > 0:
         due = generations_due(config.steps - 1, config.steps, epoch, config.generate)
-        folder = embedded_folder() if config.ldm == "embedded" else Path(config.ldm)
+        folder = embedded_folder() if config.ldm_source == "embedded" else Path(config.ldm_source)
         styles = allowed_styles(read_styles(folder), config.target, config.second_target)
         for number in range(min(due, 1) if config.generate.updating else due):  # later ones start from a run's own
             yield "candidates", number, [{name: generate[name] for name in SHAPING}, styles]
