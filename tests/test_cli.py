@@ -52,6 +52,16 @@ def test_nothing_named_is_wrong_usage(words: list[str], capsys: pytest.CaptureFi
     assert "name the " in capsys.readouterr().err
 
 
+def test_bars_write_little_to_a_file(tmp_path: Path) -> None:
+    """A bar over a second, which tqdm would draw ten times, is drawn at its start and its end."""
+    program = (
+        "import sys, time\nfrom domainfusion.cli import calm_progress\ncalm_progress()\nfrom tqdm import tqdm\n"
+        "with tqdm(total=50) as bar:\n    for _ in range(50):\n        time.sleep(0.02)\n        bar.update()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert len(re.findall(r"\d+/50", done.stderr)) == 2
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["--version"]) == 0
     assert capsys.readouterr().out == f"domainfusion {domainfusion.__version__}\n"

@@ -74,6 +74,16 @@ def help_text() -> str:
     return HELP.format(commands="\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()))
 
 
+def calm_progress() -> None:
+    """Where progress goes to a file, let bars write a line's worth every half minute, not ten times a second.
+
+    tqdm reads these when it is imported; what the user has set has the last word.
+    """
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "30")
+        os.environ.setdefault("TQDM_MAXINTERVAL", "60")
+
+
 def find_command(name: str) -> Callable[[list[str]], int | None]:
     """The function of a command, its module imported now."""
     if name == "list":
@@ -109,6 +119,7 @@ def run(arguments: Sequence[str]) -> int:
                 if near
                 else UsageError(f"unknown command {words[0]!r}; commands: {', '.join(COMMANDS)}")
             )
+        calm_progress()
         return int(find_command(words[0])(words[1:]) or 0)
     except UsageError as error:
         return _fail(error, 2, debug)
