@@ -47,6 +47,17 @@ def config(tiny_pipeline: Path) -> TrainConfig:
     )
 
 
+def test_images_of_held_out_domains_are_left_out(images: Path, config: TrainConfig) -> None:
+    dataset = load_dataset(str(images), config.data)
+    target = dataset.domains[0]
+    rest = len(dataset) - len(dataset.rows(0))
+    first = generate_candidates(str(images), dataclasses.replace(config, target=target), shard=(0, 2))
+    second = generate_candidates(str(images), dataclasses.replace(config, target=target), shard=(1, 2))
+    assert first["images"] + second["images"] == rest
+    both = dataclasses.replace(config, target=target, second_target=dataset.domains[1])
+    assert generate_candidates(str(images), both)["images"] == rest - len(dataset.rows(1))
+
+
 def test_a_run_finds_all_of_them(images: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     first = generate_candidates(str(images), config, generations=2, shard=(0, 2))
     second = generate_candidates(str(images), config, generations=2, shard=(1, 2))

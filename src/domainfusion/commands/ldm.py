@@ -57,7 +57,8 @@ class GenerateCommand:
     """Make the candidates of all images of DATA, and keep them for every run that asks for the same.
 
     The same command again makes what is missing. Runs share them where the LDM, the --generate options and the styles
-    that --target leaves are equal. Other options of a run are taken too, and change nothing.
+    that --target leaves are equal; the target's own images are left out. Other options of a run are taken too, and
+    change nothing.
     """
 
     hidden: ClassVar[Collection[str]] = flags_without(TrainConfig, READ_TO_GENERATE)

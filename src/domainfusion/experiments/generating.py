@@ -14,6 +14,7 @@ from domainfusion.config import Precision, TrainConfig
 from domainfusion.data.domains import load_dataset
 from domainfusion.data.findings import number
 from domainfusion.devices import choose_device
+from domainfusion.diffusion.labelled_corpus import refuse_seen_target
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.prompts import allowed_styles
 from domainfusion.errors import UsageError
@@ -26,7 +27,7 @@ from domainfusion.interruption import stoppable
 def generate_candidates(
     data: str, config: TrainConfig, *, generations: int = 1, shard: tuple[int, int] = (0, 1), output: Path | None = None
 ) -> dict[str, Any]:
-    """Make what is missing of the candidates of all images of `data`, and say what that took.
+    """Make what is missing of the candidates of all images of `data` but held-out domains', and say what that took.
 
     Args:
         generations: how many generations from the stored images (more than one without `generate.updating` only, where
@@ -47,7 +48,9 @@ def generate_candidates(
     ldm = LatentDiffusion.load(config.ldm_source, device=choose_device(config.device), precision=config.precision)
     styles = allowed_styles(ldm.styles, config.target, config.second_target)
     generate = config.generate.needed()
-    rows = np.arange(shard[0], len(dataset), shard[1])
+    held_out = [dataset.index_of(domain) for domain in (config.target, config.second_target) if domain is not None]
+    rows = np.flatnonzero(~np.isin(dataset.domain_of, held_out))[shard[0] :: shard[1]]
+    refuse_seen_target(config.ldm_source, dataset.name, (config.target, config.second_target))
     current = dataset.images[rows]
     pictures = None if output is None else CandidateFolder(output, dataset)
     started, made, files = time.monotonic(), 0, 0
