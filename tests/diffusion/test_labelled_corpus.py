@@ -50,6 +50,8 @@ def test_a_trial_leaves_its_validation_images_out(images: Path) -> None:
     trained = np.sort(np.concatenate(list(split.train.values())))
     assert 0 < len(trained) < np.sum(dataset.domain_of != dataset.index_of("photo"))
     assert np.array_equal(corpus.images, dataset.images[trained])
+    with pytest.raises(UsageError, match="--trial -1"):
+        labelled_corpus(str(images), SIZE, "photo", trial=-1)
 
 
 def test_without_a_target_all_domains_are_seen(images: Path) -> None:

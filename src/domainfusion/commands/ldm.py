@@ -84,8 +84,8 @@ class DistillCommand:
     """Tabulate the slopes of latent distillation for every image of DATA; the same command again goes on.
 
     Started several times at once, on one cache, it shares out the work; so do runs that tabulate what they miss.
-    Training with --distill.estimator curve and the same --ldm, --distill and --generate options reads the table. Other
-    options of a run are taken too, and change nothing.
+    Training with --distill.estimator curve and the same --ldm, --distill and --generate options reads the table.
+    --target fills {target} in --ldm, no more; other options of a run are taken too, and change nothing.
     """
 
     hidden: ClassVar[Collection[str]] = flags_without(TrainConfig, READ_TO_DISTILL)

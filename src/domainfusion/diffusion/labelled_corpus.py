@@ -43,6 +43,8 @@ def labelled_corpus(data: str, size: int, target: str | None = None, trial: int 
         target: domain left out; None takes all.
         trial: take only what this trial trains on; None takes the sources' validation images too.
     """
+    if trial is not None and trial < 0:
+        raise UsageError(f"--trial {trial}: trials are counted from 0")
     dataset = load_dataset(data, DataConfig(size=size))
     split = build_split(dataset, DataConfig(), target, trial or 0)
     if trial is None:
