@@ -16,6 +16,7 @@ from conftest import CLASSES, IMAGES_PER_CLASS, write_image_folder
 from domainfusion.config import DataConfig
 from domainfusion.data.domains import load_dataset
 from domainfusion.data.splits import build_split
+from domainfusion.diffusion import pretraining
 from domainfusion.diffusion.labelled_corpus import is_captioned, labelled_corpus, merge_seen, read_seen
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.pretraining import pretrain
@@ -81,6 +82,28 @@ def test_a_run_takes_the_ldm_of_its_target_and_refuses_one_that_has_seen_it(imag
     with pytest.raises(UsageError, match=r"without-sketch: it was trained on images of sketch.*pretrain .*--target sk"):
         run(images, tmp_path / "refused", target="sketch", **short)
     assert not (tmp_path / "refused").exists()
+
+
+def test_a_pipeline_that_is_cut_short_says_what_it_has_seen(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(pretraining, "build_pipeline", full)
+    with pytest.raises(OSError, match="no space left"):
+        pretrain(str(images), VERY_SHORT, tmp_path / "ldm", target="photo")
+    assert read_seen(tmp_path / "ldm" / "pipeline") == {"drawn": ["cartoon", "sketch"]}
+
+
+def test_a_target_of_a_data_set_with_folds_needs_a_trial() -> None:
+    with pytest.raises(UsageError, match=r"pictograms has folds: .* give --trial T"):
+        labelled_corpus("pictograms", SIZE, "pixel")
+    corpus, seen = labelled_corpus("pictograms", SIZE, "pixel", trial=2)
+    dataset = load_dataset("pictograms", DataConfig(size=SIZE))
+    split = build_split(dataset, DataConfig(), "pixel", 2)
+    assert len(corpus) == sum(len(rows) for rows in split.train.values())
+    assert "pixel" not in seen["pictograms"]
 
 
 def test_what_was_seen_is_of_one_data_set(images: Path, tmp_path: Path) -> None:

@@ -42,10 +42,18 @@ def labelled_corpus(data: str, size: int, target: str | None = None, trial: int 
     Args:
         target: domain left out; None takes all.
         trial: take only what this trial trains on; None takes the sources' validation images too.
+
+    Raises `UsageError` for a target of a data set with folds and no trial: its test drawings would be seen in the
+    sources' styles.
     """
     if trial is not None and trial < 0:
         raise UsageError(f"--trial {trial}: trials are counted from 0")
     dataset = load_dataset(data, DataConfig(size=size))
+    if dataset.folds is not None and target is not None and trial is None:
+        raise UsageError(
+            f"{dataset.name} has folds: what trial T tests in {target}, other domains draw too, and its runs train "
+            "without; give --trial T, and take the LDM for that trial's runs"
+        )
     split = build_split(dataset, DataConfig(), target, trial or 0)
     if trial is None:
         rows = np.concatenate([dataset.rows(dataset.index_of(domain)) for domain in split.sources])

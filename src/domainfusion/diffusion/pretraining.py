@@ -31,7 +31,7 @@ from domainfusion.diffusion.labelled_corpus import (
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.text_encoder import build_text_encoder, fit_tokenizer
 from domainfusion.errors import FileError, UsageError
-from domainfusion.files import hash_of, read_json, write_json, write_text
+from domainfusion.files import hash_of, make_folder, read_json, write_json, write_text
 from domainfusion.interruption import stoppable
 from domainfusion.locks import exclusive
 
@@ -59,14 +59,17 @@ def pretrain(
     else:
         corpus, seen = labelled_corpus(str(source), config.size, target, trial)
     with exclusive(folder), stoppable():
-        pipeline = train_pipeline(corpus, config, folder)
-        if seen := merge_seen(seen, read_seen(Path(config.init)) if config.init else {}):
-            write_json(pipeline / SEEN, seen)
-    return pipeline
+        if config.init:
+            seen = merge_seen(seen, read_seen(Path(config.init)))
+        return train_pipeline(corpus, config, folder, seen)
 
 
-def train_pipeline(corpus: Corpus, config: PretrainConfig, folder: Path) -> Path:
-    """`pretrain` of a corpus in memory, in a folder that the caller keeps other processes out of."""
+def train_pipeline(corpus: Corpus, config: PretrainConfig, folder: Path, seen: Seen | None = None) -> Path:
+    """`pretrain` of a corpus in memory, in a folder that the caller keeps other processes out of.
+
+    Args:
+        seen: the domains of labelled data sets that the corpus, and what training goes on from, are of.
+    """
     refuse_other_options(corpus, config, folder)
     write_text(folder / "pretrain.toml", to_toml(config))
     if config.init:
@@ -75,6 +78,9 @@ def train_pipeline(corpus: Corpus, config: PretrainConfig, folder: Path) -> Path
     tokenizer = load_or_fit_tokenizer(corpus, config, folder)
     denoiser = build_denoiser(tokenizer, config)
     denoiser = train_denoiser(corpus, vae, tokenizer, denoiser, config, folder, sample_prompts(corpus))
+    if seen:  # before the weights: a pipeline that is cut short here does not pass for one that has seen nothing
+        make_folder(folder / "pipeline")
+        write_json(folder / "pipeline" / SEEN, seen)
     return save_pipeline(vae, tokenizer, denoiser, corpus.versatile_styles, folder / "pipeline")
 
 

@@ -45,12 +45,12 @@ def generate_candidates(
     if not 0 <= shard[0] < shard[1]:
         raise UsageError(f"--shard {shard[0]} {shard[1]} is not I N with I from 0 to N - 1")
     dataset = load_dataset(data, config.data)
+    refuse_seen_target(config.ldm_source, dataset.name, (config.target, config.second_target))
     ldm = LatentDiffusion.load(config.ldm_source, device=choose_device(config.device), precision=config.precision)
     styles = allowed_styles(ldm.styles, config.target, config.second_target)
     generate = config.generate.needed()
     held_out = [dataset.index_of(domain) for domain in (config.target, config.second_target) if domain is not None]
     rows = np.flatnonzero(~np.isin(dataset.domain_of, held_out))[shard[0] :: shard[1]]
-    refuse_seen_target(config.ldm_source, dataset.name, (config.target, config.second_target))
     current = dataset.images[rows]
     pictures = None if output is None else CandidateFolder(output, dataset)
     started, made, files = time.monotonic(), 0, 0
