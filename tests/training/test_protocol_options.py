@@ -23,14 +23,11 @@ from domainfusion.training import measuring, trainer
 from domainfusion.training import step as one_step
 from domainfusion.training.averaging import build_averaging
 from domainfusion.training.schedule import evaluation_steps, learning_rate
+from short_runs import options as short_options
 
 
 def options(**changes: Any) -> TrainConfig:
-    base = TrainConfig(
-        algorithm="erm", target="sketch", steps=6, evaluations=2, batch_size=4, backbone="test_resnet",
-        precision="float32", device="cpu", data=DataConfig(size=32),
-    )  # fmt: skip
-    return dataclasses.replace(base, **changes)
+    return short_options(**{"steps": 6, "evaluations": 2, **changes})
 
 
 def test_a_constant_learning_rate_stays() -> None:
