@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from domainfusion.experiments.reproducing import table_rows
+from domainfusion.experiments.comparison import table_rows
 from domainfusion.results.tables import accuracy_rows, markdown_table
 
 ROOT = Path(__file__).parents[1]

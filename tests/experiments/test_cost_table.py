@@ -11,8 +11,18 @@ from PIL import Image
 from domainfusion.config import CDGAConfig, DataConfig, DSIConfig, GenerateConfig, TrainConfig
 from domainfusion.data.domains import load_dataset
 from domainfusion.data.splits import build_split
-from domainfusion.experiments.cost_table import METHODS, cost_rows, count_method, measure_costs, needed_images
+from domainfusion.errors import UsageError
+from domainfusion.experiments.cost_table import cost_rows, measure_costs, needed_images
 from domainfusion.experiments.costs import GPUS, UTILISATION, PassCosts
+from domainfusion.experiments.paper_costs import (
+    METHODS,
+    PAPER_IMAGES,
+    PAPER_SCALE,
+    count_costs,
+    count_method,
+    find_scale,
+    resnet50_flops,
+)  # fmt: skip
 from domainfusion.experiments.paper_figures import draw_figure, spread_rows
 from domainfusion.experiments.reproducing import reproduce
 from domainfusion.files import read_json
@@ -51,12 +61,44 @@ def test_epochs_are_counted_in_the_steps_that_they_come_to(image_folder: Path, c
 
 
 def test_operations_are_those_of_the_papers_images() -> None:
-    passes = PassCosts(unet=1e12, encoder=2e11, decoder=3e11, text_encoder=0.0)
+    passes = PassCosts(unet=1e12, encoder=3e11, decoder=3e11, text_encoder=0.0)
     dsi, cdga, ours = METHODS
-    assert count_method(dsi, passes, 50) == (538_446 * 3.2e12, 244_000 * 50.5e12)
-    assert count_method(cdga, passes, 50) == (0, 4_000_000 * 100.5e12)
-    assert count_method(ours, passes, 4) == (0, 120_000 * 8.5e12)
-    assert [sum(method.paper) for method in METHODS] == pytest.approx([30.38, 161.11, 2.19])  # the paper's totals
+    assert count_method(dsi, PAPER_IMAGES["dsi"], passes, 50, 1) == pytest.approx((538_446 * 3.3e12, 244_000 * 50.6e12))
+    assert count_method(cdga, PAPER_IMAGES["cdga"], passes, 50, 1) == pytest.approx((0, 4_000_000 * 100.6e12))
+    # 120,000 candidates, three of an image that is encoded once.
+    assert count_method(ours, PAPER_IMAGES["domainfusion"], passes, 4, 3) == pytest.approx((0, 120_000 * 8.4e12))
+    totals = [method.fine_tuning + method.generation for method in METHODS]
+    assert totals == pytest.approx([30.38, 161.11, 2.19])  # the paper's
+
+
+def test_images_at_another_scale_follow_from_the_benchmarks_facts() -> None:
+    config = dataclasses.replace(CONFIG, generate=GenerateConfig(candidates=3, interval=5))
+    pacs = find_scale("pacs/sketch", config)  # 9,991 images, 3,929 of them sketches
+    assert (pacs.name, pacs.trained, pacs.classes) == ("PACS/sketch", round(0.8 * 6062), 7)
+    # 21 generations of 120 epochs: every fifth from the fifth on, none in the last tenth.
+    assert pacs.images == {"dsi": (6062, 3929 * 3), "cdga": (0, 4850 * 3 * 3), "domainfusion": (0, 4850 * 3 * 21)}
+    whole = find_scale(PAPER_SCALE, config)
+    assert whole.images == PAPER_IMAGES
+    assert whole.trained == round(0.8 * 538_446)  # the paper's number of source images is the sum of ours
+    with pytest.raises(UsageError, match=r"no target is none of PACS's domains; write PACS/"):
+        find_scale("PACS", config)
+    with pytest.raises(UsageError, match=r"skech is none of PACS's domains; write PACS/sketch"):
+        find_scale("PACS/skech", config)
+    with pytest.raises(UsageError, match="benchmark"):
+        find_scale("nowhere/photo", config)
+
+
+def test_training_is_counted_by_the_classifiers_operations() -> None:
+    assert resnet50_flops() == pytest.approx(2 * 4.09e9, rel=0.01)  # torchvision gives 4.09 billion products
+    found = count_costs(CONFIG, "V100")
+    days = {key: entry["training_days"] for key, entry in found["methods"].items()}
+    by_hand = 430_757 * 120 * 3 * resnet50_flops() / (125e12 * 0.35) / 86_400
+    assert days == pytest.approx({"dsi": by_hand, "cdga": by_hand, "domainfusion": by_hand * 4 / 3})
+    assert 0.4 < days["domainfusion"] < 0.5  # the paper measured 0.4
+    # A pass of the U-Net and two of the encoder at 320 pixels (their counts: docs/speed.md), for each of these images.
+    slope = (286e9 + 2 * 428e9) * 430_757 * 120 / (125e12 * 0.35) / 86_400
+    assert found["distillation"]["score_days"] == pytest.approx(slope, rel=0.01)
+    assert count_costs(CONFIG, "H100")["methods"]["dsi"]["training_days"] == pytest.approx(by_hand * 125 / 989)
 
 
 def test_costs_here_are_seconds_times_images(image_folder: Path, config: TrainConfig) -> None:
@@ -68,13 +110,20 @@ def test_costs_here_are_seconds_times_images(image_folder: Path, config: TrainCo
         assert here["generation_days"] == pytest.approx(here["generated"] * here["seconds_generated"] / 86_400)
         assert (here["fine_tuning_days"] > 0) == (key == "dsi")
         assert (counted["fine_tuning_days"] > 0) == (key == "dsi")
+        assert here["seconds_step"] > 0
+        assert here["training_days"] == pytest.approx(40 * here["seconds_step"] / 86_400)
     # What is counted of CDGA, from the totals: 4 million images, 50 steps, two passes each.
     days = found["methods"]["cdga"]["counted"]["generation_days"]
     flops = days * 86_400 * GPUS["V100"] * UTILISATION / 4_000_000 / 100
     assert 6e11 < flops < 9e11  # Stable Diffusion's U-Net at 512 pixels: about 0.68 TFLOP of products, twice counted
     rows = cost_rows(found)
     assert len({len(row) for row in rows}) == 1
-    assert [row[0] for row in rows[1:]] == ["DSI", "CDGA", "DomainFusion"]
+    assert [row[0] for row in rows[1:4]] == ["DSI", "CDGA", "DomainFusion"]
+    assert [row[-1] for row in rows[1:]] == ["–", "–", "0.40", "", ""]
+    assert all(found["distillation"][key]["here_days"] > 0 for key in ("score", "curve"))
+    elsewhere = measure_costs(str(image_folder), config, "photo", gpu="A100", scale="PACS/photo")
+    assert [row[-3:] for row in cost_rows(elsewhere)[1:4]] == [["–"] * 3] * 3  # the paper tells nothing of it
+    assert "A100 days counted for PACS/photo" in cost_rows(elsewhere)[0][5]
 
 
 def test_figures_and_costs_go_to_the_page(image_folder: Path, config: TrainConfig, tmp_path: Path) -> None:

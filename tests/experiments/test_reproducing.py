@@ -15,8 +15,9 @@ from domainfusion.config_files import build_config, load_toml, plain_values
 from domainfusion.errors import DomainFusionError, UsageError
 from domainfusion.experiments import runs
 from domainfusion.experiments.arms import arm_config
+from domainfusion.experiments.comparison import compare, table_rows
 from domainfusion.experiments.paper_tables import TABLES, Arm, Table, find_table
-from domainfusion.experiments.reproducing import compare, headline, part_of, reproduce, run_table, table_rows
+from domainfusion.experiments.reproducing import headline, part_of, reproduce, reproduction_text, run_table
 from domainfusion.files import read_json
 from domainfusion.report.tables_page import Part, write_tables_page
 
@@ -55,7 +56,7 @@ def test_each_row_differs_from_the_full_method_in_its_own_options_only(table: Ta
     for arm in table.arms:
         mine = flat(arm_config(base, arm))
         changed = {name for name, value in flat(base).items() if mine[name] != value}
-        assert changed - {"algorithm"} <= set(arm.options), arm.key
+        assert changed - {"algorithm"} <= {*arm.options, *(["batch_size"] if arm.all_images else [])}, arm.key
         for name, value in arm.options.items():
             assert mine[name] == (list(value) if isinstance(value, tuple) else value)
         assert mine["algorithm"] == arm.algorithm
@@ -67,6 +68,29 @@ def test_one_key_means_the_same_runs_in_every_table() -> None:
         assert table.reference in {arm.key for arm in table.arms}
         for arm in table.arms:
             assert meaning.setdefault(arm.key, (arm.algorithm, dict(arm.options))) == (arm.algorithm, arm.options)
+            assert arm.against is None or arm.against in {other.key for other in table.arms}
+
+
+def test_rows_are_compared_with_the_one_that_lacks_nothing_else() -> None:
+    """Each row with a reference of its own differs from it in the part that its title names."""
+    base = TrainConfig()
+    differing = {
+        (table.name, arm.key): {
+            name for name, value in flat(arm_config(base, arm)).items()
+            if flat(arm_config(base, table.arm(arm.against)))[name] != value
+        }
+        for table in TABLES.values() for arm in table.arms if arm.against
+    }  # fmt: skip
+    assert differing == {
+        ("table2", "without-sampling"): {"generate.sampling"}, ("parts", "without-sampling"): {"generate.sampling"},
+        ("table2", "updating-once"): {"generate.updating", "generate.generations"},
+    }  # fmt: skip
+
+
+def test_a_control_looks_at_as_many_images_as_the_full_method() -> None:
+    arm = TABLES["parts"].arm("erm-all-images")
+    assert arm_config(TrainConfig(batch_size=16), arm).batch_size == 32
+    assert arm_config(TrainConfig(batch_size=16, synthetic_share=0.25), arm).batch_size == 20
 
 
 def test_the_papers_averages_are_those_of_its_rows() -> None:
@@ -134,6 +158,40 @@ def test_a_budget_stops_between_runs_and_the_rest_is_made_later(
     assert "<script" not in page
 
 
+def test_rows_that_are_equal_by_the_users_options_are_the_same_runs(images: Path, tmp_path: Path) -> None:
+    twice = dataclasses.replace(SMALL, arms=(*SMALL.arms, Arm("again", "ERM <again>", "erm", {"lr": OPTIONS.lr})))
+    made = run_table(twice, str(images), OPTIONS, [0], ["photo"], tmp_path / "out")
+    assert (made["runs"], made["planned"]) == (2, 2)
+    assert made["accuracy"]["again"] == made["accuracy"]["erm"]
+    assert not (tmp_path / "out" / "images" / "again").exists()
+    assert table_rows(made)[3][3] == "the runs of “ERM”"
+    assert compare(made, "again").ours is None
+
+
+def test_a_row_may_be_compared_with_another_than_the_tables_reference() -> None:
+    found = summary([50.0, 50.5, 51.5], [49.0, 48.5, 47.5])
+    found["arms"]["slower"] = {"title": "slower still", "paper": {"OfficeHome": 61.0}, "against": "slow"}
+    found["accuracy"]["slower"] = {"photo": [49.5, 49.5, 48.5], "sketch": [49.5, 49.5, 48.5]}
+    better = compare(found, "slower")
+    assert better.ours is not None
+    assert better.ours.mean == pytest.approx((0.5 + 1 + 1) / 3)
+    assert better.paper == pytest.approx(-5.5)  # to the table's reference, as the paper has it
+    assert table_rows(found)[3][4] == "+0.8 ± 0.2 (p = 0.038), minus “ERM, slower & worse”"
+
+
+def test_what_time_does_not_allow_is_named(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([0.0])
+    clock = types.SimpleNamespace(monotonic=lambda: next(ticks, 61.0))
+    monkeypatch.setattr("domainfusion.experiments.reproducing.time", clock)
+    for name in ("measure_costs", "draw_figure"):
+        monkeypatch.setattr(f"domainfusion.experiments.reproducing.{name}", None)  # neither is begun
+    found = reproduce(["table1", "fig3"], [str(images)], OPTIONS, 1, [], tmp_path / "out", minutes=1)
+    assert found["left"] == ["table1 on images", "fig3 on images"]
+    said = "Not made for want of time: table1 on images, fig3 on images."
+    assert said in Path(found["report"]).read_text(encoding="utf-8")
+    assert "the same command goes on" in reproduction_text(found)
+
+
 def summary(erm: list[float], slow: list[float]) -> dict[str, Any]:
     return {
         "table": "small", "title": "t", "note": "", "dataset": "images", "reference": "erm", "runs": 4, "planned": 4,
@@ -147,6 +205,7 @@ def summary(erm: list[float], slow: list[float]) -> dict[str, Any]:
     [
         ([40.0, 41.0, 42.0], "yes"), ([60.0, 61.0, 62.0], "no"), ([49.0, 52.0, 48.0], "yes, within noise"),
         ([49.0, 53.0, 52.0], "no, within noise"),
+        ([49.0, 48.5, 47.5], "yes, within noise"),  # -2.33 ± 0.88: of three trials p is 0.12
     ],
 )  # fmt: skip
 def test_signs_are_compared_with_the_papers(slow: list[float], sign: str) -> None:

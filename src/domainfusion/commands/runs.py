@@ -103,7 +103,11 @@ class ReproduceCommand:
     targets: tuple[str, ...] = ()
     """Target domains (default: each in turn)."""
     budget: float = 0.0
-    """Minutes after which no further run is begun; the same command goes on later (0: no limit)."""
+    """Minutes after which no further run, cost or figure is begun; the same command goes on later (0: no limit)."""
+    gpu: Literal["V100", "A100", "L4", "H100"] = "V100"
+    """Of table1: the GPU whose days are counted."""
+    counted_for: str = "DomainNet/clipart"
+    """Of table1: the benchmark and target that they are counted for, as PACS/sketch."""
     output: Path = Path("runs/reproduce")
     """Folder of the runs, the tables (JSON) and reproduce.html."""
     config: Path | None = None
@@ -198,7 +202,8 @@ def reproduce(words: list[str]) -> None:
 
     found = make(
         command.tables, command.dataset, command.options, command.trials, command.targets, command.output,
-        minutes=command.budget, command=" ".join(["domainfusion", "reproduce", *words]),
+        minutes=command.budget, command=" ".join(["domainfusion", "reproduce", *words]), gpu=command.gpu,
+        scale=command.counted_for,
     )  # fmt: skip
     show(found, reproduction_text(found), command.json)
 

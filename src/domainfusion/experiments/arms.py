@@ -12,7 +12,11 @@ from domainfusion.experiments.paper_tables import Arm
 
 def arm_config(config: TrainConfig, arm: Arm) -> TrainConfig:
     """The user's options with the arm's over them."""
-    return with_values(dataclasses.replace(config, algorithm=arm.algorithm), arm.options, f"row {arm.title!r}")
+    batch = config.batch_size
+    if arm.all_images:
+        batch = round(batch * (1 + config.synthetic_share))
+    mine = dataclasses.replace(config, algorithm=arm.algorithm, batch_size=batch)
+    return with_values(mine, arm.options, f"row {arm.title!r}")
 
 
 def run_folder(folder: Path, data: str, key: str, target: str, trial: int) -> Path:

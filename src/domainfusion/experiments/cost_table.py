@@ -1,64 +1,42 @@
-"""The paper's Table 1 at two scales: what fine-tuning and generation cost here, and at Stable Diffusion's size.
+"""The paper's Table 1 at two scales: what fine-tuning, generation and training cost here, and at the paper's size.
 
-Here: a few images of a data set are timed with the LDM and options of a run, and multiplied by how many images each
-method needs for one target. There: operations are counted (`domainfusion.experiments.costs`) for the numbers of images
-and denoising steps that the paper gives, and divided by the peak rate of a GPU and an assumed share of it.
+Here: a few images of a data set and a few training steps are timed with the LDM, backbone and options of a run, and
+multiplied by how many each method needs for one target. There: operations are counted
+(`domainfusion.experiments.paper_costs`), and divided by the peak rate of a GPU and an assumed share of it.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import statistics
-import time
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from domainfusion.algorithms.base import Context
 from domainfusion.config import TrainConfig
 from domainfusion.data.batches import steps_per_epoch, with_steps
 from domainfusion.data.domains import MultiDomainDataset, load_dataset
-from domainfusion.data.splits import Split, build_split
+from domainfusion.data.splits import Split
 from domainfusion.data.transforms import from_uint8, resize
-from domainfusion.devices import choose_device, choose_dtype
+from domainfusion.devices import choose_dtype
 from domainfusion.diffusion.image_to_image import image_to_image
 from domainfusion.diffusion.ldm import LatentDiffusion
-from domainfusion.experiments.costs import (
-    SECONDS_A_DAY,
-    UTILISATION,
-    PassCosts,
-    count_passes,
-    gpu_days,
-    stable_diffusion_parts,
-)  # fmt: skip
+from domainfusion.distillation.curve_rounds import curves_of
+from domainfusion.distillation.slopes import SlopeEstimator, draw
+from domainfusion.experiments.costs import SECONDS_A_DAY, UTILISATION
+from domainfusion.experiments.paper_costs import METHODS, PAPER_SCALE, count_costs, paper_days
+from domainfusion.experiments.planning import timed
+from domainfusion.experiments.runs import build_algorithm, context_of
 from domainfusion.fusion.schedule import generations_due
+from domainfusion.training.step import compute_losses, descend, make_batch
 
 IMAGES = 8  # timed at once
-BACKWARD = 3  # a training step's operations over those of its forward pass
-
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """What the paper says of a method on DomainNet, target clipart (V100 days), and how its candidates are made."""
-
-    key: str
-    title: str
-    fine_tuned: int  # images that LDMs are fine-tuned on
-    generated: int
-    steps: int | None  # denoising steps of a generated image; None: not told
-    guided: bool
-    size: int  # pixels at the LDM; 512 is Stable Diffusion's own, where the paper tells nothing
-    paper: tuple[float, float]  # fine-tuning, generation
-
-
-METHODS = (
-    Method("dsi", "DSI", 538_446, 244_000, 50, False, 512, (22.44, 7.94)),
-    Method("cdga", "CDGA", 0, 4_000_000, 50, True, 512, (0.0, 161.11)),
-    Method("domainfusion", "DomainFusion", 0, 120_000, None, True, 320, (0.0, 2.19)),
-)
 
 
 def needed_images(dataset: MultiDomainDataset, split: Split, config: TrainConfig) -> dict[str, dict[str, int]]:
@@ -77,56 +55,98 @@ def needed_images(dataset: MultiDomainDataset, split: Split, config: TrainConfig
     }  # fmt: skip
 
 
-def count_method(method: Method, passes: PassCosts, steps: int) -> tuple[float, float]:
-    """FLOPs of a method's fine-tuning (each image passed once, forward and back) and generation, by the paper's counts.
-
-    Args:
-        passes: of the LDM at the method's image size.
-        steps: denoising steps of a generated image.
-    """
-    tuning = method.fine_tuned * (BACKWARD * passes.unet + passes.encoder)
-    candidate = passes.encoder + passes.decoder + steps * (2 if method.guided else 1) * passes.unet
-    return tuning, method.generated * candidate
-
-
-def measure_costs(data: str, config: TrainConfig, target: str | None = None, *, gpu: str = "V100") -> dict[str, Any]:
-    """Table 1: {"data", "target", "gpu", "utilisation", "methods": {key: {"here", "counted", "paper"}}}.
+def measure_costs(
+    data: str, config: TrainConfig, target: str | None = None, *, gpu: str = "V100", scale: str = PAPER_SCALE
+) -> dict[str, Any]:
+    """Table 1: {"data", "target", "gpu", "scale", "utilisation", "methods": {key: {"here", "counted", "paper"}},
+    "distillation"}.
 
     "here": images, seconds of one and days in all on this machine, for one target (the first domain without `target`);
-    "counted": GPU days for the paper's images, DomainFusion with `generate.steps` denoising steps.
+    "counted": days on `gpu` for `scale` (DATASET/TARGET), DomainFusion with `generate.steps` denoising steps.
+    Latent distillation is no part of the methods' training: it is either a slope of `distill.images_per_step` images in
+    each step, or a table of curves of all training images, made once for all runs.
     """
+    counted = count_costs(config, gpu, scale)
     dataset = load_dataset(data, config.data)
     target = target or dataset.domains[0]
     config = dataclasses.replace(config, target=target)
-    split = build_split(dataset, config.data, target, config.trial)
-    device = choose_device(config.device)
-    ldm = LatentDiffusion.load(config.ldm_source, device=device, precision=config.precision)
-    images = needed_images(dataset, split, config)
-    seconds = _time_images(ldm, dataset, config)
-    parts = stable_diffusion_parts()
-    passes = {size: count_passes(*parts, size) for size in {method.size for method in METHODS}}
+    with tempfile.TemporaryDirectory(prefix="domainfusion-costs-") as work:
+        context = context_of(dataset, config, Path(work), progress=False)
+        config, split = context.config, context.split
+        ldm = LatentDiffusion.load(config.ldm_source, device=context.device, precision=config.precision)
+        images = needed_images(dataset, split, config)
+        seconds = _time_images(ldm, dataset, config)
+        step = {
+            method.key: _time_step(dataclasses.replace(context, config=_as_erm(config, method.key)))
+            for method in METHODS if method.key != "cdga"  # CDGA trains on translations in place of raw images
+        }  # fmt: skip
+    step["cdga"] = step["dsi"]
+    slopes, curve = _time_slopes(ldm, dataset, config, config.batch_size * len(split.sources))
+    trained = sum(len(split.train[domain]) for domain in split.sources)
     found = {}
     for method in METHODS:
-        tuning, generation = count_method(method, passes[method.size], method.steps or config.generate.steps)
         mine = images[method.key]
         found[method.key] = {
             "title": method.title,
             "here": {
                 **mine, "seconds_fine_tuned": seconds["fine_tuned"], "seconds_generated": seconds[method.key],
+                "seconds_step": step[method.key], "steps": config.steps,
                 "fine_tuning_days": mine["fine_tuned"] * seconds["fine_tuned"] / SECONDS_A_DAY,
                 "generation_days": mine["generated"] * seconds[method.key] / SECONDS_A_DAY,
+                "training_days": config.steps * step[method.key] / SECONDS_A_DAY,
             },
-            "counted": {
-                "fine_tuned": method.fine_tuned, "generated": method.generated,
-                "steps": method.steps or config.generate.steps,
-                "fine_tuning_days": gpu_days(tuning, gpu), "generation_days": gpu_days(generation, gpu),
-            },
-            "paper": {"fine_tuning_days": method.paper[0], "generation_days": method.paper[1]},
+            "counted": counted["methods"][method.key],
+            "paper": {f"{part}_days": days for part, days in paper_days(method, counted["scale"]).items()},
         }  # fmt: skip
     return {
         "data": data, "dataset": dataset.name, "target": target, "ldm": config.ldm_source, "gpu": gpu,
-        "utilisation": UTILISATION, "methods": found,
+        "scale": counted["scale"], "utilisation": UTILISATION, "methods": found,
+        "distillation": {
+            "score": {
+                "here_days": config.steps * slopes / SECONDS_A_DAY,
+                "counted_days": counted["distillation"]["score_days"],
+            },
+            "curve": {
+                "here_days": trained * curve / SECONDS_A_DAY, "counted_days": counted["distillation"]["curve_days"]
+            },
+        },
     }  # fmt: skip
+
+
+def _as_erm(config: TrainConfig, method: str) -> TrainConfig:
+    """ERM with a batch of all the images that a step of `method` trains on."""
+    share = config.synthetic_share if method == "domainfusion" and config.synthetic_weight > 0 else 0.0
+    return dataclasses.replace(config, algorithm="erm", batch_size=round(config.batch_size * (1 + share)))
+
+
+def _time_step(context: Context) -> float:
+    """Seconds of a training step of ERM."""
+    algorithm = build_algorithm(context).to(context.device)
+    optimizer = torch.optim.Adam(algorithm.parameters(), lr=context.config.lr, fused=True)
+    algorithm.train()
+
+    def step() -> None:
+        terms = compute_losses(algorithm, make_batch(algorithm, 0))
+        descend(optimizer, torch.stack(list(terms.values())).sum())
+
+    return timed(step, context.device)
+
+
+def _time_slopes(
+    ldm: LatentDiffusion, dataset: MultiDomainDataset, config: TrainConfig, batch: int
+) -> tuple[float, float]:
+    """Seconds of a training step's slopes by `score`, and of one image's curve."""
+    distill = dataclasses.replace(config.distill, estimator="score")
+    estimator, size = SlopeEstimator(ldm, distill), config.generate.image_size or ldm.image_size
+    words = [config.generate.plain_template.format(label=word) for word in dataset.words()]
+    rows = np.linspace(0, len(dataset) - 1, min(batch, distill.images_per_step or batch)).round().astype(int)
+    images = resize(from_uint8(np.ascontiguousarray(dataset.images[rows])), size).to(ldm.device)
+    prompts = [words[dataset.labels[row]] for row in rows]
+    p = torch.linspace(max(0.1, distill.confidence_floor), 0.9, len(rows), device=ldm.device)
+    draws = draw(ldm, len(rows), size, distill, torch.Generator().manual_seed(0))
+    slopes = timed(lambda: estimator.slopes(images, prompts, p, draws), ldm.device)
+    some = rows[:2]
+    return slopes, timed(lambda: curves_of(estimator, dataset, some, words, size), ldm.device, most=3) / len(some)
 
 
 def _time_images(ldm: LatentDiffusion, dataset: MultiDomainDataset, config: TrainConfig) -> dict[str, float]:
@@ -150,11 +170,11 @@ def _time_images(ldm: LatentDiffusion, dataset: MultiDomainDataset, config: Trai
     # From start step s there are s of the steps; all start steps are tried.
     inversion = max(1, round(config.dsi.steps * sum(starts) / len(starts)))
     return {
-        "domainfusion": _median(make(generate.steps, generate.guidance, generate.candidates, middle), ldm.device)
+        "domainfusion": timed(make(generate.steps, generate.guidance, generate.candidates, middle), ldm.device)
         / (len(images) * generate.candidates),
-        "cdga": _median(make(config.cdga.steps, config.cdga.guidance, 1, middle), ldm.device) / len(images),
-        "dsi": _median(make(inversion, 1.0, 1, sum(starts) / len(starts)), ldm.device) / len(images),
-        "fine_tuned": _median(_tuning_step(ldm, images, prompts, config), ldm.device) / len(images),
+        "cdga": timed(make(config.cdga.steps, config.cdga.guidance, 1, middle), ldm.device) / len(images),
+        "dsi": timed(make(inversion, 1.0, 1, sum(starts) / len(starts)), ldm.device) / len(images),
+        "fine_tuned": timed(_tuning_step(ldm, images, prompts, config), ldm.device) / len(images),
     }  # fmt: skip
 
 
@@ -178,32 +198,29 @@ def _tuning_step(
     return step
 
 
-def _median(work: Callable[[], Any], device: torch.device, repeats: int = 3) -> float:
-    """Median seconds of `work` after one call to warm up."""
-    times = []
-    for _ in range(repeats + 1):
-        started = time.monotonic()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.monotonic() - started)
-    return statistics.median(times[1:])
-
-
 def cost_rows(found: dict[str, Any]) -> list[list[str]]:
     """The table for people."""
+    parts, gpu = ("fine_tuning", "generation", "training"), found["gpu"]
+    names = [part.replace("_", "-") for part in parts]
     rows = [[
-        "", f"images here ({found['dataset']}, target {found['target']})", "fine-tuning here", "generation here",
-        f"counted: fine-tuning, {found['gpu']} days", f"counted: generation, {found['gpu']} days",
-        "paper: fine-tuning", "paper: generation",
+        "", f"images generated here ({found['dataset']}, target {found['target']})",
+        *(f"{name} here" for name in names),
+        *(f"{name}, {gpu} days counted for {found['scale']}" for name in names),
+        *(f"{name}, V100 days in the paper" for name in names),
     ]]  # fmt: skip
     for entry in found["methods"].values():
         here, counted, paper = entry["here"], entry["counted"], entry["paper"]
+        told = [paper[f"{part}_days"] for part in parts]
         rows.append([
-            entry["title"], f"{here['generated']:,}", duration(here["fine_tuning_days"]),
-            duration(here["generation_days"]), f"{counted['fine_tuning_days']:.2f}",
-            f"{counted['generation_days']:.2f}", f"{paper['fine_tuning_days']:.2f}", f"{paper['generation_days']:.2f}",
+            entry["title"], f"{here['generated']:,}", *(duration(here[f"{part}_days"]) for part in parts),
+            *(f"{counted[f'{part}_days']:.2f}" for part in parts),
+            *("–" if days is None else f"{days:.2f}" for days in told),
         ])  # fmt: skip
+    for key, title in DISTILLATION.items():
+        entry = found["distillation"][key]
+        rows.append(
+            [title, "", "", "", duration(entry["here_days"]), "", "", f"{entry['counted_days']:.2f}", *[""] * 3]
+        )
     return rows
 
 
@@ -221,9 +238,17 @@ def duration(days: float) -> str:
     return f"{days:.1f} days"
 
 
+DISTILLATION = {
+    "score": "and latent distillation by score, in each step",
+    "curve": "or by a table of curves, once for all runs",
+}
+
 NOTE = (
-    "Counted: the operations of the paper's numbers of images at Stable Diffusion v1-4's size (DomainFusion at 320 "
-    "pixels, the others at 512), at 35 % of the GPU's peak rate; fine-tuning passes each image once; DomainFusion "
-    "takes the denoising steps of these options, since the paper does not tell its own. Here: images for one target "
-    "with these options, times of a few images multiplied."
+    "Counted: operations at Stable Diffusion v1-4's size (DomainFusion at 320 pixels, the others at 512) and of "
+    "ResNet-50 at 224 pixels, at 35 % of the GPU's peak rate. For DomainNet/clipart the numbers of generated images "
+    "are the paper's. Fine-tuning passes each image once; training takes 120 epochs; DomainFusion takes the denoising "
+    "steps of these options, since the paper does not tell its own; distillation by score takes one pass of the U-Net "
+    "for every image and epoch. Here: images and steps for one target with these options, times of a few multiplied; "
+    "by score as many images in a step as --distill.images-per-step says. The paper gives no training time of DSI and "
+    "CDGA, and 0.4 days for all processes but generation of its own."
 )

@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from domainfusion.config import TrainConfig
-from domainfusion.data.benchmarks import canonical_name
 from domainfusion.data.domains import load_dataset
 from domainfusion.data.splits import build_split
 from domainfusion.errors import UsageError
 from domainfusion.experiments.arms import arm_config, run_folder
 from domainfusion.experiments.benchmark import Run, config_of, finished, summarize_runs
+from domainfusion.experiments.comparison import compare, table_rows
 from domainfusion.experiments.cost_table import NOTE, cost_rows, measure_costs
 from domainfusion.experiments.descriptions import describe_environment
+from domainfusion.experiments.paper_costs import PAPER_SCALE, find_scale
 from domainfusion.experiments.paper_figures import draw_figure
-from domainfusion.experiments.paper_tables import COSTS, FIGURES, ITEMS, Table, find_table
+from domainfusion.experiments.paper_tables import COSTS, FIGURES, ITEMS, Arm, Table, find_table
 from domainfusion.experiments.runs import train_run
 from domainfusion.files import make_folder, no_empty_folder, write_json
 from domainfusion.report.tables_page import Part, Picture, write_tables_page
-from domainfusion.results.statistics import PairedDifference, estimate, paired_difference, trial_means
-from domainfusion.results.tables import format_difference, text_table
+from domainfusion.results.tables import text_table
 
 
 class OutOfBudget(Exception):
@@ -57,7 +57,9 @@ def run_table(
     for target in chosen:
         dataset.index_of(target)
     arms = {arm.key: arm_config(config, arm) for arm in table.arms}
-    planned = [(trial, target, key) for trial in trials for target in chosen for key in arms]
+    # With the user's options (a preset's, say) two rows may be the same runs, which are made once.
+    same = {key: next(first for first in arms if arms[first] == arms[key]) for key in arms}
+    planned = [(trial, target, key) for trial in trials for target in chosen for key in arms if same[key] == key]
     results: dict[Run, dict[str, Any]] = {}
 
     def make(run: Run) -> dict[str, Any]:
@@ -74,12 +76,15 @@ def run_table(
     except OutOfBudget:
         pass
     whole = [trial for trial in trials if all(run in results for run in planned if run[0] == trial)]
+    made = len(results)
+    results |= {
+        (trial, target, key): results[trial, target, same[key]]
+        for trial in whole for target in chosen for key in arms if same[key] != key
+    }  # fmt: skip
     summary: dict[str, Any] = {
         "command": command, "table": table.name, "title": table.title, "note": table.note, "dataset": dataset.name,
-        "reference": table.reference, "runs": len(results), "planned": len(planned), "trials": whole, "accuracy": {},
-        "arms": {
-            arm.key: {"title": arm.title, "options": arm.described(), "paper": dict(arm.paper)} for arm in table.arms
-        },
+        "reference": table.reference, "runs": made, "planned": len(planned), "trials": whole, "accuracy": {},
+        "arms": {arm.key: describe_arm(arm, same[arm.key]) for arm in table.arms},
     }  # fmt: skip
     if whole:
         summary |= summarize_runs(results, whole, chosen, list(arms))
@@ -87,95 +92,45 @@ def run_table(
     return summary
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """A row against its table's reference, here and in the paper; differences in points."""
-
-    ours: PairedDifference | None
-    paper: float | None
-
-    @property
-    def agrees(self) -> str:
-        """Whether both differences have one sign, and whether ours is within two standard errors of 0."""
-        if self.ours is None or self.paper is None or self.ours.count == 0:
-            return ""
-        sign = "yes" if self.ours.mean * self.paper > 0 else "no"
-        return sign if abs(self.ours.mean) > 2 * self.ours.error else f"{sign}, within noise"
-
-
-def compare(summary: Mapping[str, Any], key: str, dataset: str = "") -> Comparison:
-    """An arm against the reference. The paper's difference is of `dataset`, by the benchmark's name or its folder's, or
-    else the mean over what both its rows have."""
-    arms, reference = summary["arms"], summary["reference"]
-    if key == reference:
-        return Comparison(None, None)
-    mine, other = arms[key]["paper"], arms[reference]["paper"]
-    shared = [name for name in mine if name in other]
-    names = [known] if (known := canonical_name(dataset)) in shared else shared
-    paper = sum(mine[name] - other[name] for name in names) / len(names) if names else None
-    accuracy = summary["accuracy"]
-    ours = paired_difference(accuracy[key], accuracy[reference]) if accuracy else None
-    return Comparison(ours, paper)
-
-
-def table_rows(summary: Mapping[str, Any]) -> list[list[str]]:
-    """The table for people: accuracy by target, average, paired difference, the paper's, and whether signs agree."""
-    accuracy, arms, reference = summary["accuracy"], summary["arms"], summary["reference"]
-    targets = list(next(iter(accuracy.values()))) if accuracy else []
-    paper = any(arm["paper"] for arm in arms.values())
-    heading = ["", *targets, "average", f"minus {arms[reference]['title']}"]
-    rows = [heading + (["paper", "paper's difference", "same sign"] if paper else [])]
-    for key, arm in arms.items():
-        by_target = accuracy.get(key, {})
-        found = compare(summary, key, summary["dataset"])
-        cells = [str(estimate(by_target[target])) for target in targets]
-        cells += [str(estimate(trial_means(by_target))) if by_target else "–"]
-        cells += [format_difference(found.ours) if found.ours else ""]
-        if paper:
-            cells += [paper_cell(arm["paper"], summary["dataset"])]
-            cells += ["" if found.paper is None else f"{found.paper:+z.1f}", found.agrees]
-        rows.append([arm["title"], *cells])
-    return rows
-
-
-def paper_cell(values: Mapping[str, float], dataset: str) -> str:
-    """The paper's average on this data set, or, where it has none, on those that it has.
-
-    >>> paper_cell({"OfficeHome": 83.4}, "pictograms"), paper_cell({"PACS": 90.0, "OfficeHome": 72.4}, "office_home")
-    ('83.4 (OfficeHome)', '72.4')
-    """
-    if not values:
-        return "–"
-    if (known := canonical_name(dataset)) in values:
-        return f"{values[known]:.1f}"
-    if len(values) == 1:
-        name, value = next(iter(values.items()))
-        return f"{value:.1f} ({name})"
-    return f"{sum(values.values()) / len(values):.1f} ({len(values)} data sets)"
+def describe_arm(arm: Arm, same: str) -> dict[str, Any]:
+    """What the table's JSON says of a row: {"title", "options", "paper"}; "against" where it is not compared with the
+    table's reference, "same" where its runs are those of another row."""
+    found: dict[str, Any] = {"title": arm.title, "options": arm.described(), "paper": dict(arm.paper)}
+    if arm.against is not None:
+        found["against"] = arm.against
+    if same != arm.key:
+        found["same"] = same
+    return found
 
 
 def reproduce(
     names: Sequence[str], datasets: Sequence[str], config: TrainConfig, trials: int, targets: Sequence[str],
-    folder: Path, *, minutes: float = 0, command: str = "",
+    folder: Path, *, minutes: float = 0, command: str = "", gpu: str = "V100", scale: str = PAPER_SCALE,
 ) -> dict[str, Any]:  # fmt: skip
     """Make tables on data sets, as far as `minutes` allow (0: no limit), and write `reproduce.html` and the tables.
 
     Names are those of tables, `table1` (costs) and `fig2` to `fig5`, or `all`.
 
-    Returns {"tables": [what `run_table` returns], "others": costs and figures, "report": path}.
+    `gpu` and `scale` (DATASET/TARGET) are those that Table 1 is counted for.
+
+    Returns {"tables": [what `run_table` returns], "others": costs and figures, "left": names of those that time did not
+    allow, "report": path}.
     """
     deadline = time.monotonic() + 60 * minutes if minutes else None
     wanted = list(dict.fromkeys(ITEMS if "all" in names else names))
     for name in wanted:
         if name not in FIGURES and name != COSTS:
             find_table(name)
+    if COSTS in wanted:
+        find_scale(scale, config)
     found: list[dict[str, Any]] = []
     others: list[dict[str, Any]] = []
     parts: list[Part] = []
+    left: list[str] = []
 
     def write() -> Path:
         return write_tables_page(
-            parts, folder / "reproduce.html", headline=headline(found, others), command=command,
+            parts, folder / "reproduce.html", headline=headline(found, others, left), command=command,
             environment=describe_environment(),
         )  # fmt: skip
 
@@ -185,8 +140,11 @@ def reproduce(
         make_folder(folder)
         for data in datasets:
             for name in wanted:
-                if name == COSTS:
-                    costs = measure_costs(data, config, targets[0] if targets else None)
+                other = name == COSTS or name in FIGURES  # a table stops between its runs
+                if other and deadline is not None and time.monotonic() > deadline:
+                    left.append(f"{name} on {Path(data).name}")
+                elif name == COSTS:
+                    costs = measure_costs(data, config, targets[0] if targets else None, gpu=gpu, scale=scale)
                     write_json(folder / f"{name}-{Path(data).name}.json", {"command": command, **costs})
                     others.append({"table": name, **costs})
                     parts.append(costs_part(costs))
@@ -202,14 +160,14 @@ def reproduce(
                     found.append(summary)
                     parts.append(part_of(summary))
                 write()  # what is there can be read while the rest is made
-    return {"tables": found, "others": others, "report": str(write())}
+    return {"tables": found, "others": others, "left": left, "report": str(write())}
 
 
 def costs_part(found: Mapping[str, Any]) -> Part:
     """Table 1 as a section of the page."""
     name = f"{COSTS}, {found['dataset']}"
     return Part(
-        id=f"{COSTS}-{found['dataset']}", name=name, title=f"What fine-tuning and generation cost ({name})",
+        id=f"{COSTS}-{found['dataset']}", name=name, title=f"What fine-tuning, generation and training cost ({name})",
         rows=tuple(map(tuple, cost_rows(dict(found)))), notes=(NOTE,),
     )  # fmt: skip
 
@@ -225,11 +183,18 @@ def figure_part(found: Mapping[str, Any]) -> Part:
     )  # fmt: skip
 
 
-def headline(summaries: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]] = ()) -> str:
+def headline(
+    summaries: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]] = (), left: Sequence[str] = ()
+) -> str:
     """What the tables say together: how many of the paper's differences have the same sign here.
 
-    Without tables of runs: which costs and figures are there.
+    Without tables of runs: which costs and figures are there. What time did not allow is named.
     """
+    found = _found_so_far(summaries, others)
+    return f"{found} Not made for want of time: {', '.join(left)}." if left else found
+
+
+def _found_so_far(summaries: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> str:
     if not summaries:
         made = [
             f"figure {other['figure'].removeprefix('fig')} on {other['dataset']}" if "figure" in other
@@ -287,4 +252,6 @@ def reproduction_text(found: Mapping[str, Any]) -> str:
         if summary["runs"] < summary["planned"]:
             heading += f" ({summary['runs']} of {summary['planned']} runs; the same command goes on)"
         lines += [heading, "", text_table(table_rows(summary)), ""]
+    if found["left"]:
+        lines += [f"not made for want of time (the same command goes on): {', '.join(found['left'])}", ""]
     return "\n".join([*lines, f"everything is in {found['report']}"])
