@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from benchmarks.candidates import pictures
-from benchmarks.timing import row, seconds_of
+from benchmarks.timing import compare, row
 from domainfusion.config import DataConfig, DistillConfig
 from domainfusion.data.domains import load_dataset
 from domainfusion.data.splits import build_split
@@ -37,12 +37,14 @@ def distillation_run() -> dict[str, Any]:
         draws = draw(ldm, 48, images.shape[-1], literal.config, torch.Generator().manual_seed(2))
         literal.slopes(images, prompts, p, draws)
 
-    step()
-    once = min(seconds_of(step) for _ in range(3)) / 48
     words = list(dataset.words())
-    mine = min(seconds_of(lambda: [curves_of(curve, dataset, part, words, images.shape[-1])
-                                   for part in np.array_split(rows, 4)]) for _ in range(2)) / 48  # fmt: skip
-    theirs = EPOCHS * once
+
+    def tabulate() -> None:
+        for part in np.array_split(rows, 4):
+            curves_of(curve, dataset, part, words, images.shape[-1])
+
+    found = compare(tabulate, step, repeats=2)
+    mine, theirs = found["ours"] / 48, EPOCHS * found["theirs"] / 48
     return row(
         "distillation_run", "distillation of an image in a run of 120 epochs, curve computed", "autograd, T = 1",
         ratio=mine / theirs, target="<= 1/20", reached=mine / theirs <= 1 / 20, ours=mine, theirs=theirs,

@@ -35,7 +35,8 @@ def make_folder(path: Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FileError(
-            f"cannot make the folder {path}: {error.strerror}; choose another (for caches, by $DOMAINFUSION_CACHE)"
+            f"cannot make the folder {path}: {'a file is there' if path.is_file() else error.strerror}; choose another "
+            "(that of the cache by $DOMAINFUSION_CACHE)"
         ) from error
     return path
 

@@ -36,3 +36,14 @@ def test_data_splits_differ_by_trial_and_print_counts(ten_images: Path, capsys: 
     assert json.loads(capsys.readouterr().out)["a"]["out"] != [2, 3]
     assert cli.run(["data", "splits", str(ten_images)]) == 0
     assert capsys.readouterr().out == "domainbed splits, trial 0\na: in 8, out 2\nb: in 4, out 1\n"
+
+
+def test_splits_are_those_that_training_takes(ten_images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["data", "splits", str(ten_images), "--data.holdout-fraction", "0.5"]) == 0
+    assert capsys.readouterr().out == "domainbed splits, trial 0\na: in 5, out 5\nb: in 3, out 2\n"
+    assert cli.run(["data", "splits", "pictograms", "--trial", "1"]) == 0
+    assert capsys.readouterr().out.startswith("strict splits, trial 1\nclipart: in ")
+    assert cli.run(["data", "splits", "pictograms", "--trial", "7"]) == 2
+    assert "the strict protocol has the trials 0 to 4" in capsys.readouterr().err
+    assert cli.run(["data", "splits", str(ten_images), "--data.holdout-fraction", "2"]) == 2
+    assert "holdout" in capsys.readouterr().err

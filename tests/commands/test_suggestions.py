@@ -98,7 +98,7 @@ def test_strict_splits_of_a_folder_name_the_option_of_the_command(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, words in (
-        ("data splits", ["--protocol", "strict"]),
+        ("data splits", ["--data.protocol", "strict"]),
         ("train", ["--data.protocol", "strict", "--algorithm", "erm", "--output", str(tmp_path / "run")]),
     ):
         assert cli.run([*name.split(), str(image_folder), *words]) == 2

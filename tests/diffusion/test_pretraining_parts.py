@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from domainfusion.config import PretrainConfig
 from domainfusion.diffusion.autoencoder_training import (
     autoencoder_loss,
     build_autoencoder,
     fade_images,
     reconstruction_psnr,
 )
-from domainfusion.diffusion.denoiser_training import build_scheduler, min_snr_weight
+from domainfusion.diffusion.denoiser_training import build_scheduler, min_snr_weight, pool_images
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.optimization import Averaged, WorkingCopy, learning_rate_factor
 from domainfusion.diffusion.pretraining import pretrain
@@ -148,6 +149,12 @@ def test_a_known_autoencoder_is_trained_on_and_its_denoiser_stays(corpus_folder:
     records = [json.loads(line) for line in (tmp_path / "second" / "metrics.jsonl").read_text().splitlines()]
     assert {record["stage"] for record in records} == {"autoencoder"}
     assert records[-1]["step"] == 40
+
+
+def test_a_small_corpus_has_a_small_pool() -> None:
+    config = PretrainConfig(pool_size=65_536)
+    assert [pool_images(config, images) for images in (10, 64, 100, 4096, 50_000)] == [1024, 1024, 1600, 65_536, 65_536]
+    assert pool_images(PretrainConfig(pool_size=16), 10) == 16
 
 
 def test_psnr_of_known_errors() -> None:

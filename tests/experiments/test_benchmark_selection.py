@@ -192,8 +192,8 @@ def test_training_domain_validation_chooses_a_draw_by_the_sources_alone(
     found = run_benchmark(
         str(four_domains), OPTIONS, ["erm", "rsc"], [0], ["photo", "art"], tmp_path, search=Search(draws=(0, 1, 2, 3))
     )
-    assert found["draws"] == {name: {"photo": [1], "art": [1]} for name in ("erm", "rsc")}  # the first of equals
-    assert found["accuracy"]["rsc"] == {"photo": [10.0], "art": [10.0]}
+    assert found["draws"] == {name: {"photo": [2], "art": [2]} for name in ("erm", "rsc")}  # the last of equals
+    assert found["accuracy"]["rsc"] == {"photo": [20.0], "art": [20.0]}
     assert found["seconds"]["erm"] == [4.0, 4.0]
     assert found["selection"] == "training-domain validation"
 

@@ -55,6 +55,15 @@ def test_a_minimum_beyond_the_temperatures_gives_the_nearest() -> None:
         assert fit_temperature(logits, labels) == nearest
 
 
+def test_a_few_images_do_not_make_it_surer() -> None:
+    """Too timid by a factor of three: 400 images say so, 99 of them are not believed; too sure is believed of any."""
+    logits, labels = draw(3, 0.3)
+    assert fit_temperature(logits, labels) < 0.5
+    assert fit_temperature(logits[:100], labels[:100]) < 0.5
+    assert fit_temperature(logits[:99], labels[:99]) == 1.0
+    assert fit_temperature(10 * logits[:99], labels[:99]) > 2
+
+
 def test_likelihood_is_the_literal_one() -> None:
     logits, labels = draw(3, 2.0, count=40)
     for t in (0.2, 1.0, 7.0):

@@ -3,6 +3,7 @@
     loss = λ1·CE(raw) + λ2·LD(raw) + λ3·CE(synthetic),
 
 the synthetic dataset refreshed by the LDM every `generate.interval` epochs, LD the latent distillation of Algorithm 2.
+That LD is of raw images is a reading: line 14 names x, which line 13 has replaced where an epoch generates.
 A weight of 0 removes its term and its cost: without λ2 and λ3 no LDM is loaded at all.
 """
 

@@ -81,6 +81,8 @@ def find_stages(backbone: nn.Module, name: str, count: int, size: int) -> list[n
     remedy = (
         "; mixstyle needs a convolutional backbone such as resnet18, regnety_002, efficientnet_lite0 or convnext_atto"
     )
+    if name.startswith("torchvision:"):
+        raise UsageError(f"--backbone {name}: mixstyle finds the stages of timm's models alone{remedy}")
     modules = dict(backbone.named_modules())
     listed = [entry for entry in (getattr(backbone, "feature_info", None) or []) if entry["reduction"] >= 4]
     found = [(entry["module"], entry["num_chs"]) for entry in listed if entry["module"] in modules][:count]

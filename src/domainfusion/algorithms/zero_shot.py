@@ -43,7 +43,7 @@ class Scores:
     seconds: float  # its share of the time
 
     def probabilities(self) -> np.ndarray:
-        """(K,) softmax of -errors over the classes tried to the end; a class ruled out before has 0.
+        """(K,) softmax of -errors over the classes that were tried on every draw; one ruled out before the last has 0.
 
         The formula of Li et al. (arXiv 2303.16203): the error stands for the negative log-likelihood. Errors are sums
         over all latent dimensions, so the largest share is mostly near 1: an order of classes, not a confidence.

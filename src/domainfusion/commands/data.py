@@ -13,10 +13,12 @@ import tyro
 
 from domainfusion.commands.parsing import Flat, parse, show
 from domainfusion.config import DataConfig
+from domainfusion.config_files import build_config
 from domainfusion.errors import UsageError, show_note
 
 USAGE = """\
-usage: domainfusion data splits DATA [--trial T] [--protocol strict]
+usage: domainfusion data splits DATA [--trial T] [--data.protocol strict]
+                                [--data.holdout-fraction F]
                                 [--data.bad-images skip] [--json]
        domainfusion data verify PATH [--dataset NAME] [--quick] [--json]
        domainfusion data prepare DATASET SOURCE OUTPUT [--duplicates FILE]
@@ -29,8 +31,12 @@ DATASET is PACS, VLCS, OfficeHome, TerraIncognita or DomainNet.
 
 @dataclasses.dataclass(frozen=True)
 class ReadImages:
-    """How the images are read."""
+    """How the images are read and split."""
 
+    protocol: Literal["auto", "strict", "domainbed"] = "auto"
+    """Splits: strict (by folds), domainbed (20 % of each domain held out), auto (strict if there are folds)."""
+    holdout_fraction: float = 0.2
+    """Share of each domain held out by the domainbed splits."""
     bad_images: Literal["error", "skip"] = "error"
     """What to do with an image that cannot be read: stop and name it, or leave it out and say so."""
 
@@ -44,15 +50,16 @@ class SplitsOptions:
 
 @dataclasses.dataclass(frozen=True)
 class SplitsCommand:
-    """Which images train ("in") and which are held out ("out"), as row numbers of each domain in sorted order."""
+    """Which images train and which are held out, as row numbers of each domain in sorted order.
+
+    Of a source domain "in" trains and "out" validates. Of the target "in" is tested on, in strict splits "test".
+    """
 
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
     """pictograms (embedded), a folder DOMAIN/CLASS/IMAGE or with metadata.csv, or hf://OWNER/NAME."""
     options: Annotated[SplitsOptions, Flat] = SplitsOptions()
     trial: int = 0
     """Number of the split."""
-    protocol: str = "domainbed"
-    """domainbed or strict."""
     json: bool = False
     """Print the row numbers as JSON."""
 
@@ -136,23 +143,19 @@ def data(words: list[str]) -> int:
 def splits(command: SplitsCommand) -> int:
     """`domainfusion data splits`."""
     from domainfusion.data.domains import load_dataset
-    from domainfusion.data.splits import domainbed_split, strict_split
+    from domainfusion.data.splits import parts_of
 
-    if command.protocol not in ("domainbed", "strict"):
-        raise UsageError(f"--protocol {command.protocol} is not domainbed or strict")
     if not 0 <= command.trial <= 10**9:
         raise UsageError(f"--trial {command.trial}: splits are numbered from 0 (to 10**9)")
-    dataset = load_dataset(command.data, DataConfig(bad_images=command.options.data.bad_images))
-    strict = command.protocol == "strict"
-    if strict and dataset.folds is None:
-        raise UsageError(f"{dataset.name} has no folds of its own; use --protocol domainbed")
-    found = strict_split(dataset, command.trial) if strict else domainbed_split(dataset, command.trial, 0.2)
+    options = build_config(DataConfig, dataclasses.asdict(command.options.data), "the options")
+    dataset = load_dataset(command.data, options)
+    protocol, found = parts_of(dataset, options, command.trial)
     # Numbers count from 0 within each domain, as DomainBed's do.
     plain = {
         domain: {part: (rows - dataset.rows(dataset.index_of(domain))[0]).tolist() for part, rows in parts.items()}
         for domain, parts in found.items()
     }
-    text = f"{command.protocol} splits, trial {command.trial}\n"
+    text = f"{protocol} splits, trial {command.trial}\n"
     text += "\n".join(f"{d}: " + ", ".join(f"{part} {len(rows)}" for part, rows in p.items()) for d, p in plain.items())
     show(plain, text, command.json)
     for note in dataset.notes:

@@ -55,9 +55,10 @@ def parse(kind: type[T], words: list[str], prog: str, options: Any = None, defau
     printed = io.StringIO()
     try:
         with _whole_lines(), contextlib.redirect_stderr(printed), contextlib.redirect_stdout(_Boxed()):
-            if default is None:
-                return tyro.cli(kind, args=words, prog=prog, add_help=False)
-            return tyro.cli(kind, args=words, prog=prog, add_help=False, default=default)
+            given = {} if default is None else {"default": default}
+            command = tyro.cli(kind, args=words, prog=prog, add_help=False, **given)
+        _refuse_output_in_data(command)
+        return command
     except (ValidationError, SystemExit) as error:
         # A value refused by a group (`--data.crop 2`) ends in an exit: what was refused is in the exit's context.
         group, cause = "", error.__context__ if isinstance(error, SystemExit) else error
@@ -77,6 +78,19 @@ def parse(kind: type[T], words: list[str], prog: str, options: Any = None, defau
         value = " ".join(map(str, first["input"])) if isinstance(first["input"], (tuple, list)) else first["input"]
         message = first["msg"].removeprefix("Value error, ")
         raise UsageError(f"--{'.'.join(where).replace('_', '-')} {value}: {message}") from None
+
+
+def _refuse_output_in_data(command: Any) -> None:
+    """Raise `UsageError` where what a command writes would come to lie among the images that it reads."""
+    output = getattr(command, "output", None)
+    named = [getattr(command, name, None) for name in ("data", "corpus", "dataset")]
+    folders = [Path(item) for part in named for item in (part if isinstance(part, tuple) else (part,)) if item]
+    for folder in folders:
+        if isinstance(output, Path) and folder.is_dir() and output.resolve().is_relative_to(folder.resolve()):
+            raise UsageError(
+                f"--output {output} lies in the images' own folder {folder}, where it would pass for a domain or a "
+                "class; choose a folder beside it"
+            )
 
 
 class _Boxed(io.StringIO):

@@ -34,7 +34,10 @@ class UnreadableImage(DataError):
     """An image of a data set that cannot be decoded; `reason` names it, without what an option could do about it."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(f"{reason}; repair or remove it, or leave such files out: --data.bad-images skip")
+        super().__init__(
+            f"{reason}; repair or remove it (`domainfusion data verify` lists them all), or leave such files out: "
+            "--data.bad-images skip"
+        )
         self.reason = reason
 
 

@@ -52,7 +52,7 @@ class Verification:
 
     def as_text(self) -> str:
         """The same for people."""
-        classes = {name for domain in self.counts.values() for name in domain}
+        classes = {name for domain in self.counts.values() for name, images in domain.items() if images}
         what = f"{self.benchmark.name} ({self.benchmark.source})" if self.benchmark else "no benchmark known here"
         lines = [f"{self.root}: {what}; {number(len(self.counts), 'domain')}, {number(len(classes), 'class')}"]
         expected = dict(zip(self.benchmark.domains, self.benchmark.counts, strict=True)) if self.benchmark else {}

@@ -90,6 +90,15 @@ def strict_split(dataset: MultiDomainDataset, trial: int) -> dict[str, dict[str,
     return parts
 
 
+def parts_of(
+    dataset: MultiDomainDataset, config: DataConfig, trial: int
+) -> tuple[str, dict[str, dict[str, np.ndarray]]]:
+    """("strict" or "domainbed", {domain: {part: rows}}), as the options say: `auto` is strict where there are folds."""
+    if config.protocol == "strict" or (config.protocol == "auto" and dataset.folds is not None):
+        return "strict", strict_split(dataset, trial)
+    return "domainbed", domainbed_split(dataset, trial, config.holdout_fraction)
+
+
 def build_split(
     dataset: MultiDomainDataset, config: DataConfig, target: str | None, trial: int, second_target: str | None = None
 ) -> Split:
@@ -99,11 +108,11 @@ def build_split(
     splits that is measured on fold t+1 (see `Split.held_out`), whose codepoints were neither trained on nor are tested
     in the target.
     """
-    strict = config.protocol == "strict" or (config.protocol == "auto" and dataset.folds is not None)
     for domain in (target, second_target):
         if domain is not None:
             dataset.index_of(domain)
-    parts = strict_split(dataset, trial) if strict else domainbed_split(dataset, trial, config.holdout_fraction)
+    protocol, parts = parts_of(dataset, config, trial)
+    strict = protocol == "strict"
     held = parts[target]["out"] if target is not None else np.empty(0, dtype=np.int64)
     sources = tuple(domain for domain in dataset.domains if domain not in (target, second_target))
     if second_target is not None and not sources:
@@ -134,7 +143,7 @@ def build_split(
             f"{dataset.name} holds one class ({dataset.classes[0]}); at least two are needed to tell them apart"
         )
     return Split(
-        protocol="strict" if strict else "domainbed",
+        protocol=protocol,
         trial=trial,
         target=target,
         sources=sources,

@@ -166,14 +166,14 @@ def _compare_counts(state: Verification, benchmark: Benchmark) -> None:
 
 def _compare_domains(state: Verification) -> None:
     """Classes that a domain lacks, and what that does where class folders are numbered domain by domain."""
-    classes = sorted({name for domain in state.counts.values() for name in domain})
+    classes = sorted({name for domain in state.counts.values() for name, images in domain.items() if images})
     for domain, found in state.counts.items():
         empty = [name for name, count in found.items() if not count]
         missing = [name for name in classes if name not in found]
         if missing:
             # What ImageFolder, and so DomainBed, does: number the class folders that this domain has.
             numbers = {name: number for number, name in enumerate(sorted(found))}
-            wrong = [name for name in found if numbers[name] != classes.index(name)]
+            wrong = [name for name in found if name in classes and numbers[name] != classes.index(name)]
             images = sum(found[name] for name in wrong)
             example = f" ({wrong[0]} becomes {classes[numbers[wrong[0]]]})" if wrong else ""
             state.problems.append(

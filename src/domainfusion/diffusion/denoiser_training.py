@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from domainfusion.config import PretrainConfig
@@ -83,6 +84,11 @@ def min_snr_weight(alphas_cumprod: torch.Tensor, gamma: float) -> torch.Tensor:
     return snr.clamp(max=gamma) / snr
 
 
+def pool_images(config: PretrainConfig, images: int) -> int:
+    """Augmented images of a pool: `pool_size`, but no more than 16 of each image where that is 1,024 or more."""
+    return min(config.pool_size, max(1024, 16 * images))
+
+
 @torch.no_grad()
 def encode_pool(
     vae: AutoencoderKL, corpus: Corpus, config: PretrainConfig, number: int, folder: Path
@@ -93,9 +99,11 @@ def encode_pool(
         return kept
     probability = corpus.weight / corpus.weight.sum()
     rng = derive_numpy_rng("pool", config.seed, number)
-    index = rng.choice(len(corpus), config.pool_size, p=probability)
+    count = pool_images(config, len(corpus))
+    index = rng.choice(len(corpus), count, p=probability)
     latents, colours = [], []
-    for start in range(0, config.pool_size, 128):
+    for start in tqdm(range(0, count, 128), desc=f"encoding {count:,} augmented images", leave=False):
+        check()
         images, words = augment(
             corpus.images[index[start : start + 128]], rng, recolour=config.recolour, hue=config.hue
         )
@@ -181,7 +189,8 @@ def train_denoiser(
     training, validation = corpus.select(~held_out), corpus.select(held_out)
     scheduler = build_scheduler()
     weights = min_snr_weight(scheduler.alphas_cumprod, config.min_snr).to(device)
-    steps_per_pool = max(1, config.pool_size * config.pool_epochs // config.unet_batch_size)
+    size = pool_images(config, len(training))
+    steps_per_pool = max(1, size * config.pool_epochs // config.unet_batch_size)
     held_images = torch.from_numpy(validation.images[:512].astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2)
     with torch.no_grad():
         held_latents = vae.encode(held_images.to(device)).latent_dist.mean.cpu()
@@ -192,6 +201,8 @@ def train_denoiser(
     clock, loaded = time.monotonic(), -1
     for step in range(start, config.unet_steps):
         if step // steps_per_pool != loaded:
+            if loaded >= 0:  # a signal may end the encoding
+                save_training(state_path, denoiser, optimizer, averaged, step)
             loaded = step // steps_per_pool
             pool = encode_pool(vae, training, config, loaded, folder)
             if vae.config["scaling_factor"] == 1.0 and not config.init:
@@ -202,7 +213,7 @@ def train_denoiser(
                 write_json(folder / "scaling.json", factor)
         scale = vae.config["scaling_factor"]
         rng = derive_numpy_rng("denoiser", config.seed, step)
-        chosen = rng.integers(0, config.pool_size, config.unet_batch_size)
+        chosen = rng.integers(0, size, config.unet_batch_size)
         texts = [
             compose_caption(training, int(pool["index"][i]), pool["colours"][i], rng, config.caption_dropout)
             for i in chosen

@@ -181,4 +181,37 @@ def judgement_text(figures: dict[str, Any]) -> str:
             [name, f"{entry['true_below_wrong']:.1f}", f"{entry['standard_error']:.1f}", f"{entry['mean']:.4f}",
              f"{entry['mean_size']:.4f}"]
         )  # fmt: skip
-    return f"{text_table(first)}\n\n{text_table(second)}"
+    return f"{text_table(first)}\n\n{text_table(second)}\n\n{verdict(figures)}"
+
+
+def verdict(figures: dict[str, Any]) -> str:
+    """What the figures say to do: which strengths keep the class, and whether slopes know labels.
+
+    A strength keeps it where the oracle recognises nine tenths of the stored images' share, or is within two standard
+    errors of that (binomial), at this and every smaller strength.
+    """
+    share, count = 0.9 * figures["raw_recognised"] / 100, figures["images"]
+    lowest = 100 * (share - 2 * (share * (1 - share) / count) ** 0.5)
+    kept = []
+    for entry in figures["candidates"]:
+        if entry["recognised"] < lowest:
+            break
+        kept.append(entry["strength"])
+    chance = f"of {count:,} images"
+    if kept:
+        keeps = (
+            f"Up to strength {kept[-1]:g} candidates keep their class ({chance}): --generate.strength 0.3 {kept[-1]:g}."
+        )
+    else:
+        keeps = (
+            f"At no strength do candidates keep their class ({chance}): this LDM redraws these images as something "
+            "else (candidates.png). Train one on your images (domainfusion pretrain DATA), or take another (--ldm)."
+        )
+    plain = figures["slopes"]["plain"]
+    knows = plain["true_below_wrong"] - 50 > 2 * plain["standard_error"]
+    slopes = (
+        "The slopes of latent distillation tell true labels from wrong ones."
+        if knows
+        else "The slopes of latent distillation do not tell true labels from wrong ones here."
+    )  # fmt: skip
+    return f"{keeps}\n{slopes}"

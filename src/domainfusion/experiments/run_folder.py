@@ -41,11 +41,14 @@ def refuse_other_options(folder: Path, data: str, config: TrainConfig) -> None:
     ignored = {"preset", "generate.worker", "generate.worker_device"} | ({"steps"} if config.epochs else set())
     if _recombines(there) == _recombines(config):
         ignored.add("generate.recombination")
-    for name in sorted((set(kept) | set(now)) - ignored):
-        if kept.get(name) != now.get(name):
-            raise UsageError(
-                f"{folder} holds a run with {name} = {kept.get(name)!r}, not {now.get(name)!r}; choose another --output"
-            )
+    changed = [name for name in sorted((set(kept) | set(now)) - ignored) if kept.get(name) != now.get(name)]
+    if changed:
+        named = "; ".join(f"{name} = {kept.get(name)!r}, not {now.get(name)!r}" for name in changed[:3])
+        more = f", and {len(changed) - 3} more differences" if len(changed) > 3 else ""
+        raise UsageError(
+            f"{folder} holds a run with {named}{more}; choose another --output, or give its own options to go on "
+            f"(--config {path})"
+        )
     recorded = folder / "data.json"
     if recorded.exists() and recorded_data(folder)["data"] not in (data, str(Path(data).resolve())):
         raise UsageError(f"{folder} holds a run on {recorded_data(folder)['data']}; choose another --output")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -140,6 +141,8 @@ def _run(data: str, context: Context, described: dict[str, Any]) -> dict[str, An
     described = described | {"notes": [*context.dataset.notes, *overlap_notes(context.dataset, used, split.test)]}
     for note in described["notes"]:
         show_note(note)
+    if config.ldm_source == "embedded" and context.dataset.name != "pictograms" and config.algorithm in DRAWS:
+        _note_unfamiliar_images(data)
     kind = algorithm_class(config.algorithm)
     # Built before anything is written: options that it refuses leave no folder that insists on them.
     if issubclass(kind, ZeroShot) and context.processes.count > 1:
@@ -158,6 +161,18 @@ def _run(data: str, context: Context, described: dict[str, Any]) -> dict[str, An
     context.recorded()
     context.processes.wait()
     return result
+
+
+# Algorithms whose candidates are worth what the LDM knows of such images.
+DRAWS = ("domainfusion", "cdga", "dsi")
+
+
+@functools.cache  # once for all runs of a process
+def _note_unfamiliar_images(data: str) -> None:
+    show_note(
+        f"the embedded LDM knows icons and emoji, not photographs: `domainfusion judge {data}` measures what it is "
+        f"worth here, `domainfusion pretrain {data} --target TARGET` trains one on your images, --ldm takes another"
+    )
 
 
 def _assist(context: Context) -> dict[str, Any]:

@@ -145,7 +145,8 @@ def choose(
     went by.
     """
     mine = {draw: results[PlannedRun(trial, target, algorithm, draw)] for draw in plan.draws(algorithm)}
-    draw = max(mine, key=lambda number: mine[number]["validation_accuracy"] or 0.0)  # the first of equals
+    # The last of equals, as DomainBed's scripts and `collect` have it (`results.model_selection`).
+    draw = max(reversed(mine), key=lambda number: mine[number]["validation_accuracy"] or 0.0)
     found = {name: mine[draw][name] for name in ("target_accuracy", "validation_accuracy", "protocol")}
     if plan.search.selection == "leave-one-domain-out" and not is_zero_shot(algorithm):
         mates = [run for run in results if (run.trial, run.algorithm) == (trial, algorithm)]

@@ -101,8 +101,8 @@ def draw_heat(found: Sequence[LabelPictures]) -> Any:
         difference, error = part.scores.differences(0)
         scores = ["" for _ in part.words]
         for k in range(1, len(part.words)):
-            scores[k] = f"score {-1000 * difference[k]:+z.2f} ± {1000 * error[k]:.2f}"
-        scores[0] = "score 0 (matched)"
+            scores[k] = f"error {1000 * difference[k]:+z.2f} ± {1000 * error[k]:.2f}"
+        scores[0] = "error 0 (matched)"
         names = [f"“{part.words[0]}”"]
         for word, heat in zip(part.words[1:], part.heats[1:], strict=True):
             names.append(f"“{word}”\nr = {likeness(part.heats[0], heat):.2f}")
@@ -114,7 +114,7 @@ def draw_heat(found: Sequence[LabelPictures]) -> Any:
         notes="Heat: attention to the label's words, as a multiple of its mean over the image; bright is much, one\n"
         "scale for each image; r: correlation with the matched label's heat.\n"
         "Particular: heat less the mean heat of all labels shown; orange is more than other labels, violet less.\n"
-        "Score: 1000 × (error of the predicted noise under the matched label - under this one) ± paired standard\n"
-        "error; below 0 the label fits worse than the matched one.",
+        "Error: 1000 × (error of the predicted noise under this label - under the matched one) ± paired standard\n"
+        "error; above 0 the label fits worse than the matched one.",
         splits=[1],
     )  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from domainfusion.config_files import flat_values, load_toml
-from domainfusion.errors import FileError, UsageError
+from domainfusion.errors import FileError, UsageError, show_note
 from domainfusion.files import read_json, read_json_object
 from domainfusion.results.records import EXPECTATION, HELD_OUT, find_runs, load_run
 
@@ -100,12 +100,18 @@ def read_runs(paths: Iterable[Path]) -> list[Run]:
     """The finished runs at or below `paths`, each once.
 
     Those inside a run on all domains, which left one of them out to say what to expect elsewhere, are in its
-    `expectation`. Raises `UsageError` where there is no run, `FileError` where an expectation was altered.
+    `expectation`. Raises `UsageError` where there is no run, or no folder of a name that was given, `FileError` where
+    an expectation was altered.
     """
     paths = list(paths)
     folders: dict[Path, Path] = {}
     for path in paths:
-        for folder in find_runs(path):
+        if not path.is_dir():
+            raise UsageError(f"there is no folder {path}; give folders of runs, or folders above them")
+        below = find_runs(path)
+        if not below and len(paths) > 1:
+            show_note(f"no finished run is at or below {path}")
+        for folder in below:
             # Other tools write a result.json too (Ray does); a run of ours also tells of its data.
             # A run that held out a second domain was made to select others by.
             if (folder / "data.json").exists() and "second_target" not in read_json_object(folder / "data.json"):

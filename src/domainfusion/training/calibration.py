@@ -19,6 +19,7 @@ from domainfusion.training.evaluation import collect_logits
 
 # Temperatures looked at; beyond them a confidence says nothing (all classes equal, or always 100 %).
 LOWEST, HIGHEST = 0.05, 20.0
+FEW = 100  # images; of fewer, confidences are not raised
 BINS = 15
 
 
@@ -27,7 +28,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
     The likelihood is convex in 1/T, so its derivative there, mean(Σ_k softmax(z/T)_k z_k - z_y), is bisected. Where it
     has no minimum (every image is right, or there is none) T is 1: nothing is known that would change it. A minimum
-    beyond these temperatures gives the nearest of them.
+    beyond these temperatures gives the nearest of them. Of fewer than 100 images T is 1 at least: a few that happen to
+    be right would make the classifier sure of everything.
 
     Args:
         logits: (n, classes).
@@ -43,6 +45,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
     low, high = 1 / HIGHEST, 1 / LOWEST
     if bool((values.amax(1) <= right).all()):
+        return 1.0
+    if len(values) < FEW and derivative(1.0) <= 0:
         return 1.0
     if derivative(high) <= 0:
         return LOWEST
