@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from domainfusion.experiments.comparison import table_rows
+from domainfusion.experiments.cost_table import cost_rows
 from domainfusion.results.tables import accuracy_rows, markdown_table
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +31,8 @@ def table(name: str) -> str:
     summary = json.loads(place.read_text(encoding="utf-8"))
     if "rows" in summary:
         return speed_table(summary)
+    if "methods" in summary:  # Table 1
+        return markdown_table(cost_rows(summary))
     if "arms" in summary:  # a table of the paper
         return markdown_table(table_rows(summary))
     return markdown_table(accuracy_rows(summary["accuracy"], summary.get("baseline", "erm")))

@@ -221,7 +221,10 @@ class TestOtherOptions:
         before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         with pytest.raises(UsageError) as caught:
             run(images, folder, **changes)
-        assert str(caught.value) == f"{folder} holds a run with {message}; choose another --output"
+        assert str(caught.value) == (
+            f"{folder} holds a run with {message}; choose another --output, or give its own options to go on "
+            f"(--config {folder / 'config.toml'})"
+        )
         assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
     def test_other_data_is_refused(self, images: Path, whole: Path, make_image_folder: Callable[..., Path]) -> None:

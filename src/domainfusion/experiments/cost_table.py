@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -200,15 +200,14 @@ def _tuning_step(
 
 def cost_rows(found: dict[str, Any]) -> list[list[str]]:
     """The table for people."""
-    parts, gpu = ("fine_tuning", "generation", "training"), found["gpu"]
+    parts = ("fine_tuning", "generation", "training")
     names = [part.replace("_", "-") for part in parts]
     rows = [[
-        "", f"images generated here ({found['dataset']}, target {found['target']})",
-        *(f"{name} here" for name in names),
-        *(f"{name}, {gpu} days counted for {found['scale']}" for name in names),
-        *(f"{name}, V100 days in the paper" for name in names),
+        "", "here: images", *(f"here: {name}" for name in names), *(f"counted: {name}" for name in names),
+        *(f"paper: {name}" for name in names),
     ]]  # fmt: skip
-    for entry in found["methods"].values():
+    for method in METHODS:
+        entry = found["methods"][method.key]
         here, counted, paper = entry["here"], entry["counted"], entry["paper"]
         told = [paper[f"{part}_days"] for part in parts]
         rows.append([
@@ -238,10 +237,15 @@ def duration(days: float) -> str:
     return f"{days:.1f} days"
 
 
-DISTILLATION = {
-    "score": "and latent distillation by score, in each step",
-    "curve": "or by a table of curves, once for all runs",
-}
+def cost_title(found: Mapping[str, Any]) -> str:
+    """What the table is about, in one line."""
+    return (
+        f"What fine-tuning, generation and training cost: here ({found['dataset']}, target {found['target']}), and in "
+        f"{found['gpu']} days counted for {found['scale']}"
+    )
+
+
+DISTILLATION = {"score": "+ distillation by score", "curve": "or a table of curves, once"}
 
 NOTE = (
     "Counted: operations at Stable Diffusion v1-4's size (DomainFusion at 320 pixels, the others at 512) and of "

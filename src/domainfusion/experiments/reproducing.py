@@ -20,7 +20,7 @@ from domainfusion.errors import UsageError
 from domainfusion.experiments.arms import arm_config, run_folder
 from domainfusion.experiments.benchmark import Run, config_of, finished, summarize_runs
 from domainfusion.experiments.comparison import compare, table_rows
-from domainfusion.experiments.cost_table import NOTE, cost_rows, measure_costs
+from domainfusion.experiments.cost_table import NOTE, cost_rows, cost_title, measure_costs
 from domainfusion.experiments.descriptions import describe_environment
 from domainfusion.experiments.paper_costs import PAPER_SCALE, find_scale
 from domainfusion.experiments.paper_figures import draw_figure
@@ -167,7 +167,7 @@ def costs_part(found: Mapping[str, Any]) -> Part:
     """Table 1 as a section of the page."""
     name = f"{COSTS}, {found['dataset']}"
     return Part(
-        id=f"{COSTS}-{found['dataset']}", name=name, title=f"What fine-tuning, generation and training cost ({name})",
+        id=f"{COSTS}-{found['dataset']}", name=name, title=f"{cost_title(found)} ({name})",
         rows=tuple(map(tuple, cost_rows(dict(found)))), notes=(NOTE,),
     )  # fmt: skip
 
@@ -246,7 +246,7 @@ def reproduction_text(found: Mapping[str, Any]) -> str:
         if "figure" in other:
             lines += [f"{other['figure']} on {other['dataset']}: {other['picture']}", *other["texts"], ""]
         else:
-            lines += [f"{other['table']}: costs", "", text_table(cost_rows(other)), ""]
+            lines += [f"{other['table']}: {cost_title(other)}", "", text_table(cost_rows(other)), ""]
     for summary in found["tables"]:
         heading = f"{summary['table']} on {summary['dataset']}: {summary['title']}"
         if summary["runs"] < summary["planned"]:
