@@ -137,7 +137,9 @@ def test_figures_and_costs_go_to_the_page(image_folder: Path, config: TrainConfi
         with Image.open(tmp_path / "out" / f"{name}-images.png") as picture:
             assert min(picture.size) > 200
         assert read_json(tmp_path / "out" / f"{name}-images.json")
-    assert read_json(tmp_path / "out" / "table1-images.json")["dataset"] == "images"
+    costs = read_json(tmp_path / "out" / "table1-images.json")
+    assert (costs["dataset"], costs["command"]) == ("images", "")
+    assert "torch" in costs["versions"]
 
 
 def test_the_evolution_is_that_of_algorithm_1(image_folder: Path, config: TrainConfig, tmp_path: Path) -> None:

@@ -145,7 +145,9 @@ def reproduce(
                     left.append(f"{name} on {Path(data).name}")
                 elif name == COSTS:
                     costs = measure_costs(data, config, targets[0] if targets else None, gpu=gpu, scale=scale)
-                    write_json(folder / f"{name}-{Path(data).name}.json", {"command": command, **costs})
+                    environment = describe_environment()
+                    about = {"command": command, **{key: environment[key] for key in ("versions", "processor")}}
+                    write_json(folder / f"{name}-{Path(data).name}.json", about | costs)
                     others.append({"table": name, **costs})
                     parts.append(costs_part(costs))
                 elif name in FIGURES:
