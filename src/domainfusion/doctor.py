@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from domainfusion.config import TrainConfig
+from domainfusion.data.findings import number
 from domainfusion.devices import choose_device
 from domainfusion.experiments.descriptions import describe_environment
 from domainfusion.experiments.planning import peak_memory, plan_run
@@ -163,7 +164,7 @@ def plan_text(planned: dict[str, Any]) -> str:
     )
     if counts.get("generated_images"):
         head += (
-            f"; {counts['generations']} generations, {counts['generated_images']:,} images generated, "
+            f"; {number(counts['generations'], 'generation')}, {counts['generated_images']:,} images generated, "
             f"{counts['cached_images']:,} of them in the cache already"
         )
     time_rows = [["time", ""], *([_words(name), duration(value)] for name, value in planned["seconds"].items())]

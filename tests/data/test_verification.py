@@ -52,6 +52,13 @@ def test_counts_are_compared_with_the_published_ones(pacs: Path) -> None:
     assert check(pacs, of_this_size(1)).ok
 
 
+def test_a_data_set_of_ones_own_may_have_a_benchmarks_names(pacs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--dataset none" in only(check(pacs), "recognised").effect
+    assert "recognised" not in {finding.kind for finding in check(pacs, of_this_size(1)).notes}
+    assert cli.run(["data", "verify", str(pacs), "--dataset", "none"]) == 0
+    assert "no benchmark known here; 4 domains, 7 classes" in capsys.readouterr().out
+
+
 def test_a_known_other_version_is_named(pacs: Path) -> None:
     import dataclasses
 

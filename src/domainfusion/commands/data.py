@@ -74,7 +74,7 @@ class VerifyCommand:
     path: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="PATH")]
     """A folder DOMAIN/CLASS/IMAGE, or with metadata.csv or metadata.jsonl (file_name, label, domain)."""
     dataset: str | None = None
-    """The benchmark it should be (default: the one that its folder names say)."""
+    """The benchmark it should be, or none for a data set of its own (default: the one that its folder names say)."""
     quick: bool = False
     """Only list the files: decode nothing, look for no equal images."""
     workers: int = 0
@@ -168,10 +168,11 @@ def verify(command: VerifyCommand) -> int:
     from domainfusion.data.benchmarks import get_benchmark
     from domainfusion.data.verification import verify_folder
 
-    benchmark = get_benchmark(command.dataset) if command.dataset else None
+    own = command.dataset == "none"
+    benchmark = get_benchmark(command.dataset) if command.dataset and not own else None
     if not command.path.is_dir():
         raise UsageError(f"there is no folder {command.path}; archives are unpacked by `domainfusion data prepare`")
-    state = verify_folder(command.path, benchmark, quick=command.quick, workers=command.workers)
+    state = verify_folder(command.path, benchmark, own=own, quick=command.quick, workers=command.workers)
     show(state.as_json(), state.as_text(), command.json)
     return 0 if state.ok else 1
 

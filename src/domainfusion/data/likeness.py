@@ -18,6 +18,7 @@ import numpy as np
 
 from domainfusion.data.benchmarks import recognise
 from domainfusion.data.domains import MultiDomainDataset
+from domainfusion.data.findings import number
 from domainfusion.errors import FileError
 from domainfusion.files import atomic_path, cache_folder
 
@@ -186,12 +187,12 @@ def overlap_notes(dataset: MultiDomainDataset, used: np.ndarray, test: np.ndarra
     torn = [pair for pair in torn if pair not in both]
     if both:
         notes.append(
-            f"{len(both)} images are there under another class that they show too, as DomainBed has them: "
+            f"{number(len(both), 'image')} also under another class that they show, as DomainBed has them: "
             f"{_shown(dataset, both)}"
         )
     if torn:
         notes.append(
-            f"{len(torn)} images are there under another label too, so one of the labels is wrong: "
+            f"{number(len(torn), 'image')} also under another label, so one of the labels is wrong: "
             f"{_shown(dataset, torn)}"
         )
     return notes

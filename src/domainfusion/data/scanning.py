@@ -97,7 +97,7 @@ def scan_folder(root: Path) -> tuple[Listing, list[Finding], list[Finding]]:
     if other:
         notes.append(
             Finding(
-                "other", f"{number(len(other), 'file')} that are no images, not used: {some(other)}", where=tuple(other)
+                "other", f"{number(len(other), 'file')} of no image format, not used: {some(other)}", where=tuple(other)
             )
         )
     empty = tuple(domain.name for domain in _folders(root) if not any(listing.get(domain.name, {}).values()))

@@ -21,11 +21,13 @@ from domainfusion.data.scanning import scan_folder, scan_metadata
 
 
 def verify_folder(
-    root: Path, benchmark: Benchmark | None = None, *, quick: bool = False, workers: int = 0, progress: bool = True
-) -> Verification:
+    root: Path, benchmark: Benchmark | None = None, *, own: bool = False, quick: bool = False, workers: int = 0,
+    progress: bool = True,
+) -> Verification:  # fmt: skip
     """Check the image folder `root` against `benchmark` (default: the one its folder names say it is).
 
     Args:
+        own: it is no benchmark, whatever its names.
         quick: only list the files; do not decode them, and do not look for equal images.
         workers: threads that decode; 0 takes one for each CPU, at most 8.
 
@@ -37,7 +39,9 @@ def verify_folder(
         listing, problems, notes = scan_metadata(root, metadata)
     else:
         listing, problems, notes = scan_folder(root)
-    benchmark = benchmark or recognise(listing, {name for classes in listing.values() for name in classes})
+    given = benchmark is not None or own
+    if not given:
+        benchmark = recognise(listing, {name for classes in listing.values() for name in classes})
     counts = {d: {c: len(paths) for c, paths in sorted(classes.items())} for d, classes in sorted(listing.items())}
     state = Verification(root, "metadata" if metadata else "folders", benchmark, counts, decoded=not quick)
     state.problems += problems
@@ -56,6 +60,13 @@ def verify_folder(
     if benchmark:
         _compare_names(state, benchmark)
         _compare_counts(state, benchmark)
+        if not given and state.problems:
+            state.notes.append(
+                Finding(
+                    "recognised", f"taken for {benchmark.name} by the names of its domains and classes",
+                    effect="if it is a data set of its own: --dataset none",
+                )
+            )  # fmt: skip
     _compare_domains(state)
     _compare_spellings(state)
     if not quick:
