@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,6 +39,24 @@ def test_one_test_of_two_algorithms_opens_with_the_answer(tmp_path: Path, root: 
     assert "each training step puts content and style together anew" in " ".join(page.text.split())
     assert "extra loss" in page.text
     assert "abacus" in page.text
+
+
+@pytest.mark.parametrize(
+    ("erm", "fused", "said"),
+    [
+        ({}, {}, "sees 64 images, raw and synthetic, one of ERM 32"),  # of two sources, 16 images of each
+        ({}, {"synthetic_share": 0.5}, "ERM with --batch-size 24 has as many"),
+        ({"batch_size": 32}, {}, None),
+        ({}, {"synthetic_weight": 0.0}, None),
+    ],
+)  # fmt: skip
+def test_it_tells_of_more_images_in_a_step(
+    tmp_path: Path, root: Path, erm: dict[str, Any], fused: dict[str, Any], said: str | None
+) -> None:
+    write_run(tmp_path / "runs" / "erm", root, "erm", 9 / 24, **erm)
+    write_run(tmp_path / "runs" / "domainfusion", root, "domainfusion", 12 / 24, **fused)
+    text = read_page(tmp_path / "runs", output=tmp_path / "report.html").text
+    assert said in text if said else "raw and synthetic, one of ERM" not in text
 
 
 @pytest.mark.parametrize(
@@ -234,5 +253,7 @@ def test_no_finished_run_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray" / "result.json").write_text("{}\n{}\n", encoding="utf-8")
     with pytest.raises(UsageError, match="no finished run"):
+        write_report([tmp_path], tmp_path / "report.html")
+    with pytest.raises(UsageError, match="there is no folder .*missing"):
         write_report([tmp_path, tmp_path / "missing"], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()

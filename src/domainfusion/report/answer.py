@@ -11,6 +11,7 @@ from domainfusion.report.certainty import (
     binomial_error,
     chance,
     chance_in_words,
+    images_in_words,
     sure_of_many,
     sure_of_one,
     unnamed_in_words,
@@ -82,6 +83,7 @@ def _answer_of_one_test(study: Study) -> Answer:
         sure=sure_of_one(
             [(arm, figures[arm]) for arm in leading], images, chance_in_words(study), list(figures.values())
         )
+        + images_in_words(study)
         + unnamed_in_words(study),
         table=rows,
         table_note="Source validation is the accuracy on held-out images of the domains that were trained on. "
@@ -110,7 +112,7 @@ def _answer_of_many_tests(study: Study) -> Answer:
     each = ", each time " if len(study.targets) > 1 else ", "
     return Answer(
         headline=where + each + _nobody_saw(study) + ", " + said,
-        sure=sure_of_many(study) + unnamed_in_words(study),
+        sure=sure_of_many(study) + images_in_words(study) + unnamed_in_words(study),
         table=rows,
         table_note=_table_note(study),
         table_first=True,

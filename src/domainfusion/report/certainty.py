@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from domainfusion.config import TrainConfig
+from domainfusion.report.reading import Run
 from domainfusion.report.study import Arm, Study
 from domainfusion.results.statistics import Estimate
 
@@ -82,6 +84,31 @@ def unnamed_in_words(study: Study) -> list[str]:
     return [
         "No algorithm is named as the best: one chosen by its figure on a target would look better than it is. "
         "Compare them in the table, or choose by source validation."
+    ]
+
+
+def images_a_step(run: Run) -> int:
+    """How many images a training step of a run sees: raw ones, and DomainFusion's synthetic ones beside them."""
+    default = TrainConfig()
+    batch, weight, share = (
+        run.options.get(name, getattr(default, name)) for name in ("batch_size", "synthetic_weight", "synthetic_share")
+    )
+    raw = int(batch) * len(run.data["sources"])
+    return raw + round(raw * share * (run.algorithm == "domainfusion" and weight > 0))
+
+
+def images_in_words(study: Study) -> list[str]:
+    """That DomainFusion trains on more images in a step than ERM, where both are compared and it does."""
+    runs = {arm.algorithm: study.compared(arm)[0] for arm in reversed(study.arms)}
+    if not {"erm", "domainfusion"} <= set(runs):
+        return []
+    more, fewer = images_a_step(runs["domainfusion"]), images_a_step(runs["erm"])
+    if more <= fewer:
+        return []
+    batch = math.ceil(more / len(runs["erm"].data["sources"]))
+    return [
+        f"A training step of DomainFusion sees {more} images, raw and synthetic, one of ERM {fewer}: where training is "
+        f"short, a part of the difference is their number. ERM with `--batch-size {batch}` has as many."
     ]
 
 
