@@ -254,6 +254,6 @@ def test_no_finished_run_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "ray" / "result.json").write_text("{}\n{}\n", encoding="utf-8")
     with pytest.raises(UsageError, match="no finished run"):
         write_report([tmp_path], tmp_path / "report.html")
-    with pytest.raises(UsageError, match="there is no folder .*missing"):
+    with pytest.raises(UsageError, match=r"there is no folder .*missing"):
         write_report([tmp_path, tmp_path / "missing"], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
