@@ -219,7 +219,15 @@ def test_list_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_list_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["list", "datasets"]) == 0
-    assert "pictograms" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert told.startswith("pictograms")
+    assert "PACS, VLCS, OfficeHome, TerraIncognita, DomainNet: domainfusion data download NAME" in told
+
+
+@pytest.mark.parametrize("name", ["PACS", "office_home"])
+def test_a_benchmark_that_is_not_there_is_told_how_to_get(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["train", name, "--algorithm", "erm"]) == 2
+    assert f"`domainfusion data download {'PACS' if name == 'PACS' else 'OfficeHome'}`" in capsys.readouterr().err
 
 
 def test_help_of_data_is_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -194,4 +194,10 @@ def list_names(words: list[str]) -> int:
         print(f"{entry.name:<{width}}  {entry.summary} [{entry.source}]")
     if words[0] == "backbones":
         print("... and every other model that timm knows, by its name, or torchvision, by torchvision:NAME")
+    if words[0] == "datasets":
+        from domainfusion.data.benchmarks import BENCHMARKS
+
+        print(
+            f"... and folders; {', '.join(BENCHMARKS)}: domainfusion data download NAME, domainfusion data prepare NAME"
+        )
     return 0

@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from domainfusion.config import DataConfig
-from domainfusion.data.benchmarks import several_spellings
+from domainfusion.data.benchmarks import BENCHMARKS, canonical_name, several_spellings
 from domainfusion.data.decoded import Index, checksum, open_decoded
 from domainfusion.data.imagefolder import HUB_PREFIX, find_metadata, list_metadata, materialise_hub, why_no_metadata
 from domainfusion.data.images import prepare_image, read_image
@@ -108,6 +108,11 @@ def load_dataset(data: str, config: DataConfig) -> MultiDomainDataset:
         raise UsageError(
             f"there is no folder {data}; give root of domain/class/image, or one of: pictograms; a data "
             "set of the Hugging Face hub is hf://OWNER/NAME"
+        )
+    if (name := canonical_name(data)) in BENCHMARKS:
+        raise UsageError(
+            f"there is no folder {data} here; {name} does not come with the package: "
+            f"`domainfusion data download {name}` says where it is, `domainfusion data prepare` makes its folder"
         )
     if difflib.get_close_matches(data, DATASETS.entries, n=1):
         raise unknown_name("data set", data, DATASETS.entries)
