@@ -128,6 +128,9 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DOMAINFUSION_CACHE", str(root / "cache"))
+        patch.setattr(
+            "domainfusion.training.calibration.FEW", 0
+        )  # else 14 validation images leave the temperature at 1
         train_run(str(root / "images"), config, root / "run", progress=False)
     return root / "run"
 

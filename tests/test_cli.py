@@ -84,7 +84,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "pictograms", "--generate.content-weight", "-1"], "--generate.content-weight -1.0: "),
         (["train", "pictograms", "--generate.strength", "0.5", "7"], "--generate.strength 7.0: "),
         (["train", "pictograms", "--dropout", "1"], "--dropout 1.0: "),
-        (["data", "splits", "pictograms", "--protocol", "loose"], "--protocol loose is not domainbed or strict"),
+        (["data", "splits", "pictograms", "--protocol", "strict"], "did you mean --data.protocol?"),
+        (["data", "splits", "pictograms", "--data.protocol", "loose"], "--data.protocol"),
         (["data", "splits", "pictograms", "--trial", "-1"], "--trial -1: splits are numbered from 0"),
     ],
 )  # fmt: skip

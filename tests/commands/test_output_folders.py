@@ -33,7 +33,7 @@ def test_an_output_among_the_images_is_refused(
 
 def test_a_folder_beside_the_images_with_a_longer_name_is_fine(image_folder: Path, tmp_path: Path) -> None:
     beside = image_folder.with_name(image_folder.name + "-runs")
-    options = ["--algorithm", "erm", "--steps", "1", "--evaluations", "1", "--backbone", "test_resnet"]
+    options = ["--algorithm", "erm", "--steps", "1", "--evaluations", "1", "--backbone", "resnet10t"]
     words = ["train", str(image_folder), "--target", "photo", *options, "--data.size", "16", "--output", str(beside)]
     assert cli.run(words) == 0
     assert (beside / "result.json").exists()

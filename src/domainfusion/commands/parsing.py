@@ -84,7 +84,8 @@ def _refuse_output_in_data(command: Any) -> None:
     """Raise `UsageError` where what a command writes would come to lie among the images that it reads."""
     output = getattr(command, "output", None)
     named = [getattr(command, name, None) for name in ("data", "corpus", "dataset")]
-    folders = [Path(item) for part in named for item in (part if isinstance(part, tuple) else (part,)) if item]
+    each = [item for part in named for item in (part if isinstance(part, tuple) else (part,))]
+    folders = [Path(item) for item in each if item and isinstance(item, (str, Path))]
     for folder in folders:
         if isinstance(output, Path) and folder.is_dir() and output.resolve().is_relative_to(folder.resolve()):
             raise UsageError(

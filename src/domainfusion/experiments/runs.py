@@ -141,8 +141,6 @@ def _run(data: str, context: Context, described: dict[str, Any]) -> dict[str, An
     described = described | {"notes": [*context.dataset.notes, *overlap_notes(context.dataset, used, split.test)]}
     for note in described["notes"]:
         show_note(note)
-    if config.ldm_source == "embedded" and context.dataset.name != "pictograms" and config.algorithm in DRAWS:
-        _note_unfamiliar_images(data)
     kind = algorithm_class(config.algorithm)
     # Built before anything is written: options that it refuses leave no folder that insists on them.
     if issubclass(kind, ZeroShot) and context.processes.count > 1:
@@ -150,6 +148,8 @@ def _run(data: str, context: Context, described: dict[str, Any]) -> dict[str, An
             f"{config.algorithm} is not trained: processes that are started one by one share its images, not these"
         )
     algorithm = None if issubclass(kind, ZeroShot) else build_algorithm(context)
+    if config.ldm_source == "embedded" and context.dataset.name != "pictograms" and config.algorithm in DRAWS:
+        _note_unfamiliar_images(data)
     write_text(folder / "config.toml", f"# domainfusion train {data!r}\n{to_toml(config)}")
     write_json(folder / "environment.json", describe_environment())
     write_json(folder / "data.json", described)
