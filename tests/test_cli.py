@@ -236,6 +236,19 @@ def test_help_of_data_is_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "domainfusion data splits DATA" in capsys.readouterr().out
 
 
+def test_it_is_said_once_that_the_embedded_ldm_may_not_know_the_images(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", str(image_folder), "--target", "photo", "--steps", "1", "--evaluations", "1", "--data.size", "16"]
+    words += ["--batch-size", "2", "--distill-weight", "0", "--generate.worker", "off"]
+    said = "the embedded LDM knows icons and emoji"
+    assert cli.run([*words, "--synthetic-weight", "0", "--output", str(tmp_path / "raw")]) == 0
+    assert said not in capsys.readouterr().err
+    for trial in ("0", "1"):
+        assert cli.run([*words, "--trial", trial, "--output", str(tmp_path / trial)]) == 0
+    assert capsys.readouterr().err.count(said) == 1
+
+
 def test_notes_go_to_stderr(image_folder_lacking_class: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["data", "splits", str(image_folder_lacking_class), "--json"]) == 0
     printed = capsys.readouterr()

@@ -38,6 +38,8 @@ def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, t
 
 def test_a_folder_below_a_file_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match="file: a file is there"):
+        make_folder(tmp_path / "file")
     with pytest.raises(
         FileError, match=r"cannot make the folder .*file/run: Not a directory; choose another \(that of the cache"
     ):

@@ -161,6 +161,11 @@ def test_a_backbone_without_stages_is_refused(backbone: str, count: int, message
         find_stages(timm.create_model(backbone, num_classes=0), backbone, count, 160)
 
 
+def test_stages_of_torchvisions_models_are_not_known() -> None:
+    with pytest.raises(UsageError, match=r"--backbone torchvision:resnet18: mixstyle finds the stages of timm's"):
+        find_stages(torch.nn.Identity(), "torchvision:resnet18", 2, 64)
+
+
 def test_an_image_size_that_the_backbone_refuses_is_named() -> None:
     with pytest.raises(UsageError, match=r"takes no images of --data\.size 64"):
         find_stages(timm.create_model("vit_tiny_patch16_224", num_classes=0), "vit_tiny_patch16_224", 1, 64)

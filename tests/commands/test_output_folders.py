@@ -31,6 +31,27 @@ def test_an_output_among_the_images_is_refused(
     assert sorted(image_folder.rglob("*")) == before
 
 
+def test_the_default_output_is_no_exception(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(image_folder)
+    before = sorted(image_folder.rglob("*"))
+    for words in (["train", ".", "--algorithm", "erm"], ["audit", "."], ["judge", "."]):
+        assert cli.run(words) == 2
+        assert "choose a folder beside it" in capsys.readouterr().err
+    assert sorted(image_folder.rglob("*")) == before
+
+
+def test_a_benchmarks_name_is_no_folder_that_is_read(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`data prepare PACS SOURCE PACS` goes on in the folder PACS that it has begun."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "PACS").mkdir()
+    cli.run(["data", "prepare", "PACS", str(image_folder), "PACS"])
+    assert "choose a folder beside it" not in capsys.readouterr().err
+
+
 def test_a_folder_beside_the_images_with_a_longer_name_is_fine(image_folder: Path, tmp_path: Path) -> None:
     beside = image_folder.with_name(image_folder.name + "-runs")
     options = ["--algorithm", "erm", "--steps", "1", "--evaluations", "1", "--backbone", "resnet10t"]

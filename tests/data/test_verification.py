@@ -59,6 +59,15 @@ def test_a_data_set_of_ones_own_may_have_a_benchmarks_names(pacs: Path, capsys: 
     assert "no benchmark known here; 4 domains, 7 classes" in capsys.readouterr().out
 
 
+def test_a_class_without_any_image_counts_for_nothing(make_image_folder: Callable[..., Path]) -> None:
+    """An empty folder `aardvark`, first by name: it is told of, and shifts no number of the others."""
+    root = make_image_folder("mine")
+    (root / "photo" / "aardvark").mkdir()
+    state = check(root)
+    assert kinds(state) == {"class-empty"}
+    assert "3 domains, 3 classes" in state.as_text()
+
+
 def test_a_known_other_version_is_named(pacs: Path) -> None:
     import dataclasses
 

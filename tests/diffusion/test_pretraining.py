@@ -47,6 +47,31 @@ def test_pretrain_writes_a_pipeline_that_diffusers_runs(corpus_folder: Path, tmp
         assert np.isfinite(held).all()
 
 
+def test_a_signal_while_a_pool_is_encoded_loses_no_step(
+    corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four steps to a pool; none of them is saved for another reason when the second is encoded."""
+    config = dataclasses.replace(TINY, save_every=100)
+    whole = pretrain(corpus_folder, config, tmp_path / "whole")
+    encode_pool, augment = denoiser_training.encode_pool, denoiser_training.augment
+
+    def encode_second_with_a_signal(vae, corpus, config, number, folder):
+        if number == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            monkeypatch.setattr(denoiser_training, "augment", None)  # it stops before the next images
+        return encode_pool(vae, corpus, config, number, folder)
+
+    monkeypatch.setattr(denoiser_training, "encode_pool", encode_second_with_a_signal)
+    with pytest.raises(Interrupted):
+        pretrain(corpus_folder, config, tmp_path / "run")
+    assert int(load_state(tmp_path / "run" / "denoiser-state.safetensors")["step"]) == 4
+    monkeypatch.setattr(denoiser_training, "encode_pool", encode_pool)
+    monkeypatch.setattr(denoiser_training, "augment", augment)
+    resumed = pretrain(corpus_folder, config, tmp_path / "run")
+    for name in ("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"):
+        assert (resumed / name).read_bytes() == (whole / name).read_bytes()
+
+
 def test_init_goes_on_from_an_ldm_and_keeps_its_autoencoder_and_tokenizer(corpus_folder: Path, tmp_path: Path) -> None:
     first = pretrain(corpus_folder, TINY, tmp_path / "first")
     options = {"init": str(first), "unet_steps": 1, "unet_lr": 1e-5, "vae_steps": 1}

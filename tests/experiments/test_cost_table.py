@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from domainfusion.commands.runs import ReproduceCommand
 from domainfusion.config import CDGAConfig, DataConfig, DSIConfig, GenerateConfig, TrainConfig
 from domainfusion.data.domains import load_dataset
 from domainfusion.data.splits import build_split
@@ -37,6 +39,7 @@ CONFIG = TrainConfig(
 @pytest.fixture
 def config(tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
     monkeypatch.setenv("DOMAINFUSION_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("domainfusion.experiments.planning.BUDGET", 0.0)  # everything is timed once
     return dataclasses.replace(CONFIG, ldm=str(tiny_pipeline))
 
 
@@ -124,6 +127,10 @@ def test_costs_here_are_seconds_times_images(image_folder: Path, config: TrainCo
     elsewhere = measure_costs(str(image_folder), config, "photo", gpu="A100", scale="PACS/photo")
     assert [row[-3:] for row in cost_rows(elsewhere)[1:4]] == [["–"] * 3] * 3  # the paper tells nothing of it
     assert cost_title(elsewhere).endswith("here (images, target photo), and in A100 days counted for PACS/photo")
+
+
+def test_every_gpu_can_be_chosen() -> None:
+    assert typing.get_args(typing.get_type_hints(ReproduceCommand)["gpu"]) == tuple(GPUS)
 
 
 def test_figures_and_costs_go_to_the_page(image_folder: Path, config: TrainConfig, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from domainfusion.data.transforms import from_uint8
 from domainfusion.distillation.noise_pictures import noise_figure, prior_pictures
 from domainfusion.distillation.slopes import Draws, SlopeEstimator, draw
 from domainfusion.picture_grid import Row, picture_grid, save_figure
+from domainfusion.report import heat_figure as heat_figure_module
 from domainfusion.report.corruption_figure import corruption_figure, outlines_of
 from domainfusion.report.heat_figure import heat_figure, label_pictures
 from domainfusion.report.label_evidence import GRID, ROUNDS, LabelScores, label_scores, slope_curves
@@ -109,6 +110,17 @@ def test_overlays_keep_dark_and_bright_apart():
     signed = difference_picture(grey, heat - 1, 1.0, side=32).astype(int)
     assert (signed[:, 2, 2] > signed[:, 2, 0]).all()  # violet at the left
     assert (signed[:, -3, 0] > signed[:, -3, 2]).all()  # orange at the right
+
+
+def test_the_picture_has_the_signs_of_the_facts(exact_ldm, image, monkeypatch):
+    found = label_pictures(exact_ldm, image.double(), ["cat", "dog", "house"], draws=4)
+    rows = []
+    monkeypatch.setattr(heat_figure_module, "picture_grid", lambda given, **_: rows.extend(given))
+    heat_figure_module.draw_heat([found])
+    said = rows[1].captions[1:]
+    assert said[0] == "error 0 (matched)"
+    for text, facts in zip(said[1:], found.facts()[1:], strict=True):
+        assert text.startswith(f"error {1000 * facts['error_difference']:+z.2f} ±")
 
 
 def test_figures_tell_their_facts(exact_ldm, image, tmp_path):

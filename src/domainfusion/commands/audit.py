@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from domainfusion.commands.parsing import Flat, base_options, parse, show
+from domainfusion.commands.parsing import Flat, base_options, parse, refuse_output_in_data, show
 from domainfusion.config import AuditConfig
 
 
@@ -48,6 +48,7 @@ def audit(words: list[str]) -> None:
     from domainfusion.experiments.auditing import audit_labels, audit_planted, audit_text, planted_text
 
     folder = command.output or Path("runs") / f"audit-{Path(command.data).name}"
+    refuse_output_in_data(folder, command.data)
     if command.plant:
         found = audit_planted(
             command.data, command.options, folder, share=command.plant, repeats=command.repeats, runs=command.run,

@@ -57,8 +57,6 @@ def parse(kind: type[T], words: list[str], prog: str, options: Any = None, defau
         with _whole_lines(), contextlib.redirect_stderr(printed), contextlib.redirect_stdout(_Boxed()):
             given = {} if default is None else {"default": default}
             command = tyro.cli(kind, args=words, prog=prog, add_help=False, **given)
-        _refuse_output_in_data(command)
-        return command
     except (ValidationError, SystemExit) as error:
         # A value refused by a group (`--data.crop 2`) ends in an exit: what was refused is in the exit's context.
         group, cause = "", error.__context__ if isinstance(error, SystemExit) else error
@@ -78,16 +76,23 @@ def parse(kind: type[T], words: list[str], prog: str, options: Any = None, defau
         value = " ".join(map(str, first["input"])) if isinstance(first["input"], (tuple, list)) else first["input"]
         message = first["msg"].removeprefix("Value error, ")
         raise UsageError(f"--{'.'.join(where).replace('_', '-')} {value}: {message}") from None
+    if isinstance(output := getattr(command, "output", None), Path):
+        refuse_output_in_data(output, *_folders_read(command))
+    return command
 
 
-def _refuse_output_in_data(command: Any) -> None:
-    """Raise `UsageError` where what a command writes would come to lie among the images that it reads."""
-    output = getattr(command, "output", None)
-    named = [getattr(command, name, None) for name in ("data", "corpus", "dataset")]
-    each = [item for part in named for item in (part if isinstance(part, tuple) else (part,))]
-    folders = [Path(item) for item in each if item and isinstance(item, (str, Path))]
-    for folder in folders:
-        if isinstance(output, Path) and folder.is_dir() and output.resolve().is_relative_to(folder.resolve()):
+def _folders_read(command: Any) -> list[str | Path]:
+    """What a command is given as data sets, in whichever of the fields that commands have for them."""
+    fields = [getattr(command, name, ()) for name in ("data", "corpus", "dataset")]
+    # The `dataset` of `data prepare` and the like is a benchmark's name; that of `reproduce` are several folders.
+    one = [field for field in fields[:2] if isinstance(field, (str, Path))]
+    return [*one, *(item for field in fields if isinstance(field, tuple) for item in field)]
+
+
+def refuse_output_in_data(output: Path, *folders: str | Path) -> None:
+    """Raise `UsageError` where `output` would come to lie among the images of one of the data sets `folders`."""
+    for folder in map(Path, folders):
+        if folder.is_dir() and output.resolve().is_relative_to(folder.resolve()):
             raise UsageError(
                 f"--output {output} lies in the images' own folder {folder}, where it would pass for a domain or a "
                 "class; choose a folder beside it"

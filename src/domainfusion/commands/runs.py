@@ -18,6 +18,7 @@ from domainfusion.commands.parsing import (
     given_options,
     parse,
     refuse,
+    refuse_output_in_data,
     search_table,
     show,
 )
@@ -141,6 +142,7 @@ def train(words: list[str]) -> None:
 
     options = drawn(options, command.data, words)
     folder = command.output or default_folder(command.data, options)
+    refuse_output_in_data(folder, command.data)  # the default may be: `train .`
     result = train_run(command.data, options, folder, track=command.track)
     first = join_processes().first  # of those that train together, the one that speaks
     text = run_summary(result, str(folder))

@@ -30,11 +30,10 @@ from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.distillation.curve_rounds import curves_of
 from domainfusion.distillation.slopes import SlopeEstimator, draw
 from domainfusion.experiments.costs import SECONDS_A_DAY, UTILISATION
-from domainfusion.experiments.paper_costs import METHODS, PAPER_SCALE, count_costs, paper_days
-from domainfusion.experiments.planning import timed
+from domainfusion.experiments.paper_costs import METHODS, PAPER_SCALE, Method, count_costs, paper_days
+from domainfusion.experiments.planning import time_step, timed
 from domainfusion.experiments.runs import build_algorithm, context_of
 from domainfusion.fusion.schedule import generations_due
-from domainfusion.training.step import compute_losses, descend, make_batch
 
 IMAGES = 8  # timed at once
 
@@ -77,10 +76,9 @@ def measure_costs(
         images = needed_images(dataset, split, config)
         seconds = _time_images(ldm, dataset, config)
         step = {
-            method.key: _time_step(dataclasses.replace(context, config=_as_erm(config, method.key)))
-            for method in METHODS if method.key != "cdga"  # CDGA trains on translations in place of raw images
-        }  # fmt: skip
-    step["cdga"] = step["dsi"]
+            share: time_step(build_algorithm(_as_erm(context, share)).to(context.device))
+            for share in {_synthetic_share(method, config) for method in METHODS}
+        }
     slopes, curve = _time_slopes(ldm, dataset, config, config.batch_size * len(split.sources))
     trained = sum(len(split.train[domain]) for domain in split.sources)
     found = {}
@@ -90,10 +88,10 @@ def measure_costs(
             "title": method.title,
             "here": {
                 **mine, "seconds_fine_tuned": seconds["fine_tuned"], "seconds_generated": seconds[method.key],
-                "seconds_step": step[method.key], "steps": config.steps,
+                "seconds_step": step[_synthetic_share(method, config)], "steps": config.steps,
                 "fine_tuning_days": mine["fine_tuned"] * seconds["fine_tuned"] / SECONDS_A_DAY,
                 "generation_days": mine["generated"] * seconds[method.key] / SECONDS_A_DAY,
-                "training_days": config.steps * step[method.key] / SECONDS_A_DAY,
+                "training_days": config.steps * step[_synthetic_share(method, config)] / SECONDS_A_DAY,
             },
             "counted": counted["methods"][method.key],
             "paper": {f"{part}_days": days for part, days in paper_days(method, counted["scale"]).items()},
@@ -113,23 +111,16 @@ def measure_costs(
     }  # fmt: skip
 
 
-def _as_erm(config: TrainConfig, method: str) -> TrainConfig:
-    """ERM with a batch of all the images that a step of `method` trains on."""
-    share = config.synthetic_share if method == "domainfusion" and config.synthetic_weight > 0 else 0.0
-    return dataclasses.replace(config, algorithm="erm", batch_size=round(config.batch_size * (1 + share)))
+def _synthetic_share(method: Method, config: TrainConfig) -> float:
+    """Synthetic images in a step beside its raw ones, as a share of these; CDGA's stand in place of raw images."""
+    return config.synthetic_share if method.key == "domainfusion" and config.synthetic_weight > 0 else 0.0
 
 
-def _time_step(context: Context) -> float:
-    """Seconds of a training step of ERM."""
-    algorithm = build_algorithm(context).to(context.device)
-    optimizer = torch.optim.Adam(algorithm.parameters(), lr=context.config.lr, fused=True)
-    algorithm.train()
-
-    def step() -> None:
-        terms = compute_losses(algorithm, make_batch(algorithm, 0))
-        descend(optimizer, torch.stack(list(terms.values())).sum())
-
-    return timed(step, context.device)
+def _as_erm(context: Context, share: float) -> Context:
+    """The context of ERM with a batch of raw images, and a share of it more."""
+    config = context.config
+    batch = round(config.batch_size * (1 + share))
+    return dataclasses.replace(context, config=dataclasses.replace(config, algorithm="erm", batch_size=batch))
 
 
 def _time_slopes(

@@ -161,16 +161,21 @@ def timed(work: Callable[[], Any], device: torch.device, *, most: int = 10) -> f
     return statistics.median(times[1:])
 
 
-def _time_steps(algorithm: Algorithm, plan: Plan) -> None:
-    context, config = algorithm.context, algorithm.config
-    optimizer = torch.optim.Adam(algorithm.parameters(), lr=config.lr, fused=True)
+def time_step(algorithm: Algorithm) -> float:
+    """Seconds of a training step of an algorithm that is on its device; its weights are other ones then."""
+    optimizer = torch.optim.Adam(algorithm.parameters(), lr=algorithm.config.lr, fused=True)
     algorithm.train()
 
     def step() -> None:
         terms = compute_losses(algorithm, make_batch(algorithm, 0))
         descend(optimizer, torch.stack(list(terms.values())).sum())
 
-    plan.each["step"] = timed(step, context.device)
+    return timed(step, algorithm.context.device)
+
+
+def _time_steps(algorithm: Algorithm, plan: Plan) -> None:
+    config = algorithm.config
+    plan.each["step"] = time_step(algorithm)
     plan.seconds["steps"] = plan.each["step"] * config.steps
     classifier = sum(value.nbytes for value in algorithm.classifier.state_dict().values())
     trained = sum(value.nbytes for value in algorithm.parameters())

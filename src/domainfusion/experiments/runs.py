@@ -148,7 +148,7 @@ def _run(data: str, context: Context, described: dict[str, Any]) -> dict[str, An
             f"{config.algorithm} is not trained: processes that are started one by one share its images, not these"
         )
     algorithm = None if issubclass(kind, ZeroShot) else build_algorithm(context)
-    if config.ldm_source == "embedded" and context.dataset.name != "pictograms" and config.algorithm in DRAWS:
+    if draws_images(config) and config.ldm_source == "embedded" and context.dataset.name != "pictograms":
         _note_unfamiliar_images(data)
     write_text(folder / "config.toml", f"# domainfusion train {data!r}\n{to_toml(config)}")
     write_json(folder / "environment.json", describe_environment())
@@ -163,8 +163,9 @@ def _run(data: str, context: Context, described: dict[str, Any]) -> dict[str, An
     return result
 
 
-# Algorithms whose candidates are worth what the LDM knows of such images.
-DRAWS = ("domainfusion", "cdga", "dsi")
+def draws_images(config: TrainConfig) -> bool:
+    """Whether a run has the LDM redraw images, which is worth what the LDM knows of such images."""
+    return config.algorithm in ("cdga", "dsi") or (config.algorithm == "domainfusion" and config.synthetic_weight > 0)
 
 
 @functools.cache  # once for all runs of a process
