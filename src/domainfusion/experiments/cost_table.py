@@ -244,6 +244,6 @@ NOTE = (
     "are the paper's. Fine-tuning passes each image once; training takes 120 epochs; DomainFusion takes the denoising "
     "steps of these options, since the paper does not tell its own; distillation by score takes one pass of the U-Net "
     "for every image and epoch. Here: images and steps for one target with these options, times of a few multiplied; "
-    "by score as many images in a step as --distill.images-per-step says. The paper gives no training time of DSI and "
-    "CDGA, and 0.4 days for all processes but generation of its own."
+    "by score as many images in a step as `--distill.images-per-step` says. The paper gives no training time of DSI "
+    "and CDGA, and 0.4 days for all processes but generation of its own."
 )

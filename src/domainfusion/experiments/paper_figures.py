@@ -85,7 +85,7 @@ def spread_rows(dataset: MultiDomainDataset, count: int, name: str) -> np.ndarra
 def _corruption_texts(facts: Mapping[str, Any]) -> list[str]:
     kept = []
     for kind, values in facts["structure"].items():
-        each = [f"{value:.2f} at p = {p:g}" for p, value in zip(facts["confidences"], values, strict=True)]
+        each = [f"{value:z.2f} at p = {p:g}" for p, value in zip(facts["confidences"], values, strict=True)]
         kept.append(f"{kind} {', '.join(each)}")
     return [f"Correlation of the prior's outlines with the image's: {'; '.join(kept)}."]
 
