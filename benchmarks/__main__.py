@@ -28,6 +28,7 @@ from benchmarks import (
 ROWS = {
     "startup": startup.startup,
     "training_step": training.training_step,
+    "depthwise": training.depthwise,
     "loading": training.loading,
     "slope_variance": distillation.slope_variance,
     "distillation_run": distillation.distillation_run,
