@@ -107,6 +107,32 @@ def test_crops_keep_the_area_and_aspect_that_are_asked_for(smallest: float) -> N
     assert centre.std() > 0.1 * (1 - math.sqrt(smallest))
 
 
+@pytest.mark.parametrize("smallest", [0.08, 0.7, 0.97])
+def test_crops_are_distributed_as_torchvisions(smallest: float) -> None:
+    """Areas and places: the fit is by rejection, so crops that touch two sides are as rare as there."""
+    from torchvision.transforms import RandomResizedCrop
+
+    count, side = 4000, 10**6  # torchvision counts in whole pixels
+    torch.manual_seed(0)
+    image = torch.empty(3, 1, 1).expand(3, side, side)
+    drawn = [RandomResizedCrop.get_params(image, [smallest, 1.0], [3 / 4, 4 / 3]) for _ in range(count)]
+    top, left, height, width = (torch.tensor(values) / side for values in zip(*drawn, strict=True))
+    expected = {"area": width * height, "aspect": (width / height).log(), "x": left + width / 2, "y": top + height / 2}
+
+    mine = crop_and_flip(ramps(count, 8), smallest, False, seeded(0)).double()
+    width, height = mine[:, 0, 4, 4] - mine[:, 0, 4, 3], mine[:, 1, 4, 4] - mine[:, 1, 3, 4]
+    centre = (mine[:, :, 3, 3] + mine[:, :, 4, 4]) / 2 + 0.5
+    found = {"area": width * height, "aspect": (width / height).log(), "x": centre[:, 0] / 8, "y": centre[:, 1] / 8}
+
+    levels = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], dtype=torch.float64)
+    for name, values in expected.items():
+        spread = values.double().std()
+        quantiles = found[name].quantile(levels), values.double().quantile(levels)
+        assert torch.allclose(*quantiles, atol=0.15 * float(spread), rtol=0), name
+    whole = [float((values > 0.999).double().mean()) for values in (found["area"], expected["area"])]
+    assert whole[0] == pytest.approx(whole[1], abs=0.03)  # the fallback, where no draw fits
+
+
 def test_a_crop_is_bilinear_sampling() -> None:
     images, side = random_images(3, 6), 6
     found = crop_and_flip(images, 0.5, True, seeded(1)).numpy()

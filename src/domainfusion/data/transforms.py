@@ -16,6 +16,7 @@ from domainfusion.config import DataConfig
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+CROP_DRAWS = 10  # of area and aspect of a crop, as torchvision's `RandomResizedCrop.get_params` makes at most
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
@@ -68,14 +69,27 @@ def _luma(images: torch.Tensor) -> torch.Tensor:
     return (images * weights).sum(1, keepdim=True)
 
 
+def _crop_sides(count: int, smallest: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """(width, height) of crops, each (count,), as shares of the image's side."""
+    area = _uniform(count * CROP_DRAWS, smallest, 1, generator)
+    aspect = torch.exp(_uniform(count * CROP_DRAWS, math.log(3 / 4), math.log(4 / 3), generator))
+    sides = torch.stack([(area * aspect).sqrt(), (area / aspect).sqrt()]).view(2, count, CROP_DRAWS)
+    fits = (sides <= 1).all(0)
+    first = fits.int().argmax(1)  # the first that fits; 0 where none does
+    chosen = sides.gather(2, first.expand(2, count).unsqueeze(-1)).squeeze(-1)
+    width, height = torch.where(fits.any(1), chosen, torch.ones(()))
+    return width, height
+
+
 def crop_and_flip(images: torch.Tensor, smallest: float, flip: bool, generator: torch.Generator) -> torch.Tensor:
-    """A random crop of `smallest` to 1 of the area, aspect 3/4 to 4/3, resized back; half of them mirrored."""
+    """A random crop of `smallest` to 1 of the area, aspect 3/4 to 4/3, resized back; half of them mirrored.
+
+    Crops are distributed as torchvision's `RandomResizedCrop` has them on square images: the first of ten draws of area
+    and aspect whose sides both fit, and the whole image where none does.
+    """
     count = len(images)
     if smallest < 1:
-        area = _uniform(count, smallest, 1, generator)
-        aspect = torch.exp(_uniform(count, math.log(3 / 4), math.log(4 / 3), generator))
-        width = (area * aspect).sqrt().clamp(max=1).maximum(area)  # neither side is longer than the image's
-        height = area / width
+        width, height = _crop_sides(count, smallest, generator)
         x = (_uniform(count, -1, 1, generator)) * (1 - width)
         y = (_uniform(count, -1, 1, generator)) * (1 - height)
     else:
