@@ -101,7 +101,7 @@ def test_recombination_draws_content_and_style_from_all_candidates_so_far(
         ], 1,
     ).reshape(len(stored), 4, *stored.shape[1:]).astype(float)  # fmt: skip
     rows = np.repeat(algorithm.rows, 40)
-    found = algorithm.synthetic_images(rows, np.random.default_rng(5))
+    found = algorithm.synthetic_images(rows, np.random.default_rng(5)).numpy()
     pairs = np.zeros((4, 4), dtype=int)
     for row, image in zip(rows, found.astype(float), strict=True):
         of = candidates[algorithm.position[int(row)]]
@@ -120,7 +120,7 @@ def test_recombination_draws_content_and_style_from_all_candidates_so_far(
     again.before_step(1, 1)
     monkeypatch.setattr(Making, "make", lambda *_: pytest.fail("candidates were made within a step"))
     again.synthetic.rewind(2)
-    assert np.abs(again.synthetic_images(rows, np.random.default_rng(5)).astype(int) - found).max() <= 2
+    assert np.abs(again.synthetic_images(rows, np.random.default_rng(5)).numpy().astype(int) - found).max() <= 2
 
     for other in ({"recombination": False}, {"updating": True}):
         config = make_config(distill_weight=0.0, generate=dataclasses.replace(generate, **other))

@@ -12,6 +12,7 @@ from scipy.integrate import quad
 from scipy.special import softmax
 from scipy.stats import entropy, norm
 
+from domainfusion.data.transforms import from_uint8, to_uint8
 from domainfusion.fusion.style import fuse, recombine, split_style, style_divergence
 
 PIXELS = arrays(
@@ -97,10 +98,26 @@ def test_recombined_images_have_the_content_of_one_and_the_statistics_of_the_oth
     rng = np.random.default_rng(0)
     one = rng.integers(90, 160, (4, 8, 8, 3), dtype=np.uint8)  # far from both ends: nothing is clipped
     other = (100 + rng.normal(0, 20, (4, 8, 8, 3)) * [1, 0.5, 0.8]).clip(0, 255).astype(np.uint8)
-    found = recombine(one, other).astype(float)
+    found = recombined(one, other).astype(float)
     np.testing.assert_allclose(found.mean((1, 2)), other.mean((1, 2)), atol=0.3)
     np.testing.assert_allclose(found.std((1, 2)), other.std((1, 2)), atol=0.3)
     for i in range(4):
         for c in range(3):
             assert np.corrcoef(found[i, ..., c].ravel(), one[i, ..., c].ravel())[0, 1] > 0.999
-    assert np.array_equal(recombine(one, one), one)
+    assert np.array_equal(recombined(one, one), one)
+
+
+def recombined(content_of: np.ndarray, style_of: np.ndarray) -> np.ndarray:
+    return recombine(torch.from_numpy(content_of), torch.from_numpy(style_of)).numpy()
+
+
+def test_recombining_is_fusing_what_was_split() -> None:
+    rng = np.random.default_rng(0)
+    one, other = (rng.integers(0, 256, (6, 9, 9, 3), dtype=np.uint8) for _ in range(2))
+    one[0, ..., 0] = 17  # without content
+    other[1, ..., 1] = 200  # without variance
+    content, _, _ = split_style(from_uint8(one).double())
+    _, mean, std = split_style(from_uint8(other).double())
+    expected = to_uint8(fuse(content, mean, std)).astype(int)
+    assert np.abs(recombined(one, other) - expected).max() <= 1  # where a value lies half-way
+    assert (recombined(one, other) == expected).mean() > 0.99

@@ -137,7 +137,9 @@ class Algorithm(nn.Module, abc.ABC):
         domain_of = dataset.domain_of[batch.rows]
         return [np.flatnonzero(domain_of == dataset.index_of(domain)) for domain in self.context.split.sources]
 
-    def augmented(self, images: np.ndarray, generator: torch.Generator) -> torch.Tensor:
+    def augmented(self, images: np.ndarray | torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """(B, 3, S, S) augmented training images in [0, 1] of images (B, S, S, 3) uint8."""
-        batch = to_float(torch.from_numpy(np.ascontiguousarray(images)).to(self.context.device))
+        if isinstance(images, np.ndarray):
+            images = torch.from_numpy(np.ascontiguousarray(images))
+        batch = to_float(images.to(self.context.device))
         return augment(batch, self.config.data, generator)

@@ -204,17 +204,18 @@ class DomainFusion(Algorithm):
             terms["synthetic_loss"] = weight * F.cross_entropy(logits[count:], synthetic_labels)
         return terms
 
-    def synthetic_images(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """(n, S, S, 3) uint8: what rows (n,) have become; the stored images before the first generation (line 1).
+    def synthetic_images(self, rows: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
+        """(n, S, S, 3) uint8 on the device: what rows (n,) have become; before the first generation the stored images
+        (line 1).
 
         With `recombination` that is drawn anew each time, from all that the generations so far had to choose from.
         """
-        latest = self.synthetic.latest
+        latest, device = self.synthetic.latest, self.context.device
+        if latest is not None and self.config.generate.recombines:
+            return self.pool.recombined(rows, self.synthetic.count, rng, device)
         if latest is None:
-            return self.context.dataset.images[rows]
-        if not self.config.generate.recombines:
-            return latest.images[[self.position[int(row)] for row in rows]]
-        return self.pool.recombined(rows, self.synthetic.count, rng)
+            return torch.from_numpy(self.context.dataset.images[rows]).to(device)
+        return torch.from_numpy(latest.images[[self.position[int(row)] for row in rows]]).to(device)
 
     @property
     def pool(self) -> CandidatePool:

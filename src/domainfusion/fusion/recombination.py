@@ -11,6 +11,7 @@ The candidates are those of the stored images, which the shared cache keeps (so 
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from domainfusion.config import GenerateConfig
 from domainfusion.data.domains import MultiDomainDataset
@@ -52,12 +53,13 @@ class CandidatePool:
                 making.fill(cache, progress=self.progress and not cache.done[self.rows].all())
             self._caches[number] = cache
 
-    def recombined(self, rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-        """(b, S, S, 3) uint8: an image for each of rows (b,), drawn by `rng` from the first `count` generations."""
+    def recombined(self, rows: np.ndarray, count: int, rng: np.random.Generator, device: torch.device) -> torch.Tensor:
+        """(b, S, S, 3) uint8 on `device`: an image for each of rows (b,), drawn by `rng` from the first `count`
+        generations."""
         numbers = rng.integers(0, count, (2, len(rows)))
         candidates = rng.integers(0, self.config.candidates, (2, len(rows)))
         content, style = (
             np.stack([self._caches[int(g)].images[row, j] for g, row, j in zip(of, rows, chosen, strict=True)])
             for of, chosen in zip(numbers, candidates, strict=True)
         )
-        return recombine(content, style)
+        return recombine(torch.from_numpy(content).to(device), torch.from_numpy(style).to(device))

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
 import torch
-
-from domainfusion.data.transforms import from_uint8, to_uint8
 
 EPSILON = 1e-5
 
@@ -25,11 +22,19 @@ def fuse(content: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.
     return content * std[..., None, None] + mean[..., None, None]
 
 
-def recombine(content_of: np.ndarray, style_of: np.ndarray) -> np.ndarray:
-    """Images (n, S, S, 3) uint8 with the content of the first n and the style of the others."""
-    content, _, _ = split_style(from_uint8(content_of))
-    _, mean, std = split_style(from_uint8(style_of))
-    return to_uint8(fuse(content, mean, std))
+def recombine(content_of: torch.Tensor, style_of: torch.Tensor) -> torch.Tensor:
+    """Images (n, S, S, 3) uint8 with the content of the first n and the style of the others, on their device.
+
+    `fuse` after `split_style` as the one affine map of each channel that they are together.
+    """
+    content, style = (images.movedim(-1, -3).float() for images in (content_of, style_of))  # 0 to 255
+    var, mean = torch.var_mean(content, (-2, -1), correction=0)  # (n, 3)
+    style_var, style_mean = torch.var_mean(style, (-2, -1), correction=0)
+    epsilon = EPSILON * 127.5**2  # `split_style` has images in [-1, 1]
+    scale = ((style_var + epsilon) / (var + epsilon)).sqrt()
+    shift = style_mean - mean * scale
+    fused = torch.addcmul(shift[..., None, None], content, scale[..., None, None])
+    return fused.round_().clamp_(0, 255).byte().movedim(-3, -1)
 
 
 def style_divergence(
