@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
 
+from domainfusion.data.transforms import resize
 from domainfusion.diffusion.image_to_image import image_to_image
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.errors import Interrupted
@@ -121,6 +122,15 @@ def test_equals_diffusers_image_to_image_pipeline(
     assert expected.std() > 0.05
 
 
+def test_candidates_come_at_the_size_that_is_asked_for(ldm: LatentDiffusion, images: torch.Tensor) -> None:
+    def run(side: int | None) -> torch.Tensor:
+        return image_to_image(ldm, images, PROMPTS, torch.full((3, 1), 0.5), noise=gaussian(3), steps=2, side=side)
+
+    small = run(8)
+    assert small.shape == (3, 1, 3, 8, 8)
+    assert torch.equal(small[:, 0], resize(run(None)[:, 0], 8))
+
+
 def test_guidance_and_prompts_matter(ldm: LatentDiffusion, images: torch.Tensor) -> None:
     def run(prompts: list[str], guidance_scale: float) -> torch.Tensor:
         strengths = torch.full((3, 1), 0.7)
@@ -200,9 +210,9 @@ def test_what_a_candidate_costs(
         spent.append(len(noisy))
         return forward(noisy, *rest, **options)
 
-    def counted_encode(pixels: torch.Tensor) -> torch.Tensor:
+    def counted_encode(pixels: torch.Tensor, **options: Any) -> torch.Tensor:
         encoded.append(len(pixels))
-        return encode(pixels)
+        return encode(pixels, **options)
 
     monkeypatch.setattr(ldm.unet, "forward", counted)
     monkeypatch.setattr(ldm, "encode", counted_encode)

@@ -64,6 +64,34 @@ def test_encode_is_the_scaled_mean_of_the_posterior(
     torch.testing.assert_close(ldm.decode(latents), decoded, rtol=1e-5, atol=1e-5)
 
 
+def test_latents_are_exact_for_slopes_and_in_the_ldms_type_for_candidates(
+    tiny_pipeline: Path, images: torch.Tensor
+) -> None:
+    ldm = LatentDiffusion.load(str(tiny_pipeline), precision="bfloat16")
+    single = LatentDiffusion.load(str(tiny_pipeline), precision="float32").encode(images)
+    types: set[torch.dtype] = set()
+    ldm.vae.encoder.conv_out.register_forward_hook(lambda *given: types.add(given[2].dtype))
+    assert torch.equal(ldm.encode(images), single)
+    assert types == {torch.float32}
+    types.clear()
+    quick = ldm.encode(images, exact=False)
+    assert types == {torch.bfloat16}
+    assert quick.dtype == torch.float32
+    assert 0 < (quick - single).std() < 0.02 * single.std()
+
+
+def test_single_precision_is_not_tensor_cores_shorter_one() -> None:
+    before = torch.backends.cudnn.allow_tf32
+    assert before  # PyTorch's default, on which the next line depends
+    with ldm_module.single_precision(torch.device("cuda")):
+        assert not torch.backends.cudnn.allow_tf32
+    with pytest.raises(KeyError), ldm_module.single_precision(torch.device("cuda")):
+        raise KeyError
+    assert torch.backends.cudnn.allow_tf32
+    with ldm_module.single_precision(torch.device("cpu")):
+        assert torch.backends.cudnn.allow_tf32
+
+
 def test_the_autoencoder_takes_few_pixels_at_once(
     ldm: LatentDiffusion, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

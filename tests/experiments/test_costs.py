@@ -109,6 +109,10 @@ def test_passes_and_days_by_hand() -> None:
     }  # fmt: skip
     total = sum(found["flops"]["generation"].values())
     assert found["days"]["1"]["generation"] == pytest.approx(total / (125e12 * 0.5) / 86_400)
+    encoder = found["flops"]["curves"].pop("encoder")  # in single precision
+    half = sum(found["flops"]["curves"].values())
+    days = (half / 125e12 + encoder / 15.7e12) / 0.5 / 86_400
+    assert found["days"]["1"]["curves"] == pytest.approx(days)
     assert found["days"]["64"]["curves"] == pytest.approx(found["days"]["1"]["curves"] / 64)
 
 

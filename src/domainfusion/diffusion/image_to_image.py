@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 
+from domainfusion.data.transforms import resize
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.solvers import Solver, SolverName, Spacing, denoising_timesteps
 from domainfusion.interruption import check
@@ -30,8 +31,9 @@ def image_to_image(
     solver: SolverName = "unipc",
     spacing: Spacing = "karras",
     batch_size: int = 64,
+    side: int | None = None,
 ) -> torch.Tensor:
-    """Candidates (B, N, 3, H, W) in [-1, 1] of images (B, 3, H, W) in [-1, 1].
+    """Candidates (B, N, 3, H, W) in [-1, 1] of images (B, 3, H, W) in [-1, 1], on the CPU.
 
     Args:
         prompts: B·N prompts, candidate by candidate within an image.
@@ -44,6 +46,7 @@ def image_to_image(
             (Kynkäänniemi et al. 2024, arXiv 2404.07724).
         solver, spacing: see `domainfusion.diffusion.solvers`.
         batch_size: candidates denoised at once.
+        side: pixels that candidates are resized to on the LDM's device; the images' own where not given.
 
     Raises `Interrupted` between two steps where a signal has come (see `domainfusion.interruption`).
     """
@@ -53,12 +56,12 @@ def image_to_image(
             f"{count} images with {candidates} candidates need {count * candidates} prompts and strengths of shape "
             f"({count}, {candidates}), not {len(prompts)} and {tuple(strengths.shape)}"
         )
-    latents = ldm.encode(images.to(ldm.device)).repeat_interleave(candidates, dim=0)  # (B·N, C, h, w)
+    latents = ldm.encode(images.to(ldm.device), exact=False).repeat_interleave(candidates, dim=0)  # (B·N, C, h, w)
     if noise is None:
         noise = torch.randn(latents.shape, generator=generator).to(ldm.device)
     timesteps = denoising_timesteps(ldm.alphas_cumprod, strengths.reshape(-1), steps, spacing).to(ldm.device)
     embeds, empty = ldm.prompt_embeds(prompts), ldm.prompt_embeds([""])
-    result = torch.empty(count * candidates, *images.shape[1:])
+    result = torch.empty(count * candidates, *(images.shape[1:] if side is None else (images.shape[1], side, side)))
     for start in range(0, count * candidates, batch_size):
         part = slice(start, start + batch_size)
         steps_of_part = Solver(solver, ldm.alphas_cumprod)
@@ -66,8 +69,9 @@ def image_to_image(
             ldm, latents[part], noise[part], embeds[part], empty, timesteps[:, part], steps_of_part, guidance_scale,
             guidance_interval,
         )  # fmt: skip
-        result[part] = ldm.decode(z).clamp(-1, 1).cpu()
-    return result.view(count, candidates, *images.shape[1:])
+        made = ldm.decode(z).clamp(-1, 1)
+        result[part] = (made if side is None else resize(made, side)).cpu()
+    return result.view(count, candidates, *result.shape[1:])
 
 
 def _denoise(

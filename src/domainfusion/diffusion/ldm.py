@@ -6,8 +6,10 @@ The same code path serves the embedded LDM and Stable Diffusion v1-4: what is re
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -209,19 +211,28 @@ class LatentDiffusion:
             self._embeddings.update(zip(part, embeddings, strict=True))
         return torch.stack([self._embeddings[prompt] for prompt in prompts])
 
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Scaled latents (B, C, h, w), the posterior's mean, of images (B, 3, H, W) in [-1, 1]; differentiable."""
+    def encode(self, images: torch.Tensor, *, exact: bool = True) -> torch.Tensor:
+        """Scaled latents (B, C, h, w), the posterior's mean, of images (B, 3, H, W) in [-1, 1]; differentiable.
+
+        Args:
+            exact: in single precision, as slopes need it; otherwise in the LDM's own, which is faster.
+        """
         images = images.to(self.device, self.vae.dtype).contiguous(memory_format=torch.channels_last)
         few = max(1, PIXELS_AT_ONCE // (images.shape[-2] * images.shape[-1]))
-        mean = _joined([self.vae.encode(part).latent_dist.mean for part in images.split(few)])
+        with single_precision(self.device) if exact else self._own_precision():
+            mean = _joined([self.vae.encode(part).latent_dist.mean.to(images.dtype) for part in images.split(few)])
         return (mean - self.shift) * self.scaling_factor
+
+    def _own_precision(self) -> torch.autocast:
+        """Autocast to the type that the U-Net has, for the autoencoder, whose weights are in float32."""
+        half = self.dtype in (torch.bfloat16, torch.float16)
+        return torch.autocast(self.device.type, self.dtype if half else None, enabled=half)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, H, W), about in [-1, 1], of scaled latents (B, C, h, w)."""
         latents = latents.to(self.vae.dtype) / self.scaling_factor + self.shift
-        half = self.dtype in (torch.bfloat16, torch.float16)
         few = max(1, PIXELS_AT_ONCE // (latents.shape[-2] * latents.shape[-1] * self.latent_factor**2))
-        with torch.autocast(self.device.type, self.dtype if half else None, enabled=half):
+        with self._own_precision():
             parts = [self.vae.decode(part, return_dict=False)[0].to(latents.dtype) for part in latents.split(few)]
         return _joined(parts)
 
@@ -248,6 +259,18 @@ class LatentDiffusion:
         if self.prediction_type == "v_prediction":
             return signal * output + sigma * noisy_latents
         return (noisy_latents - signal * output) / sigma
+
+
+@contextlib.contextmanager
+def single_precision(device: torch.device) -> Iterator[None]:
+    """Convolutions in float32 proper: by default GPUs since Ampere round its factors to 10 bits (TF32), which leaves
+    hardly anything of a difference along p."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = before and device.type != "cuda"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def source_fingerprint(source: str) -> str:

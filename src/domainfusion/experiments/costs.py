@@ -22,6 +22,8 @@ from domainfusion.fusion.schedule import generations_due
 
 # Peak rates of dense matrix products in float16 or bfloat16, FLOP/s, from the makers' data sheets.
 GPUS = {"V100": 125e12, "A100": 312e12, "L4": 121e12, "H100": 989e12}
+# Of float32 without the tensor cores' shorter one: what slopes encode in, whose differences along p need it.
+SINGLE = {"V100": 15.7e12, "A100": 19.5e12, "L4": 30.3e12, "H100": 67e12}
 UTILISATION = 0.35
 SECONDS_A_DAY = 86_400
 STEPS_AN_EPOCH = 100  # any number that tells tenths of an epoch apart
@@ -115,7 +117,10 @@ def generations(work: Workload, config: GenerateConfig) -> int:
 
 
 def curve_flops(passes: PassCosts, work: Workload, config: DistillConfig) -> dict[str, float]:
-    """FLOPs by part of the table of curves, every image with the most rounds it may get; for `score` slopes."""
+    """FLOPs by part of the table of curves, every image with the most rounds it may get; for `score` slopes.
+
+    The encoder's are in single precision.
+    """
     draws = config.curve_samples * config.curve_rounds
     each = 1 if config.residual == "plain" else 2
     return {
@@ -125,8 +130,14 @@ def curve_flops(passes: PassCosts, work: Workload, config: DistillConfig) -> dic
     }
 
 
-def gpu_days(flops: float, gpu: str, count: int = 1, utilisation: float = UTILISATION) -> float:
+def gpu_days(
+    flops: float, gpu: str, count: int = 1, utilisation: float = UTILISATION, *, single: float = 0.0
+) -> float:  # fmt: skip
     """Days of wall time on `count` GPUs that share the images evenly (nothing is exchanged between them).
+
+    Args:
+        flops: in half precision.
+        single: FLOPs in single precision, besides.
 
     Raises `UsageError` for a GPU whose rate is not known here, and a share that is none.
     """
@@ -134,7 +145,7 @@ def gpu_days(flops: float, gpu: str, count: int = 1, utilisation: float = UTILIS
         raise unknown_name("GPU", gpu, GPUS)
     if not 0 < utilisation <= 1 or count < 1:
         raise UsageError(f"{count} GPUs at {utilisation:g} of their peak rate: give at least 1, and a share up to 1")
-    return flops / (GPUS[gpu] * utilisation * count) / SECONDS_A_DAY
+    return (flops / GPUS[gpu] + single / SINGLE[gpu]) / (utilisation * count) / SECONDS_A_DAY
 
 
 def estimate(
@@ -152,13 +163,16 @@ def estimate(
         "generation": generation_flops(passes, work, generate, styles),
         "curves": curve_flops(passes, work, distill),
     }
-    totals = {name: sum(part.values()) for name, part in parts.items()}
+    single = {"generation": 0.0, "curves": parts["curves"]["encoder"]}
     return {
         "images": work.images, "classes": work.classes, "epochs": work.epochs, "image_size": image_size,
         "generations": generations(work, generate), "candidates": generate.needed().candidates, "steps": generate.steps,
         "pass_flops": dataclasses.asdict(passes), "flops": parts, "gpu": gpu, "utilisation": utilisation,
         "days": {
-            str(count): {name: gpu_days(total, gpu, count, utilisation) for name, total in totals.items()}
+            str(count): {
+                name: gpu_days(sum(part.values()) - single[name], gpu, count, utilisation, single=single[name])
+                for name, part in parts.items()
+            }
             for count in counts
         },
     }  # fmt: skip

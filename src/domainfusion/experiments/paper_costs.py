@@ -147,11 +147,14 @@ def count_costs(config: TrainConfig, gpu: str, name: str = PAPER_SCALE) -> dict[
             "training_days": gpu_days(seen * (1 + SYNTHETIC * own) * step, gpu),
         }  # fmt: skip
     at_ldm = passes[METHODS[-1].size]
-    slope = at_ldm.unet + 2 * at_ldm.encoder  # z(p) on both sides, for the difference along p
-    curves = sum(curve_flops(at_ldm, Workload(scale.trained, scale.classes), config.distill).values())
+    curves = curve_flops(at_ldm, Workload(scale.trained, scale.classes), config.distill)
+    encoder = curves.pop("encoder")
     return {
         "scale": scale.name, "gpu": gpu, "methods": found,
-        "distillation": {"score_days": gpu_days(seen * slope, gpu), "curve_days": gpu_days(curves, gpu)},
+        "distillation": {  # a slope takes z(p) on both sides, for the difference along p
+            "score_days": gpu_days(seen * at_ldm.unet, gpu, single=seen * 2 * at_ldm.encoder),
+            "curve_days": gpu_days(sum(curves.values()), gpu, single=encoder),
+        },
     }  # fmt: skip
 
 

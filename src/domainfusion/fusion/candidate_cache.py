@@ -24,7 +24,7 @@ from domainfusion.fusion.image_cache import open_array
 from domainfusion.locks import locked
 
 # Raised when the sampler itself changes, so that candidates of an older one are not taken for its own.
-CACHE_FORMAT = 4
+CACHE_FORMAT = 5
 # Options that decide what candidates look like; the others decide what is done with them.
 SHAPING = ("seed", "candidates", "strength", "steps", "guidance", "guidance_interval", "solver", "spacing",
            "style_words", "template", "plain_template", "image_size")  # fmt: skip

@@ -68,15 +68,15 @@ def make_candidates(
     ldm: LatentDiffusion, pixels: torch.Tensor, recipes: list[Recipe], config: GenerateConfig
 ) -> torch.Tensor:
     """Candidates (B, N, 3, S, S) in [-1, 1] of images (B, 3, S, S) in [-1, 1], one recipe each."""
-    size, wanted = config.image_size or ldm.image_size, config.candidates
+    size = config.image_size or ldm.image_size
     noise = torch.cat([noise_of(ldm, item, config) for item in recipes])
-    made = image_to_image(
+    return image_to_image(
         ldm, resize(pixels, size), [prompt for item in recipes for prompt in item.prompts],
-        torch.stack([item.strengths for item in recipes]), noise=noise.to(ldm.device), candidates=wanted,
+        torch.stack([item.strengths for item in recipes]), noise=noise.to(ldm.device), candidates=config.candidates,
         steps=config.steps, guidance_scale=config.guidance, guidance_interval=config.guidance_interval,
         solver=config.solver, spacing=config.spacing, batch_size=config.batch_size,
+        side=pixels.shape[-1],
     )  # fmt: skip
-    return resize(made.flatten(0, 1), pixels.shape[-1]).view(len(pixels), wanted, *pixels.shape[1:])
 
 
 class Making:
