@@ -23,7 +23,7 @@ from domainfusion.experiments.generating import generate_candidates
 from domainfusion.experiments.runs import train_run
 from domainfusion.fusion import ahead
 from domainfusion.fusion.ahead import Ahead, Order, Worker
-from domainfusion.fusion.candidate_cache import cached_rows
+from domainfusion.fusion.candidate_cache import CandidateCache, cache_path, cached_rows
 from domainfusion.fusion.candidates import Making
 from domainfusion.fusion.synthetic import load_generation
 from domainfusion.fusion.worker_decision import Decision
@@ -152,6 +152,17 @@ def test_training_makes_the_rest_where_its_worker_is_killed(
     assert_same(tmp_path / "run", reference)
     said = capfd.readouterr().err
     assert said.count("beside training ended (killed by SIGKILL); training makes the rest") == 1
+
+
+def test_an_order_is_of_what_the_cache_lacks(ldm: LatentDiffusion, dataset: MultiDomainDataset) -> None:
+    def missing() -> dict[int, float]:
+        return Order.of_missing(ldm, dataset, np.arange(20), CONFIG, ldm.styles, [0, 1]).missing
+
+    assert missing() == {0: 1.0, 1: 1.0}
+    for number, count in ((0, 20), (1, 15)):
+        cache = CandidateCache(cache_path(ldm, dataset, CONFIG.needed(), number, ldm.styles), dataset, CONFIG.needed())
+        Making(ldm, dataset, np.arange(count), CONFIG.needed(), number=number, styles=ldm.styles).fill(cache)
+    assert missing() == {1: 0.25}
 
 
 def test_a_worker_that_fails_is_reported_once_with_its_last_line(

@@ -29,6 +29,10 @@ GPU = dataclasses.replace(CPU, device=torch.device("cuda"), gpus=2)
         (CPU, {"threads": 16}, "cpu", 8),
         (CPU, {"threads": 5}, "cpu", 2),
         (CPU, {"mode": "on", "threads": 1}, "cpu", 1),
+        (CPU, {"mode": "on", "lacking": 0.05}, "cpu", 1),
+        (CPU, {"lacking": 0.25}, "cpu", 1),
+        (CPU, {"lacking": 0.05, "began": 1}, "cpu", 1),  # training has lent these threads in any case
+        (GPU, {"lacking": 0.05}, "cuda:1", 1),  # it costs training nothing
         (CPU, {"mode": "on", "ahead": 0}, "cpu", 1),
         (GPU, {}, "cuda:1", 1),
         (GPU, {"device": torch.device("cuda", 1)}, "cuda:0", 1),
@@ -52,6 +56,7 @@ def test_a_worker_is_there_where_it_helps(now: Situation, changes: Any, device: 
         (CPU, {"mode": "on", "missing": 0, "ahead": 0}, 0, "in the cache"),
         (CPU, {"missing": 1, "ahead": 0}, 0, "no generation is due later"),
         (CPU, {"threads": 1}, 0, "one thread"),
+        (CPU, {"lacking": 0.05}, 0, "nearly all"),
         (CPU, {"processes": 2}, 0, "train together"),
         (CPU, {"began": 0}, 0, "began without a worker"),
         (CPU, {"missing": 0, "ahead": 0, "began": 1}, 1, "in the cache"),  # training keeps its share of the threads

@@ -128,12 +128,13 @@ class DomainFusion(Algorithm):
         if generate.worker != "off" and processes.first and not generate.updating:
             coming = [n for n in range(self.synthetic.count, total) if not is_complete(self.synthetic.path(n))]
             order = Order.of_missing(self.ldm, context.dataset, self.rows, generate, self.styles, coming)
-        lacking = order.files if order is not None else {}
+        lacking = order.missing if order is not None else {}
+        later = [share for number, share in lacking.items() if number >= due]
         decision = decide(
             Situation(
                 mode=generate.worker, updating=generate.updating, device=context.device,
                 wanted_device=generate.worker_device, gpus=torch.cuda.device_count(), threads=threads_to_share(),
-                missing=len(lacking), ahead=sum(number >= due for number in lacking),
+                missing=len(lacking), ahead=len(later), lacking=sum(later) / max(1, total - due),
                 processes=local_processes(processes.count), first=processes.first,
                 began=self.spent.get("worker_threads"),
             )

@@ -49,6 +49,7 @@ class Order:
     config: GenerateConfig
     styles: tuple[str, ...]
     files: dict[int, Path]  # by the number of the generation
+    missing: dict[int, float] = dataclasses.field(default_factory=dict)  # which share of its rows the cache lacks
 
     @classmethod
     def of_missing(
@@ -58,11 +59,12 @@ class Order:
         """The order of those generations of `numbers` of which the cache lacks something."""
         config = config.needed()
         paths = cache_paths(ldm, dataset, config, numbers, styles)
-        lacking = {
-            number: path for number, path in zip(numbers, paths, strict=True)
-            if not cached_rows(path, len(dataset))[rows].all()
-        }  # fmt: skip
-        return cls(ldm, dataset, rows, config, styles, lacking)
+        shares = {
+            number: 1 - float(cached_rows(path, len(dataset))[rows].mean())
+            for number, path in zip(numbers, paths, strict=True)
+        }
+        files = {number: path for number, path in zip(numbers, paths, strict=True) if shares[number]}
+        return cls(ldm, dataset, rows, config, styles, files, {number: shares[number] for number in files})
 
     def write(self, folder: Path, device: str) -> None:
         """Write the order to `folder/order.json`, with the images in a file of their own where they have none yet."""

@@ -9,6 +9,10 @@ import torch
 
 from domainfusion.errors import UsageError
 
+FEW = (
+    0.2  # share of coming candidates below which half of training's threads cost more than making these beside it saves
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Situation:
@@ -22,6 +26,7 @@ class Situation:
     threads: int  # that training computes with on the CPU
     missing: int  # coming generations of whose candidates the cache lacks any
     ahead: int  # how many of these are due later than now
+    lacking: float = 1.0  # which share of the candidates of these is missing
     processes: int = 1  # that train together on this machine
     first: bool = True  # whether this is the first of them
     began: int | None = None  # threads that a resumed run left to its worker (None: a new run)
@@ -69,6 +74,8 @@ def _against(now: Situation) -> str:
         return "processes that train together make them together"
     if now.began == 0:
         return "the run began without a worker, and training keeps its threads"
+    if now.began is None and now.lacking < FEW:
+        return "nearly all of coming generations' candidates are in the cache"
     return "" if now.threads > 1 else "training has one thread, and none to share (OMP_NUM_THREADS)"
 
 
