@@ -20,7 +20,7 @@ from domainfusion.files import read_json
 from domainfusion.json_lines import read_json_lines
 from domainfusion.results.collect import collect
 from domainfusion.tensors import load_state
-from domainfusion.training import measuring
+from domainfusion.training import measuring, trainer
 from domainfusion.training.schedule import learning_rate
 from short_runs import options, run
 
@@ -124,3 +124,23 @@ def test_results_are_records_that_domainbed_reads(images: Path, tmp_path: Path) 
     (table,) = collect([tmp_path], ["training-domain"])[0]
     assert table.accuracy["ERM"]["sketch"][0] in [m["target_accuracy"] for m in metrics]
     assert max(m["validation_accuracy"] for m in metrics) == result["validation_accuracy"]
+
+
+def test_a_meter_reads_many_steps_at_once_and_loses_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[int] = []
+    original = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: reads.append(len(self)) or original(self))
+    losses = torch.rand(2 * trainer.READ_EVERY + 7, 2, generator=torch.Generator().manual_seed(0))
+    meter = trainer.Meter(seconds=3.0)
+    for number, (raw, other) in enumerate(losses):
+        meter.add({"raw_loss": raw, "other_loss": other} if number else {"raw_loss": raw})
+    assert len(reads) == 2 * trainer.READ_EVERY
+    state = meter.state()
+    assert state == {
+        "steps": len(losses), "seconds": 3.0,
+        "totals": pytest.approx({
+            "raw_loss": float(losses[:, 0].double().sum()), "other_loss": float(losses[1:, 1].double().sum()),
+        }),
+    }  # fmt: skip
+    again = trainer.Meter(**state)
+    assert again.means() == meter.means()

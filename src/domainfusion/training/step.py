@@ -78,13 +78,14 @@ def prepare_step(
     torch.manual_seed(seed_hash("step", config.seed, step, *own))
     terms = compute_losses(algorithm, make_batch(algorithm, step))
     loss = torch.stack(list(terms.values())).sum()
+    compute_gradients(optimizer, loss, context.processes)
+    # Looked at when the way back is under way: a device would have nothing to do while it is waited for.
     if context.processes.any(not bool(torch.isfinite(loss)), context.device):
         values = ", ".join(f"{name} {value.item():g}" for name, value in terms.items())
         raise TrainingError(
             f"the loss is not finite at step {step} ({values}); the checkpoint of step {progress.step} is kept. "
             f"Lower --lr (now {config.lr:g}), or use --precision float32, with another --output"
         )
-    compute_gradients(optimizer, loss, context.processes)
     return {name: value.detach() for name, value in terms.items()}
 
 

@@ -32,6 +32,7 @@ from domainfusion.training.schedule import evaluation_steps, learning_rate
 from domainfusion.training.step import make_batch, take_step
 
 SAVE_EVERY = 300.0  # seconds between checkpoints: what an end without a signal (SIGKILL, power) may cost
+READ_EVERY = 50  # steps whose losses are read from the device together
 
 
 @dataclasses.dataclass
@@ -42,15 +43,31 @@ class Meter:
     seconds: float = 0.0  # of the run when that evaluation was
     totals: dict[str, float] = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._steps: list[dict[str, torch.Tensor]] = []  # not yet read: reading waits for the device
+
     def add(self, terms: dict[str, torch.Tensor]) -> None:
         """Count a step."""
         self.steps += 1
-        for name, value in terms.items():
-            self.totals[name] = self.totals.get(name, 0.0) + value.item()
+        self._steps.append(terms)
+        if len(self._steps) == READ_EVERY:
+            self._read()
+
+    def _read(self) -> None:
+        for terms in self._steps:
+            for name, value in zip(terms, torch.stack(list(terms.values())).tolist(), strict=True):
+                self.totals[name] = self.totals.get(name, 0.0) + value
+        self._steps.clear()
 
     def means(self) -> dict[str, float]:
         """Each term's mean over the steps."""
+        self._read()
         return {name: total / self.steps for name, total in self.totals.items()}
+
+    def state(self) -> dict[str, Any]:
+        """What `Meter(**state)` goes on from."""
+        self._read()
+        return dataclasses.asdict(self)
 
 
 def train(algorithm: Algorithm) -> Progress:
@@ -200,7 +217,7 @@ def save(
     """Write the checkpoint that `train` goes on from (the first process does)."""
     if not algorithm.context.processes.first:
         return
-    extra: dict[str, Any] = {**algorithm.costs(), "meter": dataclasses.asdict(meter)}
+    extra: dict[str, Any] = {**algorithm.costs(), "meter": meter.state()}
     if portions.describe():
         extra["portions"] = portions.describe()
     if average.method != "none":
