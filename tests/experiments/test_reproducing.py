@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
-from domainfusion.config import DataConfig, GenerateConfig, TrainConfig
+from domainfusion.config import DataConfig, DistillConfig, GenerateConfig, TrainConfig
 from domainfusion.config_files import build_config, load_toml, plain_values
+from domainfusion.data.domains import load_dataset
+from domainfusion.distillation.curves import reads_curves
 from domainfusion.errors import DomainFusionError, UsageError
 from domainfusion.experiments import runs
-from domainfusion.experiments.arms import arm_config
+from domainfusion.experiments.arms import arm_config, resolve_arm, run_key
 from domainfusion.experiments.comparison import compare, table_rows
 from domainfusion.experiments.paper_tables import TABLES, Arm, Table, find_table
 from domainfusion.experiments.reproducing import headline, part_of, reproduce, reproduction_text, run_table
@@ -56,18 +58,20 @@ def test_each_row_differs_from_the_full_method_in_its_own_options_only(table: Ta
     for arm in table.arms:
         mine = flat(arm_config(base, arm))
         changed = {name for name, value in flat(base).items() if mine[name] != value}
-        assert changed - {"algorithm"} <= {*arm.options, *(["batch_size"] if arm.all_images else [])}, arm.key
+        allowed = {*resolve_arm(base, arm).options, *(["batch_size"] if arm.all_images else [])}
+        assert changed - {"algorithm"} <= allowed, arm.key
         for name, value in arm.options.items():
             assert mine[name] == (list(value) if isinstance(value, tuple) else value)
         assert mine["algorithm"] == arm.algorithm
 
 
 def test_one_key_means_the_same_runs_in_every_table() -> None:
-    meaning: dict[str, tuple[str, dict[str, Any]]] = {}
+    meaning: dict[str, Arm] = {}
     for table in TABLES.values():
         assert table.reference in {arm.key for arm in table.arms}
         for arm in table.arms:
-            assert meaning.setdefault(arm.key, (arm.algorithm, dict(arm.options))) == (arm.algorithm, arm.options)
+            same = dataclasses.replace(arm, title="", paper={}, against=None)
+            assert meaning.setdefault(arm.key, same) == same
             assert arm.against is None or arm.against in {other.key for other in table.arms}
 
 
@@ -85,6 +89,29 @@ def test_rows_are_compared_with_the_one_that_lacks_nothing_else() -> None:
         ("table2", "without-sampling"): {"generate.sampling"}, ("parts", "without-sampling"): {"generate.sampling"},
         ("table2", "updating-once"): {"generate.updating", "generate.generations"},
     }  # fmt: skip
+
+
+def test_corruptions_differ_in_nothing_but_the_corruption() -> None:
+    """Of Pictograms a table of curves comes with the package, of contrast reduction alone."""
+    dataset, table = load_dataset("pictograms", DataConfig()), TABLES["table4"]
+
+    def estimators(config: TrainConfig) -> set[tuple[bool, str]]:
+        found = [arm_config(config, arm) for arm in table.arms]
+        return {(reads_curves(c, dataset, 3000, 64), c.distill.method) for c in found if c.distill_weight > 0}
+
+    assert reads_curves(TrainConfig(), dataset, 3000, 64)
+    assert not reads_curves(TrainConfig(distill=DistillConfig(corruption="blur")), dataset, 3000, 64)
+    assert estimators(TrainConfig()) == {(False, "score")}
+    assert estimators(TrainConfig(distill=DistillConfig(curve_of="autograd"))) == {(False, "autograd")}
+    assert estimators(TrainConfig(distill=DistillConfig(estimator="curve"))) == {(True, "score")}
+    assert resolve_arm(TrainConfig(), table.arm("blur")).described() == (
+        "--distill.corruption blur --distill.estimator score"
+    )
+
+
+def test_a_row_that_is_domainfusion_itself_lies_in_its_folder() -> None:
+    arm, given = TABLES["table4"].arm("contrast"), TrainConfig(distill=DistillConfig(estimator="score"))
+    assert (run_key(TrainConfig(), arm), run_key(given, arm)) == ("contrast", "domainfusion")
 
 
 def test_a_control_looks_at_as_many_images_as_the_full_method() -> None:

@@ -7,7 +7,15 @@ from pathlib import Path
 
 from domainfusion.config import TrainConfig
 from domainfusion.experiments.hyperparameters import with_values
-from domainfusion.experiments.paper_tables import Arm
+from domainfusion.experiments.paper_tables import OURS, Arm
+
+
+def resolve_arm(config: TrainConfig, arm: Arm) -> Arm:
+    """The arm, with what else it comes to by the user's options among its own."""
+    options = dict(arm.options)
+    if arm.in_step and config.distill.estimator == "auto":
+        options["distill.estimator"] = config.distill.method
+    return dataclasses.replace(arm, options=options, in_step=False)
 
 
 def arm_config(config: TrainConfig, arm: Arm) -> TrainConfig:
@@ -16,7 +24,12 @@ def arm_config(config: TrainConfig, arm: Arm) -> TrainConfig:
     if arm.all_images:
         batch = round(batch * (1 + config.synthetic_share))
     mine = dataclasses.replace(config, algorithm=arm.algorithm, batch_size=batch)
-    return with_values(mine, arm.options, f"row {arm.title!r}")
+    return with_values(mine, resolve_arm(config, arm).options, f"row {arm.title!r}")
+
+
+def run_key(config: TrainConfig, arm: Arm) -> str:
+    """The key that an arm's runs lie under: DomainFusion's where its options come to no others than the user's."""
+    return OURS.key if arm_config(config, arm) == arm_config(config, OURS) else arm.key
 
 
 def run_folder(folder: Path, data: str, key: str, target: str, trial: int) -> Path:

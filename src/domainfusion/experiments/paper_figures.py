@@ -14,7 +14,7 @@ from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.data.transforms import from_uint8, resize
 from domainfusion.devices import choose_device
 from domainfusion.diffusion.ldm import LatentDiffusion
-from domainfusion.experiments.arms import arm_config, run_folder
+from domainfusion.experiments.arms import arm_config, run_folder, run_key
 from domainfusion.experiments.paper_tables import FIGURES, TABLES
 from domainfusion.experiments.runs import train_run
 from domainfusion.files import write_json
@@ -96,7 +96,7 @@ def _evolution(
 ) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
     arm = TABLES["table2"].arm("updating")
     options = dataclasses.replace(arm_config(config, arm), target=target, trial=0)
-    place = run_folder(folder, data, arm.key, target, 0)
+    place = run_folder(folder, data, run_key(config, arm), target, 0)
     train_run(data, options, place)
     (run,) = read_runs([place])
     facts = evolution_figure(

@@ -17,7 +17,7 @@ from domainfusion.config import TrainConfig
 from domainfusion.data.domains import load_dataset
 from domainfusion.data.splits import build_split
 from domainfusion.errors import UsageError
-from domainfusion.experiments.arms import arm_config, run_folder
+from domainfusion.experiments.arms import arm_config, resolve_arm, run_folder, run_key
 from domainfusion.experiments.benchmark import Run, config_of, finished, summarize_runs
 from domainfusion.experiments.comparison import compare, table_rows
 from domainfusion.experiments.cost_table import NOTE, cost_rows, cost_title, measure_costs
@@ -64,7 +64,7 @@ def run_table(
 
     def make(run: Run) -> dict[str, Any]:
         trial, target, key = run
-        where = run_folder(folder, data, key, target, trial)
+        where = run_folder(folder, data, run_key(config, table.arm(key)), target, trial)
         if deadline is not None and time.monotonic() > deadline and not (where / "result.json").exists():
             raise OutOfBudget
         options = dataclasses.replace(config_of(arms[key], run), algorithm=table.arm(key).algorithm)
@@ -84,7 +84,7 @@ def run_table(
     summary: dict[str, Any] = {
         "command": command, "table": table.name, "title": table.title, "note": table.note, "dataset": dataset.name,
         "reference": table.reference, "runs": made, "planned": len(planned), "trials": whole, "accuracy": {},
-        "arms": {arm.key: describe_arm(arm, same[arm.key]) for arm in table.arms},
+        "arms": {arm.key: describe_arm(resolve_arm(config, arm), same[arm.key]) for arm in table.arms},
     }  # fmt: skip
     if whole:
         summary |= summarize_runs(results, whole, chosen, list(arms))
