@@ -18,7 +18,7 @@ from domainfusion.errors import DomainFusionError, UsageError
 from domainfusion.experiments import runs
 from domainfusion.experiments.arms import arm_config, resolve_arm, run_key
 from domainfusion.experiments.comparison import compare, table_rows
-from domainfusion.experiments.paper_tables import TABLES, Arm, Table, find_table
+from domainfusion.experiments.paper_tables import ERM, TABLES, Arm, Table, find_table
 from domainfusion.experiments.reproducing import headline, part_of, reproduce, reproduction_text, run_table
 from domainfusion.files import read_json
 from domainfusion.report.tables_page import Part, write_tables_page
@@ -118,6 +118,19 @@ def test_a_control_looks_at_as_many_images_as_the_full_method() -> None:
     arm = TABLES["parts"].arm("erm-all-images")
     assert arm_config(TrainConfig(batch_size=16), arm).batch_size == 32
     assert arm_config(TrainConfig(batch_size=16, synthetic_share=0.25), arm).batch_size == 20
+
+
+def test_a_control_takes_as_many_steps_whatever_an_epoch_is(images: Path, tmp_path: Path) -> None:
+    table = dataclasses.replace(TABLES["parts"], arms=(ERM, TABLES["parts"].arm("erm-all-images")), reference="erm")
+    options = dataclasses.replace(OPTIONS, epochs=1, synthetic_share=1 / 3)
+    run_table(table, str(images), options, [0], ["photo"], tmp_path / "out")
+    found = {}
+    for key in ("erm", "erm-all-images"):
+        folder = tmp_path / "out" / "images" / key / "photo" / "trial-0"
+        config = build_config(TrainConfig, load_toml(folder / "config.toml"), "config.toml")
+        found[key] = (config.batch_size, config.steps)
+        assert read_json(folder / "result.json")["steps"] == config.steps
+    assert found == {"erm": (4, 7), "erm-all-images": (5, 7)}  # an epoch of 58 images; of 10 in a step it has 6
 
 
 def test_the_papers_averages_are_those_of_its_rows() -> None:

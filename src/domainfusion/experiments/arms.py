@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 
 from domainfusion.config import TrainConfig
+from domainfusion.data.batches import with_steps
+from domainfusion.data.splits import Split
 from domainfusion.experiments.hyperparameters import with_values
 from domainfusion.experiments.paper_tables import OURS, Arm
 
@@ -25,6 +27,11 @@ def arm_config(config: TrainConfig, arm: Arm) -> TrainConfig:
         batch = round(batch * (1 + config.synthetic_share))
     mine = dataclasses.replace(config, algorithm=arm.algorithm, batch_size=batch)
     return with_values(mine, resolve_arm(config, arm).options, f"row {arm.title!r}")
+
+
+def as_many_steps(options: TrainConfig, config: TrainConfig, split: Split) -> TrainConfig:
+    """`options` in as many steps as `config` takes on a split: the same epochs of larger batches would be fewer."""
+    return dataclasses.replace(options, epochs=0, steps=with_steps(config, split).steps)
 
 
 def run_key(config: TrainConfig, arm: Arm) -> str:

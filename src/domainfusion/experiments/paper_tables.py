@@ -22,8 +22,8 @@ class Arm:
     `paper` is {data set: average over its targets}; empty where the row is ours alone. `against` is the key of the row
     that it is compared with, where that is another than its table's reference: the row that differs from it in the
     part in question alone. `all_images` gives the algorithm batches as large as DomainFusion's raw and synthetic images
-    make together. `in_step` has slopes computed in the step where the estimator is `auto`, which may take a table for
-    one row and not for the next.
+    make together, in as many steps. `in_step` has slopes computed in the step where the estimator is `auto`, which may
+    take a table for one row and not for the next.
     """
 
     key: str
@@ -37,7 +37,9 @@ class Arm:
 
     def described(self) -> str:
         """The options as they are given on the command line."""
-        words = ["as many images in a step as DomainFusion's raw and synthetic ones"] if self.all_images else []
+        words = []
+        if self.all_images:
+            words = ["as many images in a step as DomainFusion's raw and synthetic ones, in as many steps"]
         for name, value in self.options.items():
             stem, _, leaf = name.replace("_", "-").rpartition(".")
             dotted = f"{stem}." if stem else ""

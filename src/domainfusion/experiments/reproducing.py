@@ -17,7 +17,7 @@ from domainfusion.config import TrainConfig
 from domainfusion.data.domains import load_dataset
 from domainfusion.data.splits import build_split
 from domainfusion.errors import UsageError
-from domainfusion.experiments.arms import arm_config, resolve_arm, run_folder, run_key
+from domainfusion.experiments.arms import arm_config, as_many_steps, resolve_arm, run_folder, run_key
 from domainfusion.experiments.benchmark import Run, config_of, finished, summarize_runs
 from domainfusion.experiments.comparison import compare, table_rows
 from domainfusion.experiments.cost_table import NOTE, cost_rows, cost_title, measure_costs
@@ -64,10 +64,14 @@ def run_table(
 
     def make(run: Run) -> dict[str, Any]:
         trial, target, key = run
-        where = run_folder(folder, data, run_key(config, table.arm(key)), target, trial)
+        arm = table.arm(key)
+        where = run_folder(folder, data, run_key(config, arm), target, trial)
         if deadline is not None and time.monotonic() > deadline and not (where / "result.json").exists():
             raise OutOfBudget
-        options = dataclasses.replace(config_of(arms[key], run), algorithm=table.arm(key).algorithm)
+        options = dataclasses.replace(config_of(arms[key], run), algorithm=arm.algorithm)
+        if arm.all_images and config.epochs:
+            split = build_split(dataset, config.data, target, trial, config.second_target)
+            options = as_many_steps(options, config, split)
         return train_run(data, options, where)
 
     try:
