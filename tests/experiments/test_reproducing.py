@@ -18,9 +18,11 @@ from domainfusion.errors import DomainFusionError, UsageError
 from domainfusion.experiments import runs
 from domainfusion.experiments.arms import arm_config, resolve_arm, run_key
 from domainfusion.experiments.comparison import compare, table_rows
-from domainfusion.experiments.paper_tables import ERM, TABLES, Arm, Table, find_table
+from domainfusion.experiments.paper_tables import ERM, OURS, TABLES, Arm, Table, find_table
 from domainfusion.experiments.reproducing import headline, part_of, reproduce, reproduction_text, run_table
 from domainfusion.files import read_json
+from domainfusion.fusion.schedule import generations_due
+from domainfusion.presets import load_preset
 from domainfusion.report.tables_page import Part, write_tables_page
 
 OPTIONS = TrainConfig(
@@ -52,6 +54,10 @@ def flat(config: TrainConfig) -> dict[str, Any]:
     }
 
 
+def without_search(preset: str) -> dict[str, Any]:
+    return {name: value for name, value in load_preset(preset).items() if name != "search"}
+
+
 @pytest.mark.parametrize("table", TABLES.values(), ids=list(TABLES))
 def test_each_row_differs_from_the_full_method_in_its_own_options_only(table: Table) -> None:
     base = TrainConfig(steps=77, generate=GenerateConfig(guidance=1.5))
@@ -60,7 +66,7 @@ def test_each_row_differs_from_the_full_method_in_its_own_options_only(table: Ta
         changed = {name for name, value in flat(base).items() if mine[name] != value}
         allowed = {*resolve_arm(base, arm).options, *(["batch_size"] if arm.all_images else [])}
         assert changed - {"algorithm"} <= allowed, arm.key
-        for name, value in arm.options.items():
+        for name, value in resolve_arm(base, arm).options.items():
             assert mine[name] == (list(value) if isinstance(value, tuple) else value)
         assert mine["algorithm"] == arm.algorithm
 
@@ -87,7 +93,7 @@ def test_rows_are_compared_with_the_one_that_lacks_nothing_else() -> None:
     }  # fmt: skip
     assert differing == {
         ("table2", "without-sampling"): {"generate.sampling"}, ("parts", "without-sampling"): {"generate.sampling"},
-        ("table2", "updating-once"): {"generate.updating", "generate.generations"},
+        ("table2", "updating-once"): {"generate.updating", "generate.generations", "generate.interval"},
     }  # fmt: skip
 
 
@@ -112,6 +118,24 @@ def test_corruptions_differ_in_nothing_but_the_corruption() -> None:
 def test_a_row_that_is_domainfusion_itself_lies_in_its_folder() -> None:
     arm, given = TABLES["table4"].arm("contrast"), TrainConfig(distill=DistillConfig(estimator="score"))
     assert (run_key(TrainConfig(), arm), run_key(given, arm)) == ("contrast", "domainfusion")
+
+
+def test_what_is_read_literally_leaves_a_presets_values_alone() -> None:
+    """The preset of the paper is its method already: Algorithm 1 comes to no other runs than DomainFusion."""
+    arm, preset = TABLES["table2"].arm("updating"), build_config(TrainConfig, without_search("paper"), "paper")
+    assert arm_config(preset, arm) == arm_config(preset, OURS)
+    assert run_key(preset, arm) == "domainfusion"
+    mine = arm_config(TrainConfig(generate=GenerateConfig(strength=(0.3, 0.6), interval=7)), arm)
+    assert (mine.generate.strength, mine.synthetic_share, mine.generate.interval) == ((0.3, 0.6), 0.34, 7)
+    assert not mine.generate.style_words
+
+
+@pytest.mark.parametrize("key", ["one-generation", "updating-once"])
+@pytest.mark.parametrize(("steps", "epoch"), [(800, 27), (100, 100), (12_000, 100)])
+def test_a_fixed_synthetic_dataset_is_made_in_the_first_epoch(key: str, steps: int, epoch: int) -> None:
+    config = arm_config(TrainConfig(), TABLES["table2"].arm(key))
+    due = [generations_due(step, steps, epoch, config.generate) for step in range(steps)]
+    assert due[epoch - 1] == max(due) == 1
 
 
 def test_a_control_looks_at_as_many_images_as_the_full_method() -> None:
@@ -276,8 +300,9 @@ def test_the_papers_figures_are_found_by_a_benchmarks_folder(dataset: str, cell:
 def test_options_read_as_on_the_command_line() -> None:
     assert SMALL.arm("slow").described() == "--lr 1e-05 --data.crop 1.0"
     updating = TABLES["table2"].arm("updating")
-    expected = "--generate.updating --generate.no-recombination --generate.strength 0.4 0.7 --synthetic-share 0.34"
-    assert updating.described() == expected
+    assert updating.described() == "--generate.updating --generate.no-recombination --generate.no-style-words"
+    found = resolve_arm(TrainConfig(), updating).described()
+    assert found == f"{updating.described()} --generate.strength 0.4 0.7 --synthetic-share 0.34"
     assert TABLES["table2"].arm("without-sampling").described() == "--generate.no-recombination --generate.no-sampling"
 
 

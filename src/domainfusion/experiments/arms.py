@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from domainfusion.config import TrainConfig
+from domainfusion.config_files import flat_values, plain_values
 from domainfusion.data.batches import with_steps
 from domainfusion.data.splits import Split
 from domainfusion.experiments.hyperparameters import with_values
@@ -13,11 +14,12 @@ from domainfusion.experiments.paper_tables import OURS, Arm
 
 
 def resolve_arm(config: TrainConfig, arm: Arm) -> Arm:
-    """The arm, with what else it comes to by the user's options among its own."""
-    options = dict(arm.options)
+    """The arm, with what else it comes to by the user's options, or a preset's, among its own."""
+    given, default = (flat_values(plain_values(values)) for values in (config, TrainConfig()))
+    options = {**arm.options, **{name: value for name, value in arm.defaults.items() if given[name] == default[name]}}
     if arm.in_step and config.distill.estimator == "auto":
         options["distill.estimator"] = config.distill.method
-    return dataclasses.replace(arm, options=options, in_step=False)
+    return dataclasses.replace(arm, options=options, defaults={}, in_step=False)
 
 
 def arm_config(config: TrainConfig, arm: Arm) -> TrainConfig:

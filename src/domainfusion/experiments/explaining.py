@@ -137,8 +137,12 @@ def explain_image(
 
 
 def literally(generate: GenerateConfig, seed: int) -> GenerateConfig:
-    """`generate` with what the paper's tables have for Algorithm 1 to the letter: its updating, and its strengths."""
-    literal = nested(dict(TABLES["table2"].arm("updating").options))["generate"]
+    """`generate` with what the paper's tables have for Algorithm 1, its updating and its strengths.
+
+    Words for a style stay, which tell more of what the LDM can make of one image.
+    """
+    arm = TABLES["table2"].arm("updating")
+    literal = nested({**arm.options, **arm.defaults})["generate"] | {"style_words": generate.style_words}
     return dataclasses.replace(generate, **literal, seed=seed, image_size=0, worker="off")
 
 

@@ -50,6 +50,8 @@ def describe(steps: int, steps_per_epoch: int, interval: int, most: int = 0, unt
     ("at 1 and 4 tenths of the run's steps", "at one tenth of the run's steps", 'every 5 epochs, 4 times at most')
     >>> describe(400, 21, 5, until=0.5), describe(400, 21, 5, until=0)
     ("at 1 and 4 tenths of the run's steps", 'never')
+    >>> describe(5000, 21, 1, 1)
+    'once, in epoch 1'
     """
     if is_short(steps, steps_per_epoch, interval):
         within = [str(tenth) for tenth in TENTHS if tenth <= 10 * until]
@@ -58,5 +60,7 @@ def describe(steps: int, steps_per_epoch: int, interval: int, most: int = 0, unt
         *first, last = within[:most] if most else within
         when = f"{', '.join(first)} and {last} tenths" if first else "one tenth"
         return f"at {when} of the run's steps"
+    if most == 1:
+        return f"once, in epoch {interval}"
     often = "every epoch" if interval == 1 else f"every {interval} epochs"
     return f"{often}, {most} times at most" if most else often
