@@ -124,9 +124,14 @@ def test_costs_here_are_seconds_times_images(image_folder: Path, config: TrainCo
     assert len({len(row) for row in rows}) == 1
     assert [row[0] for row in rows[1:4]] == ["DSI", "CDGA", "DomainFusion"]
     assert [row[-1] for row in rows[1:]] == ["–", "–", "0.40", "", ""]
+    images = [[row[k] for k in (1, 5, 9)] for row in rows]
+    assert images[0] == [f"{side}: images (fine-tuned on / generated)" for side in ("here", "counted", "paper")]
+    assert images[1] == ["42 / 116", "538,446 / 244,000", "538,446 / 244,000"]
+    assert images[2:4] == [["0 / 348", *["0 / 4,000,000"] * 2], ["0 / 348", *["0 / 120,000"] * 2]]
+    assert found["methods"]["dsi"]["paper"]["generated"] == 244_000
     assert all(found["distillation"][key]["here_days"] > 0 for key in ("score", "curve"))
     elsewhere = measure_costs(str(image_folder), config, "photo", gpu="A100", scale="PACS/photo")
-    assert [row[-3:] for row in cost_rows(elsewhere)[1:4]] == [["–"] * 3] * 3  # the paper tells nothing of it
+    assert [row[-4:] for row in cost_rows(elsewhere)[1:4]] == [["–"] * 4] * 3  # the paper tells nothing of it
     assert cost_title(elsewhere).endswith("here (images, target photo), and in A100 days counted for PACS/photo")
 
 

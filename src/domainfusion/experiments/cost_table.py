@@ -30,12 +30,13 @@ from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.distillation.curve_rounds import curves_of
 from domainfusion.distillation.slopes import SlopeEstimator, draw
 from domainfusion.experiments.costs import SECONDS_A_DAY, UTILISATION
-from domainfusion.experiments.paper_costs import METHODS, PAPER_SCALE, Method, count_costs, paper_days
+from domainfusion.experiments.paper_costs import METHODS, PAPER_SCALE, Method, count_costs, paper_days, paper_images
 from domainfusion.experiments.planning import time_step, timed
 from domainfusion.experiments.runs import build_algorithm, context_of
 from domainfusion.fusion.schedule import generations_due
 
 IMAGES = 8  # timed at once
+IMAGES_HEAD = "images (fine-tuned on / generated)"
 
 
 def needed_images(dataset: MultiDomainDataset, split: Split, config: TrainConfig) -> dict[str, dict[str, int]]:
@@ -94,7 +95,8 @@ def measure_costs(
                 "training_days": config.steps * step[_synthetic_share(method, config)] / SECONDS_A_DAY,
             },
             "counted": counted["methods"][method.key],
-            "paper": {f"{part}_days": days for part, days in paper_days(method, counted["scale"]).items()},
+            "paper": paper_images(method, counted["scale"])
+            | {f"{part}_days": days for part, days in paper_days(method, counted["scale"]).items()},
         }  # fmt: skip
     return {
         "data": data, "dataset": dataset.name, "target": target, "ldm": config.ldm_source, "gpu": gpu,
@@ -193,25 +195,27 @@ def cost_rows(found: dict[str, Any]) -> list[list[str]]:
     """The table for people."""
     parts = ("fine_tuning", "generation", "training")
     names = [part.replace("_", "-") for part in parts]
-    rows = [[
-        "", "here: images", *(f"here: {name}" for name in names), *(f"counted: {name}" for name in names),
-        *(f"paper: {name}" for name in names),
-    ]]  # fmt: skip
+    rows = [["", *(f"{side}: {name}" for side in ("here", "counted", "paper") for name in (IMAGES_HEAD, *names))]]
     for method in METHODS:
         entry = found["methods"][method.key]
         here, counted, paper = entry["here"], entry["counted"], entry["paper"]
         told = [paper[f"{part}_days"] for part in parts]
         rows.append([
-            entry["title"], f"{here['generated']:,}", *(duration(here[f"{part}_days"]) for part in parts),
-            *(f"{counted[f'{part}_days']:.2f}" for part in parts),
-            *("–" if days is None else f"{days:.2f}" for days in told),
+            entry["title"],
+            _images(here), *(duration(here[f"{part}_days"]) for part in parts),
+            _images(counted), *(f"{counted[f'{part}_days']:.2f}" for part in parts),
+            _images(paper_images(method, found["scale"])), *("–" if days is None else f"{days:.2f}" for days in told),
         ])  # fmt: skip
     for key, title in DISTILLATION.items():
         entry = found["distillation"][key]
-        rows.append(
-            [title, "", "", "", duration(entry["here_days"]), "", "", f"{entry['counted_days']:.2f}", *[""] * 3]
-        )
+        own = [duration(entry["here_days"]), f"{entry['counted_days']:.2f}", ""]
+        rows.append([title, *(cell for days in own for cell in ("", "", "", days))])
     return rows
+
+
+def _images(counts: Mapping[str, int | None]) -> str:
+    fine_tuned, generated = counts["fine_tuned"], counts["generated"]
+    return "–" if fine_tuned is None or generated is None else f"{fine_tuned:,} / {generated:,}"
 
 
 def duration(days: float) -> str:
@@ -240,8 +244,8 @@ DISTILLATION = {"score": "+ distillation by score", "curve": "or a table of curv
 
 NOTE = (
     "Counted: operations at Stable Diffusion v1-4's size (DomainFusion at 320 pixels, the others at 512) and of "
-    "ResNet-50 at 224 pixels, at 35 % of the GPU's peak rate. For DomainNet/clipart the numbers of generated images "
-    "are the paper's. Fine-tuning passes each image once; training takes 120 epochs; DomainFusion takes the denoising "
+    "ResNet-50 at 224 pixels, at 35 % of the GPU's peak rate. For DomainNet/clipart the numbers of images are the "
+    "paper's. Fine-tuning passes each image once; training takes 120 epochs; DomainFusion takes the denoising "
     "steps of these options, since the paper does not tell its own; distillation by score takes one pass of the U-Net "
     "for every image and epoch. Here: images and steps for one target with these options, times of a few multiplied; "
     "by score as many images in a step as `--distill.images-per-step` says. The paper gives no training time of DSI "

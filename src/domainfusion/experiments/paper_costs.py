@@ -162,3 +162,9 @@ def paper_days(method: Method, scale: str) -> dict[str, float | None]:
     """What the paper measured on its GPU; nothing at another scale than its own."""
     told = {"fine_tuning": method.fine_tuning, "generation": method.generation, "training": method.training}
     return told if scale == PAPER_SCALE else dict.fromkeys(told)
+
+
+def paper_images(method: Method, scale: str) -> dict[str, int | None]:
+    """How many images the paper says it takes, fine-tuned on and generated; nothing at another scale than its own."""
+    fine_tuned, generated = PAPER_IMAGES[method.key] if scale == PAPER_SCALE else (None, None)
+    return {"fine_tuned": fine_tuned, "generated": generated}
