@@ -6,11 +6,13 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import domainfusion
@@ -34,6 +36,7 @@ from domainfusion.fusion.evolving import evolve
 from domainfusion.interruption import requested, stoppable
 from domainfusion.report.evolution_figure import border_share
 from domainfusion.report.image_evolution import TILE
+from domainfusion.report.label_evidence import slope_curves
 from domainfusion.report.overlays import enlarge, noise_picture
 
 CLASSES = Classes(
@@ -196,6 +199,31 @@ def test_a_run_gives_labels_prompts_and_confidences(picture, trained_run, tiny_p
     assert {entry["label"] for entry in found["labels"]} == {"cat", "dog", "house"}
     assert [found["evolution"]["sampled"], found["evolution"]["candidates"]] == [True, 3]
     assert f"The classifier says <strong>{labels[0]}</strong>" in (tmp_path / "out" / "explain.html").read_text()
+
+
+def test_a_run_gives_its_size_of_images_and_what_its_slopes_are_of(
+    picture, trained_run, tiny_pipeline, tmp_path, capsys
+):
+    run = tmp_path / "run"
+    shutil.copytree(trained_run, run)
+    text = (run / "config.toml").read_text()
+    for old, new in (("image_size = 0", "image_size = 24"), ('residual = "plain"', 'residual = "guided"')):
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    (run / "config.toml").write_text(text)
+    words = ["--run", str(run), "--labels", "cat", "dog", "--label", "cat", "--generations", "1", "--json"]
+    assert explain(picture, tiny_pipeline, tmp_path / "out", *words) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["image_size"], found["residual"]) == (24, "guided")
+    ldm, guided = LatentDiffusion.load(str(tiny_pipeline)), DistillConfig(residual="guided")
+    image = from_uint8(read_image(picture, 24).copy())
+    slopes = slope_curves(ldm, image, ["cat", "dog"], distill=guided, samples=2)[:, 0].mean(0)
+    assert found["slopes"]["by_corruption"]["contrast"]["mean"] == pytest.approx(slopes.tolist(), rel=0.02, abs=1e-4)
+    made = literally(GenerateConfig(image_size=24), 0)
+    assert made.image_size == 24
+    pictures = evolve_image(ldm, image, {"cat": "cat"}, made, generations=1, distill=guided).pictures
+    maps = noise_maps(SlopeEstimator(ldm, guided), from_uint8(pictures.frames), ["cat"] * 2)
+    torch.testing.assert_close(pictures.noise, maps)
 
 
 def test_without_labels_the_most_probable_classes_are_compared():

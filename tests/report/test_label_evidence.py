@@ -1,5 +1,7 @@
 """Scores, slopes and priors against literal loops; the figures that are made of them."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -61,9 +63,10 @@ def test_differences_are_paired():
     assert LabelScores(errors).best == 0
 
 
-def test_curves_are_the_slopes_of_each_label_and_confidence(exact_ldm, image):
-    config = DistillConfig(samples=2, corruption="mask")
-    found = slope_curves(exact_ldm, image.double(), PROMPTS[:2], corruption="mask", samples=2, seed=5)
+@pytest.mark.parametrize("distill", [None, DistillConfig(residual="guided", guidance=2.0, weighting="sigma")])
+def test_curves_are_the_slopes_of_each_label_and_confidence(exact_ldm, image, distill):
+    config = dataclasses.replace(distill or DistillConfig(), samples=2, corruption="mask")
+    found = slope_curves(exact_ldm, image.double(), PROMPTS[:2], corruption="mask", distill=distill, samples=2, seed=5)
     assert found.shape == (ROUNDS, 2, len(GRID))
     generator = torch.Generator().manual_seed(5)
     hidden = (torch.rand(1, 1, 8, 8, generator=generator) < 0.5).double()

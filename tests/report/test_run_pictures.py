@@ -11,6 +11,7 @@ from PIL import Image
 
 from domainfusion.errors import UsageError
 from domainfusion.fusion.synthetic import Generation, SyntheticDataset
+from domainfusion.report import heat_section
 from domainfusion.report.evolution import stored_generations
 from domainfusion.report.evolution_figure import border_mask, border_share, busiest_rows, evolution_figure
 from domainfusion.report.heat_section import build_heat, choose_cases, read_cases
@@ -63,6 +64,25 @@ def test_the_evolution_shows_each_generation_with_its_noise(run, exact_ldm, tmp_
             assert all(value >= 0 for value in entry["border"])
         with Image.open(tmp_path / f"{kind}.png") as picture:
             assert picture.width > picture.height  # six columns, three rows
+
+
+@pytest.mark.parametrize(("wanted", "size"), [(0, 16), (24, 24)])
+def test_pictures_are_of_the_size_that_the_run_had_at_the_ldm(run, exact_ldm, tmp_path, monkeypatch, wanted, size):
+    dataset, _ = load_run_dataset(run)
+    add_generations(run, dataset)
+    run.options["generate.image_size"] = wanted
+    facts = evolution_figure(run, dataset, exact_ldm, tmp_path / "three.png", images=1, samples=1)
+    assert facts["image_size"] == size
+    seen = []
+
+    def label_heat(ldm, images, words, **options):
+        seen.append(tuple(images.shape[-2:]))
+        return module_heat(ldm, images, words, **options)
+
+    module_heat = heat_section.label_heat
+    monkeypatch.setattr(heat_section, "label_heat", label_heat)
+    assert build_heat(build_studies([run])[0], dataset, images=2)
+    assert seen == [(size, size)]
 
 
 def test_busy_backgrounds_come_first_and_classes_take_turns(run):

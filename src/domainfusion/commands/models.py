@@ -166,7 +166,7 @@ def explain(words: list[str]) -> None:
     template = command.template
     if template is not None:
         check_template(template)
-    classes, ldm, generate = None, command.ldm or "embedded", GenerateConfig()
+    classes, ldm, generate, distill = None, command.ldm or "embedded", GenerateConfig(), None
     if command.run is not None:
         model = load(command.run, device=command.device)
         p = model.probabilities([command.image])[0]
@@ -176,15 +176,16 @@ def explain(words: list[str]) -> None:
             class_words(model.source, model.config, model.classes), confidences, model.judge,
             tuple(name for name in held_out if isinstance(name, str)),
         )  # fmt: skip
-        ldm, generate = command.ldm or model.config.ldm_source, model.config.generate
+        ldm = command.ldm or model.config.ldm_source
+        generate, distill = model.config.generate, model.config.distill
     if template is not None:
         generate = dataclasses.replace(generate, plain_template=template, template=f"{template}, {{style}}")
     check_template(generate.plain_template)
     labels = choose_labels(command.label, command.labels, classes)
     found = explain_image(
         command.image, labels, LatentDiffusion.load(ldm, device=choose_device(command.device)), command.output,
-        generate=generate, draws=command.draws, generations=command.generations, seed=command.seed, classes=classes,
-        run=str(command.run or ""), command=shlex.join(["domainfusion", "explain", *words]),
+        generate=generate, distill=distill, draws=command.draws, generations=command.generations, seed=command.seed,
+        classes=classes, run=str(command.run or ""), command=shlex.join(["domainfusion", "explain", *words]),
     )  # fmt: skip
     show(found, explanation_text(found), command.json)
 

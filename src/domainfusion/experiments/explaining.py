@@ -93,15 +93,17 @@ def class_words(run: Path, config: TrainConfig, classes: Sequence[str]) -> dict[
 
 def explain_image(
     path: Path, labels: Mapping[str, str], ldm: LatentDiffusion, folder: Path, *, generate: GenerateConfig,
-    draws: int = 32, generations: int = 4, seed: int = 0, classes: Classes | None = None, run: str = "",
-    command: str = "",
+    distill: DistillConfig | None = None, draws: int = 32, generations: int = 4, seed: int = 0,
+    classes: Classes | None = None, run: str = "", command: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """The figures of the image at `path` under `labels` (name -> words, the matched first); writes them to `folder`.
 
     `files` in what is returned names the page and the pictures.
 
     Args:
-        generate: its prompts, and how candidates are made (updating, strengths and seed apart: `literally`).
+        generate: its prompts and size of images, and how candidates are made (updating, strengths and seed apart:
+            `literally`).
+        distill: what slopes and LD noise are of (residual, weights and timesteps; the corruption apart).
         draws: timesteps that labels are scored on; slopes take an eighth of them in each of their four rounds.
         generations: how often the image is redrawn, each time from what it has become.
         classes: of a classifier, where there is one, with the name of its `run`.
@@ -110,22 +112,25 @@ def explain_image(
     Raises `DataError` where the image cannot be read, `UsageError` for a prompt that is longer than the LDM reads.
     """
     started = time.monotonic()
-    image = from_uint8(read_image(path, ldm.image_size).copy())
+    distill, size = distill or DistillConfig(), generate.image_size or ldm.image_size
+    image = from_uint8(read_image(path, size).copy())
     words, template = tuple(labels.values()), generate.plain_template
     prompts = [label_tokens(ldm.tokenizer, template, word)[0] for word in words]  # refused before anything is computed
     heat = label_pictures(ldm, image, words, template=template, draws=draws, seed=seed)
     samples = max(2, draws // 8)
-    by_label = slope_curves(ldm, image, prompts, samples=samples, seed=seed)
+    by_label = slope_curves(ldm, image, prompts, distill=distill, samples=samples, seed=seed)
     by_kind = {
-        kind: slope_curves(ldm, image, prompts[:1], corruption=kind, samples=samples, seed=seed)[:, 0]
+        kind: slope_curves(ldm, image, prompts[:1], corruption=kind, distill=distill, samples=samples, seed=seed)[:, 0]
         for kind in KINDS[1:]
     }
-    parts = tuple(corruption_pictures(ldm, image, prompts[0], kind, seed=seed) for kind in KINDS)
-    evolution = evolve_image(ldm, image, labels, literally(generate, seed), generations=generations, classes=classes)
+    parts = tuple(corruption_pictures(ldm, image, prompts[0], kind, distill=distill, seed=seed) for kind in KINDS)
+    evolution = evolve_image(
+        ldm, image, labels, literally(generate, seed), generations=generations, distill=distill, classes=classes
+    )
     made = {
-        "ldm": ldm.name, "image_size": ldm.image_size, "precision": str(ldm.dtype).removeprefix("torch."),
+        "ldm": ldm.name, "image_size": size, "precision": str(ldm.dtype).removeprefix("torch."),
         "template": template, "draws": draws, "seed": seed, "heat_times": list(TIMES), "run": run,
-        "steps": generate.steps, "guidance": generate.guidance,
+        "steps": generate.steps, "guidance": generate.guidance, "residual": distill.residual,
         "seconds": time.monotonic() - started,
     }  # fmt: skip
     found = Explanation(
@@ -143,12 +148,12 @@ def literally(generate: GenerateConfig, seed: int) -> GenerateConfig:
     """
     arm = TABLES["table2"].arm("updating")
     literal = nested({**arm.options, **arm.defaults})["generate"] | {"style_words": generate.style_words}
-    return dataclasses.replace(generate, **literal, seed=seed, image_size=0, worker="off")
+    return dataclasses.replace(generate, **literal, seed=seed, worker="off")
 
 
 def evolve_image(
     ldm: LatentDiffusion, image: torch.Tensor, labels: Mapping[str, str], generate: GenerateConfig, *,
-    generations: int, classes: Classes | None = None,
+    generations: int, distill: DistillConfig | None = None, classes: Classes | None = None,
 ) -> ImageEvolution:  # fmt: skip
     """What an image (3, S, S) in [-1, 1] of the first of `labels` becomes, and its LD noise under the plain prompt."""
     label, words = next(iter(labels)), labels if classes is None else classes.words
@@ -158,8 +163,9 @@ def evolve_image(
     names = ["raw", *(str(generation.number) for generation in made)]
     frames = np.concatenate([pixels[None], *(generation.images for generation in made)])
     prompt, sampled = generate.plain_template.format(label=words[label]), judge is not None and generate.sampling
+    estimator = SlopeEstimator(ldm, distill or DistillConfig())
     return ImageEvolution(
-        label, evolution_pictures(SlopeEstimator(ldm, DistillConfig()), names, frames, prompt, seed=generate.seed),
+        label, evolution_pictures(estimator, names, frames, prompt, image.shape[-1], seed=generate.seed),
         tuple(generation.lineage[0] for generation in made), generate.candidates if sampled else 1, sampled,
     )  # fmt: skip
 

@@ -49,7 +49,7 @@ def draw_figure(name: str, data: str, config: TrainConfig, folder: Path, target:
         template = config.generate.plain_template
         own = [words[dataset.labels[row]] for row in rows]
         if name == "fig2":
-            facts = corruption_figure(ldm, images, own, path, template=template, residual=config.distill.residual)
+            facts = corruption_figure(ldm, images, own, path, template=template, distill=config.distill)
             texts = _corruption_texts(facts)
         else:
             rng, count = derive_numpy_rng("fig5 labels", dataset.fingerprint), min(LABELS, len(words))

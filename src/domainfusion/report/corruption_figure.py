@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from domainfusion.config import Corruption, DistillConfig, Residual
+from domainfusion.config import Corruption, DistillConfig
 from domainfusion.data.transforms import to_uint8
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.distillation.corruption import corrupt, degrade
@@ -38,17 +38,21 @@ class CorruptionPictures:
 
 def corruption_pictures(
     ldm: LatentDiffusion, image: torch.Tensor, prompt: str, kind: Corruption, *,
-    confidences: Sequence[float] = CONFIDENCES, noise: bool = True, residual: Residual = "plain", samples: int = 4,
-    seed: int = 0,
+    confidences: Sequence[float] = CONFIDENCES, noise: bool = True, distill: DistillConfig | None = None,
+    samples: int = 4, seed: int = 0,
 ) -> CorruptionPictures:  # fmt: skip
-    """The pictures of an image (3, S, S) in [-1, 1] under a prompt; priors as `prior_pictures` makes them."""
+    """The pictures of an image (3, S, S) in [-1, 1] under a prompt; priors as `prior_pictures` makes them.
+
+    Args:
+        distill: its residual is what LD noise is of.
+    """
     count = len(confidences)
     degraded = degrade(image[None], kind, torch.Generator().manual_seed(seed))
     images = corrupt(image.expand(count, -1, -1, -1), degraded, torch.tensor(confidences))
     priors = to_uint8(prior_pictures(ldm, images, [prompt] * count, samples=samples, seed=seed))
     maps = None
     if noise:
-        estimator = SlopeEstimator(ldm, DistillConfig(corruption=kind, residual=residual))
+        estimator = SlopeEstimator(ldm, dataclasses.replace(distill or DistillConfig(), corruption=kind))
         maps = noise_maps(estimator, images, [prompt] * count, seed=seed)
     outlines = outlines_of(to_uint8(image))
     structure = tuple(correlation(outlines, outlines_of(prior)) for prior in priors)
@@ -65,7 +69,7 @@ def outlines_of(image: np.ndarray) -> np.ndarray:
 def corruption_figure(
     ldm: LatentDiffusion, images: torch.Tensor, words: Sequence[str], path: Path, *,
     kinds: Sequence[Corruption] = ("contrast", "mask"), confidences: Sequence[float] = CONFIDENCES,
-    template: str = "{label}", noise: bool = False, residual: Residual = "plain", seed: int = 0,
+    template: str = "{label}", noise: bool = False, distill: DistillConfig | None = None, seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """Write Fig. 2 for images (B, 3, S, S) in [-1, 1] of labels in words (B), and return the facts behind it.
 
@@ -75,7 +79,7 @@ def corruption_figure(
     found = [
         [
             corruption_pictures(
-                ldm, image, template.format(label=word), kind, confidences=confidences, noise=noise, residual=residual,
+                ldm, image, template.format(label=word), kind, confidences=confidences, noise=noise, distill=distill,
                 seed=seed,
             )
             for kind in kinds

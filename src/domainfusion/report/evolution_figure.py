@@ -35,7 +35,7 @@ class EvolutionPictures:
     names: tuple[str, ...]  # F: "raw", then the numbers of generations
     frames: np.ndarray  # (F, S, S, 3) uint8
     prompt: str
-    noise: torch.Tensor  # (F, H, W) in [0, 1], LD noise, at the LDM's size
+    noise: torch.Tensor  # (F, H, W) in [0, 1], LD noise, at the size of images at the LDM
 
     def borders(self) -> list[float]:
         """For each frame the mean LD noise in the frame around the image over its mean everywhere."""
@@ -43,10 +43,11 @@ class EvolutionPictures:
 
 
 def evolution_pictures(
-    estimator: SlopeEstimator, names: Sequence[str], frames: np.ndarray, prompt: str, *, samples: int = 8, seed: int = 0
-) -> EvolutionPictures:
-    """The LD noise of frames (F, S, S, 3) uint8 (`noise_maps`), at the LDM's size."""
-    pixels = resize(from_uint8(frames), estimator.ldm.image_size)
+    estimator: SlopeEstimator, names: Sequence[str], frames: np.ndarray, prompt: str, size: int, *, samples: int = 8,
+    seed: int = 0,
+) -> EvolutionPictures:  # fmt: skip
+    """The LD noise of frames (F, S, S, 3) uint8 (`noise_maps`), at `size` pixels."""
+    pixels = resize(from_uint8(frames), size)
     maps = noise_maps(estimator, pixels, [prompt] * len(pixels), samples=samples, seed=seed)
     return EvolutionPictures(tuple(names), frames, prompt, maps)
 
@@ -76,12 +77,13 @@ def evolution_figure(
     rows = choose_rows(last, images) if backgrounds == "any" else busiest_rows(last, dataset, images)
     found = [_frames(row, generations, dataset) for row in rows]
     estimator = SlopeEstimator(ldm, _config(run, "distill", DistillConfig))
-    template = _config(run, "generate", GenerateConfig).plain_template
+    generate = _config(run, "generate", GenerateConfig)
+    size = generate.image_size or ldm.image_size
     lines, facts = [], []
     for row, (names, frames) in zip(rows, found, strict=True):
         name, domain = dataset.classes[dataset.labels[row]], dataset.domains[dataset.domain_of[row]]
-        prompt = template.format(label=dataset.words()[dataset.labels[row]])
-        part = evolution_pictures(estimator, names, frames, prompt, samples=samples)
+        prompt = generate.plain_template.format(label=dataset.words()[dataset.labels[row]])
+        part = evolution_pictures(estimator, names, frames, prompt, size, samples=samples)
         blanks: list[np.ndarray | None] = [None] * (len(generations) + 1 - len(frames))
         lines.append(
             Row(f"{name}\nfrom {domain}", [*frames, *blanks, *(noise_picture(level) for level in part.noise), *blanks])
@@ -97,7 +99,10 @@ def evolution_figure(
         notes="LD noise: what the LDM would change, given the label; bright is much. Each map has its own scale.",
     )  # fmt: skip
     save_figure(figure, path)
-    return {"run": str(run.folder), "ldm": ldm.name, "residual": estimator.config.residual, "images": facts}
+    return {
+        "run": str(run.folder), "ldm": ldm.name, "image_size": size, "residual": estimator.config.residual,
+        "images": facts,
+    }  # fmt: skip
 
 
 def _config(run: Run, part: str, kind: Any) -> Any:

@@ -43,7 +43,8 @@ def build_heat(study: Study, dataset: MultiDomainDataset | None, images: int = 6
                     ldm_without(str(run.options.get("ldm", "embedded")), *held_out), device=device
                 )
                 template = str(run.options.get("generate.plain_template", "{label}"))
-                return {"arm": arm, "run": run, "ldm": ldm.name, "cases": _cases(ldm, dataset, cases, template)}
+                size = int(run.options.get("generate.image_size", 0)) or ldm.image_size
+                return {"arm": arm, "run": run, "ldm": ldm.name, "cases": _cases(ldm, dataset, cases, template, size)}
             except DomainFusionError as error:
                 show_note(f"the report goes without heat maps: {error}")
                 return None
@@ -80,11 +81,11 @@ def _spread_over_classes(cases: Sequence[Case], count: int) -> list[Case]:
 
 
 def _cases(
-    ldm: LatentDiffusion, dataset: MultiDomainDataset, cases: Sequence[Case], template: str
+    ldm: LatentDiffusion, dataset: MultiDomainDataset, cases: Sequence[Case], template: str, size: int
 ) -> list[dict[str, Any]]:
     words = dict(zip(dataset.classes, dataset.words(), strict=True))
     asked = [(row, name) for row, true, said, _ in cases for name in dict.fromkeys([true, said])]
-    images = resize(from_uint8(np.stack([dataset.images[row] for row, _ in asked])), ldm.image_size)
+    images = resize(from_uint8(np.stack([dataset.images[row] for row, _ in asked])), size)
     heats = label_heat(ldm, images, [words[name] for _, name in asked], template=template)
     found = dict(zip(asked, heats, strict=True))
     return [_case(dataset.images[case[0]], case, found) for case in cases]

@@ -107,14 +107,15 @@ def label_scores(
 
 def slope_curves(
     ldm: LatentDiffusion, image: torch.Tensor, prompts: Sequence[str], *, corruption: Corruption = "contrast",
-    samples: int = 4, seed: int = 0,
+    distill: DistillConfig | None = None, samples: int = 4, seed: int = 0,
 ) -> np.ndarray:  # fmt: skip
     """(ROUNDS, K, G) slopes dL/dp of an image (3, S, S) under K prompts at the confidences of `GRID`, by `score`.
 
     Args:
+        distill: what else shapes a slope: residual, weights and timesteps.
         samples: draws in each round, shared by all prompts and confidences.
     """
-    config = DistillConfig(corruption=corruption, samples=samples)
+    config = dataclasses.replace(distill or DistillConfig(), corruption=corruption, samples=samples)
     estimator = SlopeEstimator(ldm, config)
     points, count = len(GRID), len(prompts)
     images = image[None].to(ldm.device).expand(points, -1, -1, -1)
