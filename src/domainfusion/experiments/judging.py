@@ -3,6 +3,7 @@ slopes know a true label from a wrong one?"""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from domainfusion.config import DataConfig, DistillConfig, GenerateConfig, TrainConfig
+from domainfusion.config_files import plain_values
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.data.transforms import to_float, to_uint8
 from domainfusion.diffusion.image_to_image import image_to_image
@@ -24,6 +26,7 @@ from domainfusion.errors import show_note
 from domainfusion.experiments.runs import build_algorithm, build_context, train_run
 from domainfusion.files import make_folder, write_json
 from domainfusion.fusion.style import split_style, style_divergence
+from domainfusion.memory import halve_until_it_fits
 from domainfusion.picture_grid import Row, fitting, picture_grid, save_figure
 from domainfusion.results.tables import text_table
 from domainfusion.seeding import derive_numpy_rng
@@ -31,6 +34,9 @@ from domainfusion.training.checkpoint import load_model
 
 SHOWN = 12  # images of the sheet, spread over those that are judged
 STRENGTHS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+# What decides how candidates are made here, one of an image at each of STRENGTHS.
+READ = ("steps", "guidance", "guidance_interval", "solver", "spacing", "style_words", "template", "plain_template",
+        "image_size", "batch_size")  # fmt: skip
 
 
 def judge_ldm(
@@ -65,7 +71,8 @@ def judge_ldm(
     held = np.concatenate(list(context.split.validation.values()))
     rows = np.sort(derive_numpy_rng("judge", 0).choice(held, min(count, len(held)), replace=False))
     ldm = LatentDiffusion.load(ldm_name, device=context.device)
-    images = _pixels(dataset, rows, ldm.image_size)
+    size = generate.image_size or ldm.image_size
+    images = _pixels(dataset, rows, size)
     labels = dataset.labels[rows]
 
     @torch.no_grad()
@@ -75,10 +82,16 @@ def judge_ldm(
         found = torch.cat([oracle.predict(part.to(context.device)).argmax(1).cpu() for part in small.split(256)])
         return 100 * float((found.numpy() == given).mean())
 
-    reconstructed = torch.cat([ldm.decode(ldm.encode(part)).clamp(-1, 1).cpu() for part in images.split(64)])
+    @torch.no_grad()
+    def reconstruct(at_once: int) -> torch.Tensor:
+        return torch.cat([ldm.decode(ldm.encode(part)).clamp(-1, 1).cpu() for part in images.split(at_once)])
+
+    what = "the making of candidates (--generate.batch-size)"
+    reconstructed, at_once = halve_until_it_fits(reconstruct, generate.batch_size, what)
     squared = ((reconstructed - images) / 2).square().mean((1, 2, 3)).clamp_min(1e-10)
     figures: dict[str, Any] = {
-        "ldm": ldm_name, "data": data, "images": len(rows),
+        "ldm": ldm_name, "data": data, "images": len(rows), "image_size": size,
+        "generate": {name: value for name, value in plain_values(generate).items() if name in READ},
         "psnr": float((-10 * squared.log10()).mean()),
         "raw_recognised": recognised(images, labels), "reconstruction_recognised": recognised(reconstructed, labels),
         "candidates": [], "slopes": {},
@@ -89,11 +102,11 @@ def judge_ldm(
     shown = ((np.arange(min(SHOWN, len(rows))) + 0.5) * len(rows) / min(SHOWN, len(rows))).astype(int)
     sheet = [Row("as stored", _pictures(images[shown]))]
     for strength in tqdm(STRENGTHS, desc="candidates"):
-        made = image_to_image(
-            ldm, images, prompts, torch.full((len(rows), 1), strength), steps=generate.steps,
-            guidance_scale=generate.guidance, guidance_interval=generate.guidance_interval, solver=generate.solver,
-            spacing=generate.spacing, generator=torch.Generator().manual_seed(0),
-        )[:, 0]  # fmt: skip
+
+        def make(at_once: int, strength: float = strength) -> torch.Tensor:
+            return _redraw(ldm, images, prompts, strength, dataclasses.replace(generate, batch_size=at_once))
+
+        made, at_once = halve_until_it_fits(make, at_once, what)
         _, mean, std = split_style(made)
         moved = style_divergence(mean0, std0, mean[:, None], std[:, None], "gaussian")
         saturation = (made.amax(1) - made.amin(1)).mean()
@@ -107,6 +120,24 @@ def judge_ldm(
     figures["slopes"] = slope_ranking(ldm, images, dataset, labels)
     write_json(folder / "judge.json", figures)
     return figures
+
+
+def _redraw(
+    ldm: LatentDiffusion, images: torch.Tensor, prompts: Sequence[str], strength: float, generate: GenerateConfig
+) -> torch.Tensor:
+    """A candidate of each image (n, 3, S, S) in [-1, 1], all from the same noise at every strength."""
+    side = images.shape[-1] // ldm.latent_factor
+    shape = (len(images), ldm.unet.config.in_channels, side, side)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(ldm.device)
+    made = []
+    for part in torch.arange(len(images)).split(generate.batch_size):
+        made.append(image_to_image(
+            ldm, images[part], [prompts[k] for k in part], torch.full((len(part), 1), strength),
+            noise=noise[part.to(ldm.device)], steps=generate.steps, guidance_scale=generate.guidance,
+            guidance_interval=generate.guidance_interval, solver=generate.solver, spacing=generate.spacing,
+            batch_size=generate.batch_size,
+        )[:, 0])  # fmt: skip
+    return torch.cat(made)
 
 
 def slope_ranking(
