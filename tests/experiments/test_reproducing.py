@@ -81,6 +81,12 @@ def test_one_key_means_the_same_runs_in_every_table() -> None:
             assert arm.against is None or arm.against in {other.key for other in table.arms}
 
 
+@pytest.mark.parametrize("name", ["table2", "table3", "table4"])
+def test_tables_of_parts_say_that_training_sees_recombined_candidates(name: str) -> None:
+    assert "recombine" in TABLES[name].note
+    assert "unless told otherwise" in TABLES[name].note
+
+
 def test_rows_are_compared_with_the_one_that_lacks_nothing_else() -> None:
     """Each row with a reference of its own differs from it in the part that its title names."""
     base = TrainConfig()

@@ -151,6 +151,11 @@ TABLES: Mapping[str, Table] = MappingProxyType(
                     Arm("one-candidate", "N = 1", options=_options(generate__candidates=1), paper=_of(81.7)),
                     Arm("five-candidates", "N = 5", options=_options(generate__candidates=5), paper=_of(82.6)),
                 ),
+                note=(
+                    "In the paper N is what the sampling strategy chooses from; here, unless told otherwise, content "
+                    "and style are recombined from any candidates of any generation so far, so that N = 1 too gives an "
+                    "image many fusions (36 of six generations), and a sign says nothing of the strategy."
+                ),
             ),
             Table(
                 "table4",
@@ -167,7 +172,9 @@ TABLES: Mapping[str, Table] = MappingProxyType(
                 reference="contrast",
                 note=(
                     "Slopes are computed in the step unless an estimator is given, so that rows differ in the "
-                    "corruption alone: `auto` would read contrast reduction's from a table where one is at hand."
+                    "corruption alone: `auto` would read contrast reduction's from a table where one is at hand. All "
+                    "train beside it, unless told otherwise, on recombined candidates, the paper's rows on what its "
+                    "sampling strategy chose."
                 ),
             ),
             Table(
