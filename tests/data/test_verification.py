@@ -52,6 +52,32 @@ def test_counts_are_compared_with_the_published_ones(pacs: Path) -> None:
     assert check(pacs, of_this_size(1)).ok
 
 
+def test_classes_are_compared_where_the_domains_number_is_right(pacs: Path) -> None:
+    """Two class folders swapped, as a mistake in renaming leaves them: no total tells."""
+    import dataclasses
+
+    shutil.copy(pacs / "sketch" / "dog" / "00.png", pacs / "sketch" / "dog" / "01.png")
+    ours = of_this_size(1)
+    counts = (*ours.counts[:3], 8)
+    ours = dataclasses.replace(
+        ours, counts=counts, class_counts=dict(ours.class_counts) | {"sketch": (2, 1, 1, 1, 1, 1, 1)}
+    )
+    assert check(pacs, ours, quick=True).ok
+    for name, other in (("dog", "swap"), ("person", "dog"), ("swap", "person")):
+        (pacs / "sketch" / name).rename(pacs / "sketch" / other)
+    state = check(pacs, ours, quick=True)
+    assert kinds(state) == {"class-count"}
+    found = only(state, "class-count")
+    assert found.where == ("sketch/dog: 1 for 2 (-1)", "sketch/person: 2 for 1 (+1)")
+    assert "in 1 domain whose own number is right" in found.message
+    assert "under its label" in found.effect
+    # Where another domain lacks images, each is told in its own words.
+    (pacs / "photo" / "horse" / "00.png").unlink()
+    state = check(pacs, ours, quick=True)
+    assert only(state, "class-count") == found
+    assert only(state, "count").where == ("photo: 6 for 7 (-1)", "photo/horse: 0 for 1 (-1)")
+
+
 def test_a_data_set_of_ones_own_may_have_a_benchmarks_names(pacs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--dataset none" in only(check(pacs), "recognised").effect
     assert "recognised" not in {finding.kind for finding in check(pacs, of_this_size(1)).notes}

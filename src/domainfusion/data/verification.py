@@ -147,15 +147,21 @@ def _compare_counts(state: Verification, benchmark: Benchmark) -> None:
                 by_class[name][benchmark.class_of(folder) or folder] += count
     expected = dict(zip(benchmark.domains, benchmark.counts, strict=True))
     different = [name for name in benchmark.domains if name in totals and totals[name] != expected[name]]
+    wrong = _other_class_counts(benchmark, by_class)
+    mixed = [name for name in benchmark.domains if name in wrong and name not in different]
+    if mixed:
+        message = f"classes have other numbers of images in {number(len(mixed), 'domain')} whose own number is right"
+        state.problems.append(
+            Finding(
+                "class-count", message,
+                effect="images in the folder of another class train, and are tested, under its label",
+                where=tuple(line for name in mixed for line in wrong[name]),
+            )
+        )  # fmt: skip
     if not different:
         return
     where = [f"{name}: {totals[name]} for {expected[name]} ({totals[name] - expected[name]:+d})" for name in different]
-    for name in different:
-        for label, count in zip(benchmark.class_names, benchmark.class_counts.get(name, ()), strict=False):
-            if by_class[name][label] != count:
-                where.append(
-                    f"{name}/{label}: {by_class[name][label]} for {count} ({by_class[name][label] - count:+d})"
-                )
+    where += [line for name in different for line in wrong.get(name, [])]
     known = next(
         (
             version.meaning
@@ -173,6 +179,21 @@ def _compare_counts(state: Verification, benchmark: Benchmark) -> None:
             where=tuple(where),
         )
     )  # fmt: skip
+
+
+def _other_class_counts(benchmark: Benchmark, by_class: dict[str, dict[str, int]]) -> dict[str, list[str]]:
+    """{domain: a line for each class with another number of images than published}, where those are certain.
+
+    A class that no domain has is left out: `missing-class` tells of it.
+    """
+    present = {label for found in by_class.values() for label in found}
+    wrong: dict[str, list[str]] = {}
+    for domain, found in by_class.items():
+        for label, count in zip(benchmark.class_names, benchmark.class_counts.get(domain, ()), strict=False):
+            here = found.get(label, 0)
+            if here != count and label in present:
+                wrong.setdefault(domain, []).append(f"{domain}/{label}: {here} for {count} ({here - count:+d})")
+    return wrong
 
 
 def _compare_domains(state: Verification) -> None:
