@@ -48,6 +48,7 @@ def test_domainbeds_two_presets() -> None:
         assert (data.crop, data.flip, data.jitter, data.grayscale) == (0.7, True, 0.3, 0.1)
         assert not data.augment_validation
         assert options.pretrained
+        assert options.precision == "float32"
     assert (paper.backbone, paper.freeze_bn) == ("resnet50.tv_in1k", True)
     assert (head.backbone, head.freeze_bn) == ("resnet50.ram_in1k", False)
 
