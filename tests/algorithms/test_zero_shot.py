@@ -230,16 +230,41 @@ def test_one_class_and_numbers_that_are_none_are_refused(
 
 
 @pytest.mark.parametrize(
+    ("classes", "samples", "keep"),
+    [
+        (7, (25, 250), (5, 1)), (16, (25, 250), (5, 1)), (37, (25, 250), (5, 1)), (39, (25, 250), (5, 1)),
+        (40, (20, 50, 100, 500), (20, 10, 5, 1)), (65, (20, 50, 100, 500), (20, 10, 5, 1)),
+        (345, (20, 50, 100, 500), (20, 10, 5, 1)), (5, (250,), (1,)), (2, (250,), (1,)),
+    ],
+)  # fmt: skip
+def test_stages_follow_the_number_of_classes(classes: int, samples: tuple[int, ...], keep: tuple[int, ...]) -> None:
+    found = ZeroShotConfig(seed=3).for_classes(classes)
+    assert (found.samples, found.keep, found.seed) == (samples, keep, 3)
+    assert found.for_classes(classes) == found
+
+
+def test_given_stages_stay_but_for_those_that_keep_all_classes(ldm: LatentDiffusion, images: torch.Tensor) -> None:
+    assert STAGED.for_classes(65) == STAGED
+    wide = ZeroShotConfig(samples=(2, 4, 8), keep=(20, 10, 1), seed=3, batch_size=16)
+    method = DiffusionClassifier(ldm, PROMPTS, wide)
+    assert (method.config.samples, method.config.keep) == ((8,), (1,))
+    found = method.classify(images, ROWS)
+    assert all(scores.draws.tolist() == [8] * len(PROMPTS) for scores in found)
+    assert DiffusionClassifier(ldm, PROMPTS, ZeroShotConfig()).config.samples == (25, 250)
+
+
+@pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"samples": (5,)}, "samples has 1 stages and keep has 2"),
-        ({"samples": (50, 25)}, "ascend"),
-        ({"samples": (25, 25)}, "ascend"),
-        ({"keep": (5, 2)}, "descend to 1"),
-        ({"keep": (1, 1)}, "descend to 1"),
+        ({"samples": (5,), "keep": (2, 1)}, "samples has 1 stages and keep has 2"),
+        ({"samples": (50, 25), "keep": (5, 1)}, "ascend"),
+        ({"samples": (25, 25), "keep": (5, 1)}, "ascend"),
+        ({"samples": (25, 250), "keep": (5, 2)}, "descend to 1"),
+        ({"samples": (25, 250), "keep": (1, 1)}, "descend to 1"),
+        ({"samples": (25, 250)}, "together, or neither"),
+        ({"keep": (5, 1)}, "together, or neither"),
         ({"min_scores": 30, "max_scores": 20}, "min_scores 30 is above max_scores 20"),
         ({"min_scores": 1}, "greater than or equal to 2"),
-        ({"samples": (), "keep": ()}, "at least 1"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(values: dict[str, Any], message: str) -> None:

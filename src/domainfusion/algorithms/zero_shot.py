@@ -128,13 +128,13 @@ class ZeroShot(abc.ABC):
     Raises `UsageError` where there are fewer than two classes.
     """
 
-    # Options that decide an image's scores, beside the prompts and the LDM.
+    # Options that decide an image's scores, beside the prompts and the LDM; as `for_classes` has them.
     shaping: ClassVar[tuple[str, ...]]
 
     def __init__(self, ldm: LatentDiffusion, prompts: Sequence[str], config: ZeroShotConfig, image_size: int = 0):
         if len(prompts) < 2:
             raise UsageError("zero-shot classification chooses among classes: the data set has fewer than two")
-        self.ldm, self.config = ldm, config
+        self.ldm, self.config = ldm, config.for_classes(len(prompts))
         self.at_once = config.batch_size
         self.embeds = ldm.prompt_embeds(list(prompts))  # (K, L, D)
         self.image_size = image_size or ldm.image_size

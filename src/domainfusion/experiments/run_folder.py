@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from domainfusion.config import TrainConfig
+from domainfusion.config.zero_shot import without_old_stages
 from domainfusion.config_files import build_config, flat_values, load_toml, plain_values
 from domainfusion.errors import FileError, UsageError, show_note
 from domainfusion.files import (
@@ -35,7 +36,12 @@ def refuse_other_options(folder: Path, data: str, config: TrainConfig) -> None:
     there = build_config(TrainConfig, written, str(path))
     if "recombination" not in written.get("generate", {}):  # of before there was any
         there = dataclasses.replace(there, generate=dataclasses.replace(there.generate, recombination=False))
-    kept, now = flat_values(plain_values(there)), flat_values(plain_values(config))
+    recorded = folder / "data.json"
+    classes = len(recorded_data(folder).get("classes", [])) if recorded.exists() else 0
+    kept, now = (
+        without_old_stages(flat_values(plain_values(options)), options.algorithm, classes)
+        for options in (there, config)
+    )
     # The preset is where options came from; what they came to is compared. Steps follow from epochs and the data. Who
     # makes candidates does not change what they are.
     ignored = {"preset", "generate.worker", "generate.worker_device"} | ({"steps"} if config.epochs else set())
@@ -49,7 +55,6 @@ def refuse_other_options(folder: Path, data: str, config: TrainConfig) -> None:
             f"{folder} holds a run with {named}{more}; choose another --output, or give its own options to go on "
             f"(--config {path})"
         )
-    recorded = folder / "data.json"
     if recorded.exists() and recorded_data(folder)["data"] not in (data, str(Path(data).resolve())):
         raise UsageError(f"{folder} holds a run on {recorded_data(folder)['data']}; choose another --output")
 

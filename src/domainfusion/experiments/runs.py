@@ -227,7 +227,7 @@ def _classify(kind: type[ZeroShot], context: Context) -> dict[str, Any]:
     parts = dict(found.validation) | ({str(context.config.target): found.test} if found.test is not None else {})
     result.update(
         selected_step=0, steps=0, seconds=found.costs["classification_seconds"], costs=found.costs,
-        domains={domain: describe_accuracy(value) for domain, value in parts.items()},
+        domains={domain: describe_accuracy(value) for domain, value in parts.items()}, zero_shot=found.options,
     )  # fmt: skip
     write_record(context, found)
     return result

@@ -131,12 +131,18 @@ def score_store(
     kind: type[ZeroShot], dataset: MultiDomainDataset, config: TrainConfig, dtype: torch.dtype
 ) -> ScoreStore:
     """The store of a method's scores of a data set under a run's options."""
-    options = {name: plain_values(config.zero_shot)[name] for name in kind.shaping}
+    options = shaping_options(kind, dataset, config)
     size = config.generate.image_size
     return ScoreStore(
         hash_of([FORMAT, kind.__name__, dataset.fingerprint, class_prompts(dataset, config),
                  source_fingerprint(config.ldm_source), str(dtype), options, size])
     )  # fmt: skip
+
+
+def shaping_options(kind: type[ZeroShot], dataset: MultiDomainDataset, config: TrainConfig) -> dict[str, Any]:
+    """The options that decide a method's scores, as they come to for the classes of a data set."""
+    values = plain_values(config.zero_shot.for_classes(len(dataset.classes)))
+    return {name: values[name] for name in kind.shaping}
 
 
 def class_prompts(dataset: MultiDomainDataset, config: TrainConfig) -> list[str]:
@@ -152,6 +158,7 @@ class ZeroShotResult:
     held_out: Evaluation | None  # the target's held-out images, with `zero_shot.validation`
     validation: dict[str, Evaluation]  # by source domain, with `zero_shot.validation` or without a target
     costs: dict[str, Any]
+    options: dict[str, Any]  # that decided the scores
 
 
 def classify_parts(kind: type[ZeroShot], context: Context) -> ZeroShotResult:
@@ -179,6 +186,7 @@ def classify_parts(kind: type[ZeroShot], context: Context) -> ZeroShotResult:
             "classified_images": len(rows), "unet_passes": passes,
             "classification_seconds": sum(known[row].seconds for row in rows.tolist()),
         },
+        options=shaping_options(kind, context.dataset, config),
     )  # fmt: skip
 
 
@@ -232,7 +240,8 @@ def write_record(context: Context, found: ZeroShotResult) -> None:
     )  # fmt: skip
     path = context.folder / "results.jsonl"
     path.unlink(missing_ok=True)  # an interrupted run's
-    append_json_line(path, record | {"hparams": plain_values(config.zero_shot)})
+    options = config.zero_shot.for_classes(len(context.dataset.classes))
+    append_json_line(path, record | {"hparams": plain_values(options)})
 
 
 def describe_accuracy(found: Evaluation) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
+from domainfusion.config.zero_shot import without_old_stages
 from domainfusion.config_files import flat_values, load_toml
 from domainfusion.errors import FileError, UsageError, show_note
 from domainfusion.files import read_json, read_json_object
@@ -159,8 +160,9 @@ def _read_run(folder: Path) -> Run:
     found = load_run(folder)
     return Run(
         folder=folder, result=found["result"], data=found["data"], environment=found["environment"],
-        records=found["records"], text=found["config"], options=flat_values(values), search=_search_of(folder),
-        choice=_choice_of(folder, found["result"]),
+        records=found["records"], text=found["config"],
+        options=without_old_stages(flat_values(values), found["result"]["algorithm"], len(found["data"]["classes"])),
+        search=_search_of(folder), choice=_choice_of(folder, found["result"]),
     )  # fmt: skip
 
 

@@ -112,8 +112,12 @@ def zero_shot_summary(result: dict[str, Any], folder: str) -> str:
         rows.append([name, str(found["images"]), percent, f"{100 * found['standard_error']:.1f}"])
     costs = result["costs"]
     passes = costs["unet_passes"] / max(1, costs["classified_images"])
+    options = result.get("zero_shot", {})  # older results are without
+    stages = zip(options.get("samples", []), options.get("keep", []), strict=True)
+    kept = ", ".join(f"{kept} left after {draws} draws" for draws, kept in stages)
+    rule = f"classes: {kept}; " if kept else ""
     return (
         f"{result['algorithm']} on {result['dataset']}, {result['protocol']} splits, trial {result['trial']}; nothing "
-        f"is trained\n\n{text_table(rows)}\n\n{costs['unet_passes']:,} passes of the U-Net, {passes:,.0f} an image; "
-        f"{result['seconds']:.0f} s; everything is in {folder}"
+        f"is trained\n\n{text_table(rows)}\n\n{rule}{costs['unet_passes']:,} passes of the U-Net, {passes:,.0f} an "
+        f"image; {result['seconds']:.0f} s; everything is in {folder}"
     )
