@@ -200,12 +200,22 @@ def test_help_hides_what_a_command_chooses_itself(capsys: pytest.CaptureFixture[
         (["benchmark"], ["--algorithms", "--targets", "--trials", "--seed", "--data.size"],
          ["--algorithm", "--target", "--trial", "--second-target"]),
         (["demo"], ["--target", "--steps"], ["--algorithm", "--preset"]),
+        (["reproduce"], ["--targets", "--seed"], ["--target", "--second-target", "--hparams-seed"]),
+        (["sweep"], ["--targets", "--seed"], ["--target", "--second-target", "--hparams-seed"]),
     ):  # fmt: skip
         with pytest.raises(SystemExit):
             cli.run([*words, "--help"])
         flags = re.findall(r"^  (--[\w.-]+)", capsys.readouterr().out, re.MULTILINE)
         assert set(there) <= set(flags)
         assert not set(hidden) & set(flags)
+
+
+@pytest.mark.parametrize("words", [["reproduce", "table2"], ["sweep", "pictograms"]])
+def test_a_second_target_is_refused_where_targets_are_not_given(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run([*words, "--second-target", "ink"]) == 2
+    assert f"--second-target does nothing in `domainfusion {words[0]}`" in capsys.readouterr().err
 
 
 def test_list_as_json(capsys: pytest.CaptureFixture[str]) -> None:

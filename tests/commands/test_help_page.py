@@ -30,8 +30,8 @@ COMMANDS = [
 ]
 HIDDEN = {
     "benchmark": {"--target", "--trial", "--algorithm", "--second-target"},
-    "reproduce": {"--target", "--trial", "--algorithm", "--hparams-seed"},
-    "sweep": {"--target", "--trial", "--algorithm", "--hparams-seed"},
+    "reproduce": {"--target", "--trial", "--algorithm", "--hparams-seed", "--second-target"},
+    "sweep": {"--target", "--trial", "--algorithm", "--hparams-seed", "--second-target"},
     "demo": {"--algorithm", "--preset", "--hparams-seed", *parsing.OTHER_METHODS},
     "doctor": models.UNCOUNTED,
 }

@@ -89,7 +89,8 @@ class ReproduceCommand:
     """Make tables of the paper, row by row, and write them beside the paper's values."""
 
     hidden: ClassVar[Mapping[str, str]] = {
-        "--target": "--targets", "--trial": "--trials", "--algorithm": "a table's name", "--hparams-seed": ""
+        "--target": "--targets", "--trial": "--trials", "--algorithm": "a table's name", "--hparams-seed": "",
+        "--second-target": "",
     }  # fmt: skip
 
     tables: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="TABLE ...")]

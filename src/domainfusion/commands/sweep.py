@@ -36,7 +36,8 @@ class SweepCommand(SweepConfig):
     """
 
     hidden: ClassVar[Mapping[str, str]] = {
-        "--target": "--targets", "--trial": "--trials", "--algorithm": "--algorithms", "--hparams-seed": "--draws"
+        "--target": "--targets", "--trial": "--trials", "--algorithm": "--algorithms", "--hparams-seed": "--draws",
+        "--second-target": "",
     }  # fmt: skip
 
     data: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="DATA ...")] = ()
