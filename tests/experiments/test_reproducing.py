@@ -206,6 +206,13 @@ def test_runs_are_made_once_and_the_numbers_are_theirs(
     assert run_table(SMALL, str(images), OPTIONS, [0, 1], ["photo", "sketch"], tmp_path / "out", command="c") == made
 
 
+def test_data_sets_of_equal_names_are_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("domainfusion.experiments.reproducing.load_dataset", None)
+    with pytest.raises(UsageError, match="a/PACS and b/PACS have the same name, PACS"):
+        reproduce(["table2"], ["a/PACS", "pictograms", "b/PACS"], OPTIONS, 1, [], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_budget_stops_between_runs_and_the_rest_is_made_later(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -119,7 +119,10 @@ def reproduce(
 
     Returns {"tables": [what `run_table` returns], "others": costs and figures, "left": names of those that time did not
     allow, "report": path}.
+
+    Raises `UsageError` where two data sets have the same name, before anything is made.
     """
+    refuse_equal_names(datasets)
     deadline = time.monotonic() + 60 * minutes if minutes else None
     wanted = list(dict.fromkeys(ITEMS if "all" in names else names))
     for name in wanted:
@@ -167,6 +170,19 @@ def reproduce(
                     parts.append(part_of(summary))
                 write()  # what is there can be read while the rest is made
     return {"tables": found, "others": others, "left": left, "report": str(write())}
+
+
+def refuse_equal_names(datasets: Sequence[str]) -> None:
+    """Raise `UsageError` where two data sets have the same name: tables, figures and runs are filed under it."""
+    named: dict[str, str] = {}
+    for data in datasets:
+        name = Path(data).name
+        if name in named:
+            raise UsageError(
+                f"{named[name]} and {data} have the same name, {name}, under which tables and runs are filed; "
+                "reproduce them one by one, each with an --output of its own"
+            )
+        named[name] = data
 
 
 def costs_part(found: Mapping[str, Any]) -> Part:
