@@ -30,7 +30,8 @@ def run_apart(*words: str) -> tuple[int, str, list[str]]:
     return done.returncode, done.stdout, json.loads(last.replace("'", '"'))
 
 
-@pytest.mark.parametrize("words", [("--help",), (), ("--version",), ("train", "--help"), ("list", "algorithms")])
+@pytest.mark.parametrize("words", [("--help",), (), ("--version",), ("train", "--help"), ("list", "algorithms"),
+                                   ("list", "datasets")])  # fmt: skip
 def test_help_imports_nothing_heavy(words: tuple[str, ...]) -> None:
     code, output, heavy = run_apart(*words)
     assert code == 0
@@ -233,6 +234,29 @@ def test_list_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     told = capsys.readouterr().out
     assert told.startswith("pictograms")
     assert "PACS, VLCS, OfficeHome, TerraIncognita, DomainNet: domainfusion data download NAME" in told
+
+
+def test_the_list_of_data_sets_has_the_facts_of_the_benchmarks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["list", "datasets"]) == 0
+    told = capsys.readouterr().out
+    for line in (
+        "PACS, a folder PACS [Li et al., ICCV 2017]",
+        "  domains: art_painting 2048, cartoon 2344, photo 1670, sketch 3929; 9,991 images in all",
+        "  classes: 7 (dog, elephant, giraffe, guitar, horse, house, person)",
+        "OfficeHome, a folder office_home [Venkateswara et al., CVPR 2017]", "  classes: 65",
+        "  origin:  https://lila.science/datasets/caltech-camera-traps",
+        "  licence: Community Data License Agreement, permissive variant 1.0",
+    ):  # fmt: skip
+        assert line in told.splitlines()
+    assert cli.run(["list", "datasets", "Terra*"]) == 0
+    told, said = capsys.readouterr()
+    assert told.startswith("TerraIncognita, a folder terra_incognita")
+    assert "PACS, a folder" not in told
+    assert said == ""
+    assert cli.run(["list", "datasets", "x*"]) == 0
+    assert "no name among the datasets matches x*" in capsys.readouterr().err
+    assert cli.run(["list", "datasets", "--json"]) == 0
+    assert [entry["name"] for entry in json.loads(capsys.readouterr().out)] == ["pictograms"]
 
 
 @pytest.mark.parametrize("name", ["PACS", "office_home"])

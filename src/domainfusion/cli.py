@@ -185,7 +185,14 @@ def list_names(words: list[str]) -> int:
 
         print(json.dumps([{"name": e.name, "summary": e.summary, "source": e.source} for e in entries], indent=2))
         return 0
-    if not entries:
+    benchmarks = []
+    if words[0] == "datasets":
+        from fnmatch import fnmatch
+
+        from domainfusion.data.benchmarks import BENCHMARKS
+
+        benchmarks = [found for found in BENCHMARKS.values() if fnmatch(found.name, "".join(words[1:]) or "*")]
+    if not entries and not benchmarks:
         from domainfusion.errors import show_note
 
         show_note(f"no name among the {words[0]} matches {words[1]}")
@@ -195,9 +202,10 @@ def list_names(words: list[str]) -> int:
     if words[0] == "backbones":
         print("... and every other model that timm knows, by its name, or torchvision, by torchvision:NAME")
     if words[0] == "datasets":
-        from domainfusion.data.benchmarks import BENCHMARKS
-
-        print(
-            f"... and folders; {', '.join(BENCHMARKS)}: domainfusion data download NAME, domainfusion data prepare NAME"
-        )
+        if entries and benchmarks:
+            print()
+        for found in benchmarks:
+            print(f"{found.described()}\n")
+        names = ", ".join(BENCHMARKS)
+        print(f"... and folders; {names}: domainfusion data download NAME, domainfusion data prepare NAME")
     return 0

@@ -54,6 +54,18 @@ class Benchmark:
         """The class that a folder called `folder` holds, in whatever spelling; None where it is none of them."""
         return self._class_spellings.get(plain(folder))
 
+    def described(self) -> str:
+        """The facts in a few lines: source, folder, classes, domains with their images, origin, licence."""
+        named = f" ({', '.join(self.class_names)})" if self.classes <= 10 else ""
+        domains = ", ".join(f"{name} {count}" for name, count in zip(self.domains, self.counts, strict=True))
+        return (
+            f"{self.name}, a folder {self.folder} [{self.source}]\n"
+            f"  domains: {domains}; {sum(self.counts):,} images in all\n"
+            f"  classes: {self.classes}{named}\n"
+            f"  origin:  {self.origin}\n"
+            f"  licence: {self.licence}"
+        )
+
     @functools.cached_property
     def _domain_spellings(self) -> dict[str, str]:
         return _spellings(self.domains, self.domain_aliases)
