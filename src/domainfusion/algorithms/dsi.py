@@ -194,7 +194,7 @@ class DSI(ERM):
                     f"the LDMs of the run in {folder} are not in the cache, and cannot be fine-tuned again: the images "
                     f"of {recorded['data']} have changed"
                 )
-            split = build_split(dataset, config.data, config.target, config.trial)
+            split = build_split(dataset, config.data, config.target, config.trial, config.second_target)
             sources = fine_tune_sources(dataset, split, config)
         dtype = choose_dtype(config.precision, device)
         dtype = torch.float32 if dtype == torch.float16 else dtype  # as in training

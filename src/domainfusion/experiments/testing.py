@@ -25,8 +25,8 @@ def evaluate_test(algorithm: Algorithm, rows: np.ndarray) -> Evaluation:
 def write_final_record(algorithm: Algorithm, result: dict[str, Any], done: Progress) -> None:
     """Write DomainBed's one record of a method that is tested after training alone.
 
-    It is of the selected weights. None is written without a target, or where its held-out images are not to be tested,
-    which the record needs.
+    It is of the selected weights, on a second target too where there is one. None is written without a target, or where
+    held-out images are not to be tested, which the record needs.
     """
     context, config = algorithm.context, algorithm.config
     path = context.folder / "results.jsonl"
@@ -34,13 +34,18 @@ def write_final_record(algorithm: Algorithm, result: dict[str, Any], done: Progr
     if config.target is None or not algorithm.tests_held_out:
         return
     shares = {domain: {"out": value} for domain, value in result["validation"].items()}
-    held_out = evaluate_test(algorithm, context.split.oracle)
-    shares[config.target] = {"in": result["target_accuracy"], "out": held_out.accuracy}
+    known = [(context.split.test, result["target_accuracy"])]  # a part may be another's rows too: it is tested once
+    for domain, parts in context.split.held_out.items():
+        shares[domain] = {}
+        for part, rows in parts.items():
+            if not any(rows is there for there, _ in known):
+                known.append((rows, evaluate_test(algorithm, rows).accuracy))
+            shares[domain][part] = next(accuracy for there, accuracy in known if rows is there)
     measured = next(r for r in read_json_lines(context.folder / "metrics.jsonl") if r["step"] == done.best_step)
     record = build_record(
         config, context.dataset.name, context.dataset.domains, shares, output=context.folder, step=done.best_step,
         epoch=done.best_step / context.steps_per_epoch, loss=measured["raw_loss"],
-        step_time=done.seconds / max(1, done.step), frequency=max(1, config.steps // config.evaluations),
-        device=context.device,
+        step_time=done.seconds / max(1, done.step),
+        frequency=config.evaluate_every or max(1, config.steps // config.evaluations), device=context.device,
     )  # fmt: skip
     append_json_line(path, record)
