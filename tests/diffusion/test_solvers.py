@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from domainfusion.diffusion.solvers import Solver, SolverName, Spacing, denoising_timesteps
 
@@ -92,6 +95,26 @@ def test_order_of_convergence(name: SolverName, order: int) -> None:
         assert coarse / fine > 0.75 * 2**order
     if name == "ddim":  # and the bar can tell orders apart
         assert errors[0] / errors[1] < 3
+
+
+class NoDoubles(TorchDispatchMode):
+    """Refuses double precision anywhere but on the CPU, as Apple's GPUs do."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = function(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor) and found.device.type != "cpu" and found.dtype == torch.float64:
+            raise TypeError(f"{function} in double precision on {found.device}")
+        return found
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm", "unipc"])
+def test_an_accelerator_needs_no_double_precision(name: SolverName) -> None:
+    with FakeTensorMode(), NoDoubles():
+        schedule = torch.tensor([[900, 700], [500, 400], [100, 200], [50, 20]]).to("cuda")
+        z, solver = torch.empty(2, 4, 8, 8, device="cuda"), Solver(name, torch.empty(1000, device="cuda"))
+        for here, after in itertools.pairwise([*schedule, None]):
+            z = solver.step(z, z, here, after)
+        assert (z.device.type, z.dtype) == ("cuda", torch.float32)
 
 
 @pytest.mark.parametrize("spacing", ["karras", "uniform"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -151,6 +152,14 @@ def test_the_estimators_differ_by_the_unets_jacobian(
             value.copy_(kept[name])
     assert flat.abs().max() == 0
     assert score.abs().max() > 1e-4
+
+
+def test_confidences_go_to_the_images_device(ldm: LatentDiffusion) -> None:
+    parts = (copy.deepcopy(part) for part in (ldm.vae, ldm.unet, ldm.text_encoder))
+    elsewhere = LatentDiffusion(*parts, ldm.tokenizer, ldm.scheduler, device="meta")
+    images = torch.empty(2, 3, 16, 16, device="meta")
+    path = SlopeEstimator(elsewhere, DistillConfig()).path(images, torch.zeros_like(images), torch.tensor([0.2, 0.5]))
+    assert [part.device.type for part in path] == ["meta", "meta"]
 
 
 # What both share

@@ -257,7 +257,7 @@ class ZeroShot(abc.ABC):
         predicted = self.ldm.predict_noise(noisy[which], timesteps[which], self.embeds[classes])
         squares = (predicted - noise[which]).square().sum((1, 2, 3))
         weights = self.weights(times.to(device, torch.float32), timesteps)[which]
-        return (weights * squares).double().cpu().numpy()
+        return (weights * squares).cpu().double().numpy()
 
     def draw(self, row: int, number: int, shape: Sequence[int]) -> tuple[float, torch.Tensor]:
         """Time in [0, 1) and noise, of `shape`, of draw `number` of the image `row`."""

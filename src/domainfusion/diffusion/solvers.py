@@ -63,7 +63,8 @@ class Solver:
 
     def __init__(self, name: SolverName, alphas_cumprod: torch.Tensor) -> None:
         self.name = name
-        alphas = alphas_cumprod.double()
+        # Factors are computed on the CPU, in double precision, which not every accelerator has.
+        alphas = alphas_cumprod.cpu().double()
         self.signal, self.noise = alphas.sqrt(), (1 - alphas).sqrt()
         self.half_log_snr = (self.signal / self.noise).log()
         # (timesteps, clean prediction, latents the step started from) of the last steps, newest first.
@@ -77,6 +78,7 @@ class Solver:
         Args:
             clean: (B, C, h, w) the clean latents that the U-Net predicts at z.
         """
+        timesteps, after = timesteps.cpu(), None if after is None else after.cpu()
         if self.name == "unipc" and self.history:
             z = self._corrected(z, clean, timesteps)
         result = clean if after is None else self._predicted(z, clean, timesteps, after)

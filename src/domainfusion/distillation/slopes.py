@@ -148,7 +148,7 @@ class SlopeEstimator:
         self, images: torch.Tensor, degraded: torch.Tensor, confidence: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """z(p) = E(C_p(x)) and dz/dp = J_E(C_p x)·(x - D(x)), each (B, C, h, w), by a central difference."""
-        p = confidence.detach()
+        p = confidence.detach().to(images.device)
         ahead = self.ldm.encode(corrupt(images, degraded, p + self.step))
         behind = self.ldm.encode(corrupt(images, degraded, p - self.step))
         return (ahead + behind) / 2, (ahead - behind) / (2 * self.step)  # the mean is z(p) up to step²
