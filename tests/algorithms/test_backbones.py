@@ -13,6 +13,7 @@ from domainfusion.algorithms.backbones import STATISTICS, build_backbone, input_
 from domainfusion.algorithms.classifier import Classifier, build_classifier, choose_classifier_dtype
 from domainfusion.config import TrainConfig
 from domainfusion.data.transforms import MEAN, STD
+from domainfusion.devices import choose_dtype
 from domainfusion.errors import DomainFusionError, FileError, UsageError
 
 IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -169,7 +170,9 @@ def test_a_classifier_never_computes_in_float16(monkeypatch: pytest.MonkeyPatch)
         assert choose_classifier_dtype("float16", device) == torch.float32
         assert choose_classifier_dtype("float32", device) == torch.float32
         assert choose_classifier_dtype("bfloat16", device) == torch.bfloat16
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)  # a GPU on which `auto` is float16
+    # As torch answers on a GPU without bfloat16 of its own, which emulates it: `auto` is float16 there.
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert choose_dtype("auto", cuda) == torch.float16
     assert choose_classifier_dtype("auto", cuda) == torch.float32
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    assert choose_classifier_dtype("auto", cuda) == torch.bfloat16
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert choose_dtype("auto", cuda) == choose_classifier_dtype("auto", cuda) == torch.bfloat16
