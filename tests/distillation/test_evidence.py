@@ -98,6 +98,35 @@ def test_only_what_is_lacking_is_computed(
     np.testing.assert_array_equal(again.losses, found.losses)
 
 
+@pytest.mark.parametrize(("before", "after"), [(2, 3), (3, 2)])
+def test_another_number_of_rounds_keeps_those_there_are(
+    ldm: LatentDiffusion, dataset: MultiDomainDataset, monkeypatch: pytest.MonkeyPatch, before: int, after: int
+) -> None:
+    """In one file of the table: rows with other numbers of rounds, some of them computed for both."""
+
+    def collect(rounds: int, rows: np.ndarray, labels: np.ndarray = dataset.labels) -> Evidence:
+        store = EvidenceStore(dataset, "tiny", dataclasses.replace(CONFIG, rounds=rounds))
+        return store.collect(lambda: ldm, rows, labels[rows], progress=False)
+
+    spent = count_passes(ldm, monkeypatch)
+    first = collect(before, np.array([0, 4, 9]))
+    untried = int(np.flatnonzero(~np.isfinite(first.losses[2]).all((-1, -2))[:, 1])[0])
+    changed = dataset.labels.copy()
+    changed[9] = untried
+    spent.clear()
+    collect(after, np.array([4, 9, 17]), changed)
+    each = 2 * CONFIG.pairs * len(CONFIG.confidences)
+    new_image, new_label, new_round = 3 + 2 * (after - 1), after - 1, max(0, after - before)
+    assert sum(spent) == each * (new_image + new_label + 2 * new_round + new_round)
+    spent.clear()
+    again = collect(before, np.array([0, 4, 9]))
+    np.testing.assert_array_equal(again.losses, first.losses)
+    np.testing.assert_array_equal(again.slopes, first.slopes)
+    assert not spent
+    assert collect(after, np.array([4, 9, 17]), changed).losses.shape[2] == after
+    assert not spent
+
+
 def test_a_signal_within_a_file_of_the_table_keeps_what_is_known(
     ldm: LatentDiffusion, dataset: MultiDomainDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -179,15 +179,14 @@ class EvidenceStore:
 
     def _fill(self, ldm: LatentDiffusion, number: int, rows: np.ndarray, lacking: np.ndarray, bar: tqdm[Any]) -> None:
         """Compute what is lacking (n, K, R) of rows (n,) of one shard, and write it; `bar` counts rows."""
-        before = self.load(rows)
-        values = np.stack([before.losses, before.slopes], -1)
+        values = np.full((len(rows), *self._shape()), np.nan, dtype=np.float32)
         try:
             for part in np.array_split(np.arange(len(rows)), -(-len(rows) // MOST_ROWS)):
                 i, label, turn = np.nonzero(lacking[part])
                 tasks = np.stack([i, turn, label], 1)
                 values[part[i], label, turn] = self._evidence_of(ldm, rows[part], tasks)
                 bar.update(len(part))
-        finally:  # a signal or an error: what is known is kept
+        finally:  # a signal or an error: what is known is kept, and what was there before, in all its rounds
             self.table.write(number, torch.from_numpy(rows), {"values": torch.from_numpy(values)})
 
     def _evidence_of(self, ldm: LatentDiffusion, rows: np.ndarray, tasks: np.ndarray) -> np.ndarray:

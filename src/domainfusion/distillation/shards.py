@@ -67,14 +67,18 @@ class ShardedTable:
                 yield rows, found
 
     def write(self, number: int, rows: torch.Tensor, found: dict[str, torch.Tensor]) -> None:
-        """Put rows (n,) into a file; processes that write the same one wait for each other, and none is lost."""
+        """Put rows (n,) into a file; processes that write the same one wait for each other, and none is lost.
+
+        NaN stands for what is not known: it takes the place of no value. Where tensors by row are of other sizes than
+        those in the file, both have the larger ones from then on, filled up with NaN.
+        """
         with locked(self._lock(self.path(number))):
             old_rows, old = self._load_or_set_aside(self.path(number))
-            keep = ~torch.isin(old_rows, rows)
             merged: dict[str, Any] = {
-                name: torch.cat([old[name][keep], value]) if keep.any() else value for name, value in found.items()
+                name: _merged(old_rows, old[name], rows, value) if len(old_rows) else value
+                for name, value in found.items()
             }
-            merged["row"] = torch.cat([old_rows[keep], rows])
+            merged["row"] = torch.cat([old_rows[~torch.isin(old_rows, rows)], rows])
             save_state(self.path(number), merged)
 
     def claim(
@@ -82,3 +86,25 @@ class ShardedTable:
     ) -> Generator[int, None, None]:
         """Each of the files `numbers`, kept from others that claim theirs (`domainfusion.claims.claim_each`)."""
         return claim_each(self.folder / "claims", numbers, on_wait=on_wait)
+
+
+def _merged(old_rows: torch.Tensor, old: torch.Tensor, rows: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """Tensors `old` of rows (m,) that are not among rows (n,), and behind them `new`, its NaN filled from `old`."""
+    sizes = [max(pair) for pair in zip(old.shape[1:], new.shape[1:], strict=True)]
+    old, new = _grown(old, sizes), _grown(new, sizes)
+    again = torch.isin(rows, old_rows)
+    if new.is_floating_point() and again.any():
+        place = {row: i for i, row in enumerate(old_rows.tolist())}
+        before = old[[place[row] for row in rows[again].tolist()]]
+        new = new.clone()
+        new[again] = torch.where(new[again].isnan(), before, new[again])
+    return torch.cat([old[~torch.isin(old_rows, rows)], new])
+
+
+def _grown(values: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    """Values (n, ...) in the corner of (n, *sizes), the rest NaN."""
+    if list(values.shape[1:]) == sizes:
+        return values
+    result = values.new_full((len(values), *sizes), torch.nan)
+    result[tuple(slice(size) for size in values.shape)] = values
+    return result
