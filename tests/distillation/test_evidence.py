@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from children import start, wait_until
 from counting import count_passes, run_out_above
 from domainfusion import claims
-from domainfusion.config import AuditConfig, DistillConfig
-from domainfusion.data.domains import MultiDomainDataset
+from domainfusion.config import AuditConfig, DataConfig, DistillConfig
+from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.data.transforms import from_uint8, resize
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.distillation import evidence as evidence_module
+from domainfusion.distillation.content import image_keys
 from domainfusion.distillation.evidence import Evidence, EvidenceStore, evidence_of, shortlist, spread
 from domainfusion.distillation.slopes import draw
 from domainfusion.errors import Interrupted
@@ -37,7 +39,8 @@ def one_value(
 ) -> tuple[float, float]:
     """Loss and slope of one image, label, pair and confidence, one pass at a time."""
     settings = DistillConfig(samples=CONFIG.pairs, min_timestep=0.2, max_timestep=0.8)
-    draws = draw(ldm, 1, 16, settings, torch.Generator().manual_seed(seed_hash("audit", CONFIG.seed, row, turn)))
+    key = int(image_keys(dataset.images[[row]])[0])
+    draws = draw(ldm, 1, 16, settings, torch.Generator().manual_seed(seed_hash("audit", CONFIG.seed, key, turn)))
     image = resize(from_uint8(dataset.images[[row]]), 16).double()
     embed = ldm.prompt_embeds([dataset.words()[label]])
     tangent = (ldm.encode((p + 1e-5) * image) - ldm.encode((p - 1e-5) * image)) / 2e-5
@@ -125,6 +128,69 @@ def test_another_number_of_rounds_keeps_those_there_are(
     assert not spent
     assert collect(after, np.array([4, 9, 17]), changed).losses.shape[2] == after
     assert not spent
+
+
+def test_of_a_folder_with_other_labels_or_more_images_only_what_is_new_is_computed(
+    ldm: LatentDiffusion, few_images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spent = count_passes(ldm, monkeypatch)
+
+    def collect() -> tuple[MultiDomainDataset, Evidence]:
+        spent.clear()
+        dataset = load_dataset(str(few_images), DataConfig(size=32))
+        store = EvidenceStore(dataset, "tiny", CONFIG)
+        return dataset, store.collect(lambda: ldm, np.arange(len(dataset)), dataset.labels, progress=False)
+
+    def assert_same(one: tuple[MultiDomainDataset, Evidence], other: tuple[MultiDomainDataset, Evidence]) -> None:
+        """What both know of an image is equal, wherever it is in the folder."""
+        keys = [image_keys(np.asarray(dataset.images)).tolist() for dataset, _ in (one, other)]
+        rows = [keys[1].index(key) for key in keys[0]]
+        for name in ("losses", "slopes"):
+            first, second = getattr(one[1], name), getattr(other[1], name)[rows]
+            known = np.isfinite(first) & np.isfinite(second)
+            assert known[:, :, 0].all()
+            np.testing.assert_array_equal(first[known], second[known])
+
+    each = 2 * CONFIG.pairs * len(CONFIG.confidences)
+    before = collect()
+    assert sum(spent) == each * 18 * (3 + 2)
+    image = few_images / "photo" / "cat" / "01.png"
+    image.rename(few_images / "photo" / "dog" / "00a.png")
+    relabelled = collect()
+    assert relabelled[0].fingerprint != before[0].fingerprint
+    assert sum(spent) <= each  # the second round of the new label, or of its best rival
+    assert_same(before, relabelled)
+    Image.new("RGB", (20, 20), (9, 99, 200)).save(few_images / "cartoon" / "cat" / "000.png")
+    grown = collect()
+    assert len(grown[0]) == 19
+    assert sum(spent) == each * (3 + 2)
+    assert_same(relabelled, grown)
+
+
+def test_what_several_tables_know_of_an_image_comes_together(
+    ldm: LatentDiffusion, dataset: MultiDomainDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second knows of it what the first does not, and of another image; a third data set has it twice."""
+
+    def store(name: str, rows: list[int]) -> EvidenceStore:
+        part = dataclasses.replace(dataset, images=dataset.images[rows], fingerprint=name)
+        return EvidenceStore(part, "tiny", CONFIG)
+
+    whole = store("first", [4, 9]).collect(lambda: ldm, np.array([0]), dataset.labels[[4]], progress=False)
+    untried = np.isnan(whole.losses[0])
+    assert untried.any()
+    other = store("second", [9, 4])
+    values = np.full((2, *other._shape()), np.nan, dtype=np.float32)
+    values[0, :, 0] = values[1][untried] = -1  # what nothing computes
+    found = {"values": torch.from_numpy(values), "key": torch.from_numpy(image_keys(dataset.images[[9, 4]]))}
+    other.table.folder.mkdir(parents=True)
+    other.table.write(0, torch.arange(2), found)
+    third = store("third", [9, 4, 4])
+    assert third.take_over(np.arange(3)) == 3
+    losses = third.load(np.arange(3)).losses
+    np.testing.assert_array_equal(losses[0], values[0, ..., 0])
+    np.testing.assert_array_equal(losses[[1, 2]], np.where(untried, -1, whole.losses[[0, 0]]))
+    assert third.take_over(np.zeros(0, dtype=np.int64)) == 0
 
 
 def test_a_signal_within_a_file_of_the_table_keeps_what_is_known(

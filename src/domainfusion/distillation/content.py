@@ -6,6 +6,8 @@ import hashlib
 
 import numpy as np
 
+AT_ONCE = 256  # images in memory while their keys are computed
+
 
 def image_keys(images: np.ndarray, prompts: list[str] | None = None) -> np.ndarray:
     """(n,) int64 keys of images (n, S, S, 3) uint8: equal where pixels are, and prompts where given (one for each).
@@ -18,3 +20,12 @@ def image_keys(images: np.ndarray, prompts: list[str] | None = None) -> np.ndarr
         content.update(np.ascontiguousarray(image).data)
         keys.append(int.from_bytes(content.digest(), "little", signed=True))
     return np.array(keys, dtype=np.int64)
+
+
+def row_keys(images: np.ndarray, rows: np.ndarray, prompts: list[str] | None = None) -> np.ndarray:
+    """`image_keys` of rows (n,) of images (N, S, S, 3), of which a few are in memory at once."""
+    starts = range(0, len(rows), AT_ONCE)
+    parts = [
+        image_keys(images[rows[k : k + AT_ONCE]], None if prompts is None else prompts[k : k + AT_ONCE]) for k in starts
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)

@@ -26,7 +26,7 @@ from domainfusion.config import DistillConfig, TrainConfig
 from domainfusion.config_files import plain_values
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
-from domainfusion.distillation.content import image_keys
+from domainfusion.distillation.content import row_keys
 from domainfusion.distillation.curve_rounds import GRID, KNOTS, curves_of
 from domainfusion.distillation.shards import SHARD, ShardedTable
 from domainfusion.distillation.slopes import SlopeEstimator
@@ -121,7 +121,7 @@ class CurveStore:
 
     def row_keys(self, rows: np.ndarray) -> np.ndarray:
         """(n,) int64 keys of images and their prompts, which are the same in every data set."""
-        return image_keys(self.dataset.images[rows], [self.prompts[label] for label in self.dataset.labels[rows]])
+        return row_keys(self.dataset.images, rows, [self.prompts[label] for label in self.dataset.labels[rows]])
 
     def elsewhere(self, rows: np.ndarray) -> tuple[np.ndarray, dict[str, torch.Tensor]]:
         """Those of `rows` (n,) whose image is in the table of another data set under the same prompt, and their curves.

@@ -9,9 +9,10 @@ Both are smaller for a label that fits. All labels of an image see the same time
 nearly all of the variance, cancels in a comparison. Draws come in rounds of pairs (ε, -ε), one pair in each stratum of
 the timesteps; every label gets the first round, and only the given label and the best of its rivals the others.
 
-A table is a fact about images, class prompts, an LDM and the settings; which labels are given decides only how far it
-is filled. It is kept under the hash of these, as curves are, and processes that fill it at the same time share out its
-files.
+Evidence is a fact about an image, the class prompts, an LDM and the settings; which labels are given decides only how
+much of it is computed. Tables of data sets lie side by side under the hash of prompts, LDM and settings, each image
+under a key of its own (`content`), so that a data set (one that has grown, one with other labels) takes over what
+another has of its images. Processes that fill a table at the same time share out its files.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from domainfusion.config_files import plain_values
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.data.transforms import from_uint8, resize
 from domainfusion.diffusion.ldm import LatentDiffusion
+from domainfusion.distillation.content import image_keys, row_keys
 from domainfusion.distillation.corruption import degrade
 from domainfusion.distillation.shards import SHARD, ShardedTable
 from domainfusion.distillation.slopes import SlopeEstimator, draw
@@ -39,7 +41,7 @@ from domainfusion.interruption import check
 from domainfusion.memory import halve_until_it_fits
 from domainfusion.seeding import seed_hash
 
-FORMAT = 1  # raised when the computation changes
+FORMAT = 2  # raised when the computation changes
 # Options that decide the values; `keep`, `rounds` and `ranking` decide which of them are computed and used.
 SHAPING = ("seed", "confidences", "pairs", "min_timestep", "max_timestep")
 MOST_ROWS = 16  # images whose noisy latents are held at once
@@ -87,7 +89,7 @@ class EvidenceStore:
     """The evidence of a data set's images, on disk; `collect` computes what is missing.
 
     Args:
-        dataset: the images, and the classes in words for the prompts. Its labels do not matter.
+        dataset: the images, and the classes in words for the prompts. Its labels decide at most which table it is.
         ldm_fingerprint: which LDM (`domainfusion.diffusion.ldm.source_fingerprint`).
     """
 
@@ -95,10 +97,9 @@ class EvidenceStore:
         self.dataset, self.config, self.at_once = dataset, config, config.batch_size
         self.prompts = [config.template.format(label=word) for word in dataset.words()]
         options = {name: plain_values(config)[name] for name in SHAPING}
-        self.key = hash_of(
-            [FORMAT, SHARD, dataset.fingerprint, self.prompts, ldm_fingerprint, options, config.image_size]
-        )
-        self.table = ShardedTable(cache_folder() / "audit" / self.key, "losses and slopes")
+        settings = hash_of([FORMAT, self.prompts, ldm_fingerprint, options, config.image_size])
+        self.key = hash_of([settings, SHARD, dataset.fingerprint])
+        self.table = ShardedTable(cache_folder() / "audit" / settings / self.key, "losses and slopes")
 
     def load(self, rows: np.ndarray) -> Evidence:
         """What there is of rows (n,), ascending."""
@@ -153,6 +154,8 @@ class EvidenceStore:
         # Which rivals fit best is told in units of the spread over all images: all of them finish the first round.
         for first, what in ((True, "every label"), (False, "the best labels")):
             lacking = self.lacking(self.load(rows), given, first=first)
+            if first and self.take_over(rows[lacking.any((1, 2))]):
+                lacking = self.lacking(self.load(rows), given, first=first)
             todo = np.flatnonzero(lacking.any((1, 2)))
             numbers = np.unique(rows[todo] // SHARD).tolist()
             bar = tqdm(total=len(todo), desc=what, unit="image", disable=not progress or not len(todo))
@@ -177,6 +180,32 @@ class EvidenceStore:
             values[:, :, 1:][dropped] = np.nan
         return found
 
+    def take_over(self, rows: np.ndarray) -> int:
+        """Put what other data sets' tables have of the images of `rows` (n,) into this one; of how many they had some.
+
+        One file at a time: what several tables have of an image comes together in this one.
+        """
+        folders = sorted(path for path in self.table.folder.parent.glob("*") if path.is_dir())
+        others = [ShardedTable(path, self.table.content) for path in folders if path != self.table.folder]
+        if not len(rows) or not others:
+            return 0
+        keys = row_keys(self.dataset.images, rows)
+        order = np.argsort(keys, kind="stable")
+        ascending, taken = keys[order], np.zeros(len(rows), dtype=bool)
+        make_folder(self.table.folder)
+        for _, found in (file for other in others for file in other.read_all()):
+            check()
+            low, high = (np.searchsorted(ascending, found["key"].numpy(), side) for side in ("left", "right"))
+            there = np.repeat(np.arange(len(low)), high - low)  # in the file, of each of the rows that it has
+            here = np.concatenate([order[start:end] for start, end in zip(low, high, strict=True)])
+            here, first = np.unique(here, return_index=True)
+            for number in np.unique(rows[here] // SHARD).tolist():
+                some = rows[here] // SHARD == number
+                part = {name: value[torch.from_numpy(there[first[some]])] for name, value in found.items()}
+                self.table.write(number, torch.from_numpy(rows[here[some]]), part)
+            taken[here] = True
+        return int(taken.sum())
+
     def _fill(self, ldm: LatentDiffusion, number: int, rows: np.ndarray, lacking: np.ndarray, bar: tqdm[Any]) -> None:
         """Compute what is lacking (n, K, R) of rows (n,) of one shard, and write it; `bar` counts rows."""
         values = np.full((len(rows), *self._shape()), np.nan, dtype=np.float32)
@@ -187,7 +216,8 @@ class EvidenceStore:
                 values[part[i], label, turn] = self._evidence_of(ldm, rows[part], tasks)
                 bar.update(len(part))
         finally:  # a signal or an error: what is known is kept, and what was there before, in all its rounds
-            self.table.write(number, torch.from_numpy(rows), {"values": torch.from_numpy(values)})
+            found = {"values": torch.from_numpy(values), "key": torch.from_numpy(row_keys(self.dataset.images, rows))}
+            self.table.write(number, torch.from_numpy(rows), found)
 
     def _evidence_of(self, ldm: LatentDiffusion, rows: np.ndarray, tasks: np.ndarray) -> np.ndarray:
         """`evidence_of` of tasks (m, 3), in halves where memory runs out."""
@@ -223,10 +253,12 @@ def evidence_of(
 ) -> np.ndarray:  # fmt: skip
     """(m, S, P, 2) float32 losses and slopes of tasks (m, 3): which of rows (n,), round, label.
 
-    Each is the mean over a pair (ε, -ε). An image's draws are a function of (seed, row, round) alone.
+    Each is the mean over a pair (ε, -ε). An image's draws are a function of (seed, its pixels, round) alone: its
+    evidence is the same (but for rounding) whatever data set it is in.
     """
-    size = config.image_size or ldm.image_size
-    images = resize(from_uint8(dataset.images[rows]), size).to(ldm.device)
+    size, stored = config.image_size or ldm.image_size, dataset.images[rows]
+    keys = image_keys(stored)
+    images = resize(from_uint8(stored), size).to(ldm.device)
     embeds = ldm.prompt_embeds(prompts)
     levels, pairs = len(config.confidences), config.pairs
     settings = DistillConfig(samples=pairs, min_timestep=config.min_timestep, max_timestep=config.max_timestep)
@@ -236,7 +268,7 @@ def evidence_of(
     path = [estimator.path(x, degrade(x, "contrast"), p) for x, p in zip(many.split(64), at.split(64), strict=True)]
     latents, tangents = (torch.cat(part).unflatten(0, (len(rows), levels)) for part in zip(*path, strict=True))
     which, place = np.unique(tasks[:, :2], axis=0, return_inverse=True)
-    seeds = [seed_hash("audit", config.seed, int(rows[i]), int(turn)) for i, turn in which]
+    seeds = [seed_hash("audit", config.seed, int(keys[i]), int(turn)) for i, turn in which]
     draws = [draw(ldm, 1, size, settings, torch.Generator().manual_seed(seed)) for seed in seeds]
     timesteps = torch.stack([item.timesteps[:, 0] for item in draws])  # (u, S)
     noise = torch.stack([item.noise[:, 0] for item in draws])  # (u, S, C, h, w)
