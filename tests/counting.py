@@ -1,10 +1,14 @@
-"""An LDM under watch: how many passes of its U-Net it makes, and what happens where memory runs out."""
+"""An LDM under watch, how many passes of its U-Net it makes and what happens where memory runs out; images as well."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 
+from domainfusion.data.decoded import DecodedImages
 from domainfusion.diffusion.ldm import LatentDiffusion
 
 
@@ -31,3 +35,17 @@ def run_out_above(ldm: LatentDiffusion, most: int, monkeypatch: pytest.MonkeyPat
         return forward(noisy, *rest, **options)
 
     monkeypatch.setattr(ldm.unet, "forward", limited)
+
+
+def count_images_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows by how many images are read at once, at each reading of a data set's from now on."""
+    read: list[int] = []
+    get = DecodedImages.__getitem__
+
+    def counted(self: DecodedImages, key: Any) -> Any:
+        found = get(self, key)
+        read.append(len(found) if np.ndim(found) == 4 else 1)
+        return found
+
+    monkeypatch.setattr(DecodedImages, "__getitem__", counted)
+    return read

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from counting import count_images_read
 from domainfusion.algorithms.domainfusion import DomainFusion
 from domainfusion.config import GenerateConfig
 from domainfusion.files import cache_folder
 from domainfusion.fusion.candidates import Making, candidates_of
 from domainfusion.fusion.generation import make_generation
-from domainfusion.fusion.synthetic import Generation
+from domainfusion.fusion.synthetic import Generation, SyntheticDataset
 from domainfusion.training.step import make_batch
 from domainfusion_runs import MakeConfig, build, load
 
@@ -127,6 +128,30 @@ def test_recombination_draws_content_and_style_from_all_candidates_so_far(
         plain = build(few_images, config, tmp_path)
         plain.synthetic.rewind(2)
         assert np.array_equal(plain.synthetic_images(plain.rows, np.random.default_rng(5)), made[1].images)
+
+
+@pytest.mark.parametrize("updating", [True, False])
+def test_few_images_are_in_memory_at_once(
+    few_images: Path, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updating: bool
+) -> None:
+    """Of stored images as of a generation's, which is written to disk as it is made."""
+    generate = GenerateConfig(candidates=2, steps=2, interval=1, updating=updating, batch_size=1, worker="off")
+    algorithm = build(few_images, make_config(distill_weight=0.0, generate=generate), tmp_path)
+    add, files = SyntheticDataset.add, []
+
+    def noted(self: SyntheticDataset, generation: Generation, *rest: object) -> None:
+        assert isinstance(generation.images, np.memmap)
+        files.append(generation.images.filename)
+        add(self, generation, *rest)
+
+    monkeypatch.setattr(SyntheticDataset, "add", noted)
+    read = count_images_read(monkeypatch)
+    made = generate_three(algorithm)
+    assert max(read) == 2
+    assert [Path(file).parent.name for file in files] == [f".generation-{number:02d}.tmp" for number in range(3)]
+    for generation in made:
+        assert isinstance(generation.images, np.memmap)
+        assert np.array_equal(generation.images, load(tmp_path, generation.number)[1])
 
 
 @pytest.mark.parametrize("updating", [True, False])

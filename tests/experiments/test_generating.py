@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from counting import count_images_read
 from domainfusion.algorithms.domainfusion import DomainFusion
 from domainfusion.config import DataConfig, GenerateConfig, TrainConfig
 from domainfusion.data.domains import load_dataset
@@ -45,6 +46,14 @@ def config(tiny_pipeline: Path) -> TrainConfig:
     return TrainConfig(
         ldm=str(tiny_pipeline), precision="float32", device="cpu", data=DataConfig(size=32), generate=generate
     )
+
+
+def test_few_images_are_in_memory_at_once(images: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = dataclasses.replace(config, generate=dataclasses.replace(config.generate, batch_size=1))
+    read = count_images_read(monkeypatch)
+    assert generate_candidates(str(images), few)["candidates"] == 2 * 18
+    assert sum(read) == 18
+    assert max(read) == 2
 
 
 def test_images_of_held_out_domains_are_left_out(images: Path, config: TrainConfig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 
@@ -41,10 +42,10 @@ def test_a_generation_is_loaded_back_as_it_was_written(tmp_path: Path, dataset: 
     store = SyntheticDataset(tmp_path / "synthetic")
     assert (store.count, store.latest) == (0, None)
     store.add(written, dataset)
-    assert store.latest is written
     folder = tmp_path / "synthetic" / "generation-00"
-    for found in (load_generation(folder), SyntheticDataset(tmp_path / "synthetic").latest):
+    for found in (store.latest, load_generation(folder), SyntheticDataset(tmp_path / "synthetic").latest):
         assert found is not None
+        assert isinstance(found.images, np.memmap)
         assert found.number == 0
         assert found.rows.dtype == np.int64
         assert np.array_equal(found.rows, written.rows)
@@ -54,6 +55,29 @@ def test_a_generation_is_loaded_back_as_it_was_written(tmp_path: Path, dataset: 
     store.add(make(1, sheet=False), dataset)
     assert not (tmp_path / "synthetic" / "generation-01" / "sheet.png").exists()
     assert not list((tmp_path / "synthetic").glob(".*"))
+
+
+def test_images_of_a_generation_are_on_disk_as_they_are_made(tmp_path: Path, dataset: MultiDomainDataset) -> None:
+    written, store = make(0), SyntheticDataset(tmp_path)
+    with store.room(0, len(written.rows), SIZE) as images:
+        images[:] = written.images
+    inode = (tmp_path / ".generation-00.tmp" / "images.npy").stat().st_ino
+    store.add(dataclasses.replace(written, images=images), dataset)
+    assert (store.path(0) / "images.npy").stat().st_ino == inode  # written once
+    assert np.array_equal(load_generation(store.path(0)).images, written.images)
+    with pytest.raises(KeyboardInterrupt), store.room(1, len(written.rows), SIZE):
+        raise KeyboardInterrupt
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_no_room_for_a_generation_is_said_before_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    with pytest.raises(FileError, match="generation-00: No space left"), SyntheticDataset(tmp_path).room(0, 5, SIZE):
+        raise AssertionError("the block ran")
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_its_folder_is_a_data_set(tmp_path: Path, dataset: MultiDomainDataset) -> None:

@@ -168,11 +168,13 @@ class DomainFusion(Algorithm):
         """The generation after the newest, from its images or from the raw ones (not `updating`)."""
         latest = self.synthetic.latest
         fresh = latest is None or not self.config.generate.updating
-        current = self.context.dataset.images[self.rows] if latest is None or fresh else latest.images
-        return make_generation(
-            self.ldm, self.context.dataset, self.rows, np.ascontiguousarray(current), self.judge, self.config.generate,
-            number=self.synthetic.count, styles=self.styles, stored=fresh, progress=self.context.progress,
-        )  # fmt: skip
+        current = None if latest is None or fresh else latest.images
+        dataset, number = self.context.dataset, self.synthetic.count
+        with self.synthetic.room(number, len(self.rows), dataset.size) as fused:
+            return make_generation(
+                self.ldm, dataset, self.rows, current, self.judge, self.config.generate, number=number,
+                styles=self.styles, stored=fresh, fused=fused, progress=self.context.progress,
+            )  # fmt: skip
 
     def judge(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Features (B, D) and confidences of labels (B,), on the CPU, of images (B, 3, S, S) in [0, 1]."""

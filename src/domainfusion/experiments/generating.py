@@ -51,7 +51,6 @@ def generate_candidates(
     generate = config.generate.needed()
     held_out = [dataset.index_of(domain) for domain in (config.target, config.second_target) if domain is not None]
     rows = np.flatnonzero(~np.isin(dataset.domain_of, held_out))[shard[0] :: shard[1]]
-    current = dataset.images[rows]
     pictures = None if output is None else CandidateFolder(output, dataset)
     started, made, files = time.monotonic(), 0, 0
     with stoppable(), contextlib.ExitStack() as at_end:
@@ -59,7 +58,7 @@ def generate_candidates(
             at_end.callback(pictures.finish)  # however it ends: what has been written is told of
         for number in range(generations):
             for part, recipes, found in candidates_of(
-                ldm, dataset, rows, current, generate, number=number, styles=styles, stored=True
+                ldm, dataset, rows, None, generate, number=number, styles=styles, stored=True
             ):
                 made += found.shape[0] * found.shape[1]
                 if pictures is not None:
@@ -90,8 +89,7 @@ def candidates_part(data: str, config: TrainConfig, number: int, rows: np.ndarra
     dataset, ldm = load_dataset(data, config.data), _load_ldm(config.ldm_source, config.device, config.precision)
     styles = allowed_styles(ldm.styles, config.target, config.second_target)
     parts = candidates_of(
-        ldm, dataset, rows, dataset.images[rows], config.generate.needed(), number=number, styles=styles,
-        stored=False, progress=False,
+        ldm, dataset, rows, None, config.generate.needed(), number=number, styles=styles, stored=False, progress=False
     )  # fmt: skip
     return np.concatenate([found for _, _, found in parts])
 

@@ -184,14 +184,14 @@ class Making:
 
 
 def candidates_of(
-    ldm: LatentDiffusion, dataset: MultiDomainDataset, rows: np.ndarray, current: np.ndarray, config: GenerateConfig,
-    *, number: int, styles: tuple[str, ...], stored: bool, progress: bool = True,
+    ldm: LatentDiffusion, dataset: MultiDomainDataset, rows: np.ndarray, current: np.ndarray | None,
+    config: GenerateConfig, *, number: int, styles: tuple[str, ...], stored: bool, progress: bool = True,
 ) -> Iterator[tuple[slice, list[Recipe], np.ndarray]]:  # fmt: skip
     """Part by part: positions in `rows`, their recipes, and their candidates (b, N, S, S, 3) uint8.
 
     Args:
-        current: (n, S, S, 3) uint8, what each row's image has become.
-        stored: whether `current` is the stored images, whose candidates the cache shares.
+        current: (n, S, S, 3) uint8, what each row's image has become; None for the stored images.
+        stored: whether it is the stored images, whose candidates the cache shares.
     """
     making = Making(
         ldm, dataset, rows, config, number=number, styles=styles, current=None if stored else current

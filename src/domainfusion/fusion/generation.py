@@ -25,26 +25,29 @@ def make_generation(
     ldm: LatentDiffusion,
     dataset: MultiDomainDataset,
     rows: np.ndarray,
-    current: np.ndarray,
+    current: np.ndarray | None,
     judge: Judge,
     config: GenerateConfig,
     *,
     number: int,
     styles: tuple[str, ...],
     stored: bool,
+    fused: np.ndarray | None = None,
     progress: bool = True,
 ) -> Generation:
     """Generation `number`: for each row, N candidates from its current image, fused by the sampling strategy.
 
     Args:
         rows: (n,) rows of the data set.
-        current: (n, S, S, 3) uint8, what each row's image has become.
+        current: (n, S, S, 3) uint8, what each row's image has become; None for the stored images.
         judge: the classifier being trained, as features and confidences.
         styles: style words that prompts may use.
-        stored: whether `current` is the stored images (their candidates come from the shared cache).
+        stored: whether it is the stored images (their candidates come from the shared cache).
+        fused: (n, S, S, 3) uint8 that the generation's images are written to; a new array where not given.
     """
     config = config.needed()
-    fused = np.empty_like(current)
+    if fused is None:
+        fused = np.empty((len(rows), *(dataset.images if current is None else current).shape[1:]), dtype=np.uint8)
     lineage: list[dict[str, Any]] = []
     strips: list[np.ndarray] = []
     shown = set(sheet_positions(len(rows)))
@@ -53,7 +56,8 @@ def make_generation(
     )
     for part, recipes, made in parts:
         labels = torch.from_numpy(dataset.labels[rows[part]])
-        images, candidates = from_uint8(current[part]), from_uint8(made)  # (B, 3, S, S), (B, N, 3, S, S)
+        before = dataset.images[rows[part]] if current is None else current[part]
+        images, candidates = from_uint8(before), from_uint8(made)  # (B, 3, S, S), (B, N, 3, S, S)
         counts = candidates.shape[:2]
         features0, _ = judge((images + 1) / 2, labels)
         features, confidence = judge((candidates.flatten(0, 1) + 1) / 2, labels.repeat_interleave(counts[1]))
@@ -62,7 +66,7 @@ def make_generation(
         lineage += _records(dataset, rows[part], recipes, picked, number, fused[part])
         for i in range(counts[0]):
             if part.start + i in shown:
-                strips.append(np.concatenate([current[part][i], *made[i], fused[part][i]], axis=1))
+                strips.append(np.concatenate([before[i], *made[i], fused[part][i]], axis=1))
     return Generation(number, rows, fused, lineage, _sheet(strips))
 
 

@@ -12,12 +12,14 @@ A generation appears under its name only when it is complete, so a killed run le
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from PIL import Image
 
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.errors import FileError, show_note
-from domainfusion.files import make_folder, write_json
+from domainfusion.files import make_folder, reserve, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Generation:
 
     number: int
     rows: np.ndarray  # (n,) int64
-    images: np.ndarray  # (n, S, S, 3) uint8
+    images: np.ndarray  # (n, S, S, 3) uint8, memory-mapped where it was read from disk
     lineage: list[dict[str, Any]]  # n records
     sheet: np.ndarray | None = None  # (H, W, 3) uint8
 
@@ -84,14 +86,41 @@ class SyntheticDataset:
             return False
         return True
 
-    def add(self, generation: Generation, dataset: MultiDomainDataset) -> None:
-        """Write a generation, then let it be the newest. Raises `FileError` where it cannot be written."""
-        target = self.path(generation.number)
-        work = target.with_name(f".{target.name}.tmp")
+    def _work(self, number: int) -> Path:
+        """The folder of a generation before it is complete."""
+        return self.folder / f".{self.path(number).name}.tmp"
+
+    @contextlib.contextmanager
+    def room(self, number: int, count: int, size: int) -> Iterator[np.ndarray]:
+        """(count, size, size, 3) uint8 on disk, memory-mapped, for the images of a generation that `add` is to have.
+
+        Nothing is left of it where the block ends in an error. Raises `FileError` where there is no room.
+        """
+        work = self._work(number)
         shutil.rmtree(work, ignore_errors=True)
         make_folder(work)
         try:
-            for row, image in zip(generation.rows, generation.images, strict=True):
+            try:
+                images = np.lib.format.open_memmap(work / "images.npy", "w+", np.uint8, (count, size, size, 3))
+                reserve(work / "images.npy", images.offset + images.nbytes)
+            except (OSError, FileError) as error:
+                reason = getattr(error if isinstance(error, OSError) else error.__cause__, "strerror", error)
+                raise FileError(f"cannot write the synthetic images to {self.path(number)}: {reason}") from error
+            yield images
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+
+    def add(self, generation: Generation, dataset: MultiDomainDataset) -> None:
+        """Write a generation, then let it be the newest. Raises `FileError` where it cannot be written."""
+        target, work = self.path(generation.number), self._work(generation.number)
+        images = generation.images
+        there = isinstance(images, np.memmap) and Path(images.filename or "") == (work / "images.npy").resolve()
+        if not there:
+            shutil.rmtree(work, ignore_errors=True)
+            make_folder(work)
+        try:
+            for row, image in zip(generation.rows, images, strict=True):
                 domain = dataset.domains[dataset.domain_of[row]]
                 folder = work / safe_name(domain) / safe_name(dataset.classes[dataset.labels[row]])
                 folder.mkdir(parents=True, exist_ok=True)
@@ -103,13 +132,17 @@ class SyntheticDataset:
             if generation.sheet is not None:
                 Image.fromarray(generation.sheet).save(work / "sheet.png")
             write_json(work / "generation.json", {"number": generation.number, "rows": generation.rows.tolist()})
-            np.save(work / "images.npy", generation.images)
+            if isinstance(images, np.memmap) and there:
+                images.flush()
+            else:
+                np.save(work / "images.npy", images)
             shutil.rmtree(target, ignore_errors=True)
             work.rename(target)
+            images = np.load(target / "images.npy", mmap_mode="c")
         except OSError as error:
             shutil.rmtree(work, ignore_errors=True)
             raise FileError(f"cannot write the synthetic images to {target}: {error.strerror}") from error
-        self.latest = generation
+        self.latest = dataclasses.replace(generation, images=images)
 
 
 def is_complete(folder: Path) -> bool:
@@ -138,10 +171,11 @@ def load_generation(folder: Path) -> Generation:
 
 
 def _checked_images(folder: Path, rows: np.ndarray, lineage: list[dict[str, Any]]) -> np.ndarray:
-    """(n, S, S, 3) uint8: `images.npy`, what is damaged of it from the PNG files; ValueError where that fails."""
+    """(n, S, S, 3) uint8: `images.npy`, memory-mapped, what is damaged of it from the PNG files; ValueError where that
+    fails."""
     sums = [record.get("sha256") for record in lineage]
     try:
-        images, trouble = np.load(folder / "images.npy", allow_pickle=False), ""
+        images, trouble = np.load(folder / "images.npy", mmap_mode="c", allow_pickle=False), ""
         if images.dtype != np.uint8 or images.ndim != 4:
             raise ValueError(f"images.npy holds {images.dtype} {images.shape}")
     except Exception as error:  # a header that is none makes numpy raise whatever it makes of it
