@@ -280,6 +280,21 @@ def test_fingerprint_tells_weights_apart(ldm: LatentDiffusion, tiny_pipeline: Pa
         before = ldm.fingerprint()
 
 
+def test_a_fingerprint_reads_the_weights_once(ldm: LatentDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = ldm.fingerprint()
+
+    def read_again(self: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("the weights were read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "cpu", read_again)
+        assert ldm.fingerprint() == before
+        ldm.scaling_factor *= 2
+        with pytest.raises(AssertionError, match="were read"):
+            ldm.fingerprint()
+    assert ldm.fingerprint() != before
+
+
 def test_choose_dtype() -> None:
     cpu = torch.device("cpu")
     assert choose_dtype("float32", cpu) == torch.float32

@@ -131,6 +131,7 @@ class LatentDiffusion:
                 f"{vae.config.latent_channels} (an inpainting model?)"
             )
         self._embeddings: dict[str, torch.Tensor] = {}
+        self._fingerprint: tuple[Any, str] | None = None  # state of the weights, and what `fingerprint` said of it
 
     @classmethod
     def load(
@@ -188,14 +189,22 @@ class LatentDiffusion:
         return len(self.alphas_cumprod)
 
     def fingerprint(self) -> str:
-        """A hash of all weights and of the settings that decide what the LDM draws, for caches."""
+        """A hash of all weights and of the settings that decide what the LDM draws, for caches.
+
+        The weights are read again only where one of them was changed since.
+        """
         settings = [dict(self.scheduler.config), self.scaling_factor, self.shift, self.tokenizer.get_vocab()]
-        digest = hashlib.sha256(json.dumps([str(self.dtype), settings], sort_keys=True, default=str).encode())
-        for module in (self.unet, self.vae, self.text_encoder):
-            for name, value in sorted(module.state_dict().items()):
+        text = json.dumps([str(self.dtype), settings], sort_keys=True, default=str)
+        modules = (self.unet, self.vae, self.text_encoder)
+        weights = [entry for module in modules for entry in sorted(module.state_dict().items())]
+        state = (text, [(value.data_ptr(), value._version) for _, value in weights])
+        if self._fingerprint is None or self._fingerprint[0] != state:
+            digest = hashlib.sha256(text.encode())
+            for name, value in weights:
                 digest.update(name.encode())
                 digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        return digest.hexdigest()[:16]
+            self._fingerprint = state, digest.hexdigest()[:16]
+        return self._fingerprint[1]
 
     @torch.no_grad()
     def prompt_embeds(self, prompts: list[str]) -> torch.Tensor:
