@@ -21,10 +21,11 @@ from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
 from domainfusion.distillation import curves as curves_module
 from domainfusion.distillation.curve_rounds import GRID, KNOTS, curves_of
 from domainfusion.distillation.curves import Curves, CurveStore, reads_curves
+from domainfusion.distillation.shards import ShardedTable
 from domainfusion.distillation.slopes import SlopeEstimator
 from domainfusion.errors import Interrupted, UsageError
 from domainfusion.experiments import tabulating
-from domainfusion.experiments.tabulating import curve_store, tabulate_curves, tabulation_text
+from domainfusion.experiments.tabulating import curve_store, tabulate_curves, tabulate_part, tabulation_text
 from domainfusion.tensors import load_state
 from draws import FEW_ROUNDS
 
@@ -208,6 +209,24 @@ def test_a_signal_within_a_file_of_the_table_keeps_what_is_known(
     monkeypatch.setattr(curves_module, "curves_of", curves_of)
     store.tabulate(ldm, rows, progress=False)
     assert not len(store.missing(rows))
+
+
+def test_a_part_of_a_table_reads_no_other_files(
+    few_images: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (curves_module, tabulating):
+        monkeypatch.setattr(module, "SHARD", 8)  # 18 images in three files
+    assert tabulate_part(str(few_images), config, np.arange(16)) == 16
+    read, load = set(), ShardedTable._load
+
+    def noted(self: ShardedTable, path: Path) -> Any:
+        read.add(path.name)
+        return load(self, path)
+
+    monkeypatch.setattr(ShardedTable, "_load", noted)
+    assert tabulate_part(str(few_images), config, np.arange(15, 18)) == 2
+    assert read == {"shard-00001.safetensors", "shard-00002.safetensors"}
+    assert not len(curve_store(str(few_images), config).missing(np.arange(18)))
 
 
 def test_processes_share_a_table_by_its_files(

@@ -82,8 +82,8 @@ class DomainFusion(Algorithm):
             self.context.dataset, source_fingerprint(config.ldm_source), config.distill, config.generate.plain_template,
             config.generate.image_size,
         )  # fmt: skip
-        if len(store.take_over(self.rows)):
-            store.tabulate(self.ldm, self.rows, progress=self.context.progress)
+        if len(missing := store.take_over(self.rows)):
+            store.fill(self.ldm, missing, progress=self.context.progress)
         self.spent["distillation_seconds"] += time.monotonic() - started
         return store.load().to(self.context.device)
 

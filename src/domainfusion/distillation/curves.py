@@ -116,8 +116,16 @@ class CurveStore:
         return Curves(torch.tensor(GRID), state["slopes"], state["errors"], state["rounds"])
 
     def missing(self, rows: np.ndarray) -> np.ndarray:
-        """Those of `rows` that have not been tabulated."""
-        return rows[self.load().rounds[torch.from_numpy(rows)].numpy() == 0]
+        """Those of `rows` that have not been tabulated; only their files are read."""
+        absent = np.ones(len(rows), dtype=bool)
+        if self.shipped.exists():
+            absent = _shipped(self.shipped)[1]["rounds"].numpy()[rows] == 0
+        known = [np.zeros(0, dtype=np.int64)]
+        for number in np.unique(rows[absent] // SHARD).tolist():
+            found, curves = self.table.read(self.table.path(number))
+            if len(found):
+                known.append(found[curves["rounds"] > 0].numpy())
+        return rows[absent & ~np.isin(rows, np.concatenate(known))]
 
     def row_keys(self, rows: np.ndarray) -> np.ndarray:
         """(n,) int64 keys of images and their prompts, which are the same in every data set."""
@@ -163,7 +171,12 @@ class CurveStore:
                 yield found["key"], found
 
     def tabulate(self, ldm: LatentDiffusion, rows: np.ndarray, *, batch: int = 128, progress: bool = True) -> Curves:
-        """Compute the curves of `rows` that no table has, shard by shard, and return all there are.
+        """Compute the curves of `rows` that no table has, and return all there are; see `fill`."""
+        self.fill(ldm, self.take_over(rows), batch=batch, progress=progress)
+        return self.load()
+
+    def fill(self, ldm: LatentDiffusion, missing: np.ndarray, *, batch: int = 128, progress: bool = True) -> None:
+        """Compute the curves of rows `missing` (n,), ascending, shard by shard.
 
         Shards that another process has begun are left to it, and waited for; should it end before they are done, the
         rest of them is computed here. What is batched together is the same whoever computes it, so for the same rows
@@ -174,7 +187,6 @@ class CurveStore:
 
         What is known so far is written when an error or a signal (see `domainfusion.interruption`) ends it.
         """
-        missing = self.take_over(rows)
         estimator = SlopeEstimator(ldm, self.config)
         size = self.image_size or ldm.image_size
         if len(missing):
@@ -203,7 +215,6 @@ class CurveStore:
                         self.computed += len(part)
                         bar.update(len(part))
                         check()
-        return self.load()
 
     def take_over(self, rows: np.ndarray) -> np.ndarray:
         """Put what other data sets' tables have of `rows` (n,) into this one; those (m,) that are missing even so."""

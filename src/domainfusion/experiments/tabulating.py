@@ -45,12 +45,11 @@ def tabulate_curves(
     rows = np.arange(len(dataset))
     rows = rows[rows // SHARD % shard[1] == shard[0]]
     started = time.monotonic()
-    if len(store.take_over(rows)):
+    if len(missing := store.take_over(rows)):
         ldm = LatentDiffusion.load(config.ldm_source, device=choose_device(config.device), precision=config.precision)
         with stoppable():
-            curves = store.tabulate(ldm, rows)
-    else:
-        curves = store.load()
+            store.fill(ldm, missing)
+    curves = store.load()
     seconds = time.monotonic() - started
     known = int((curves.rounds > 0).sum())
     images = describe_images(dataset, curves)
@@ -95,7 +94,7 @@ def tabulate_part(data: str, config: TrainConfig, rows: np.ndarray) -> int:
     missing = store.take_over(rows)
     if len(missing):
         ldm = LatentDiffusion.load(config.ldm_source, device=choose_device(config.device), precision=config.precision)
-        store.tabulate(ldm, missing, progress=False)
+        store.fill(ldm, missing, progress=False)
     return store.computed
 
 
