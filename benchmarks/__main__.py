@@ -6,6 +6,7 @@ import argparse
 import json
 import platform
 import sys
+import traceback
 from typing import Any
 
 import torch
@@ -86,13 +87,19 @@ def main() -> int:
     if unknown:
         parser.error(f"unknown row {min(unknown)!r}; rows: {', '.join(ROWS)}")
     rows: list[dict[str, Any]] = []
+    failed = False
     for name in arguments.rows or ROWS:
         print(f"measuring {name} ...", file=sys.stderr)
-        found = ROWS[name]()
+        try:
+            found = ROWS[name]()
+        except Exception:  # the other rows' minutes are not lost for it
+            traceback.print_exc()
+            failed = True
+            continue
         rows += found if isinstance(found, list) else [found]
     about = machine()
     print(json.dumps({"machine": about, "rows": rows}, indent=2) if arguments.json else text(rows, about))
-    return 0
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -151,7 +151,7 @@ def solver_error() -> list[dict[str, Any]]:
         limit = made_by(strength, 60, "ddim", "uniform")
         moved = (limit - unmoved).square().mean().sqrt()
         found = {}
-        for solver, spacing, steps in itertools.product(("ddim", "dpm", "unipc"), SPACINGS, (2, 3, 4, 5, 7)):
+        for solver, spacing, steps in itertools.product(("ddim", "dpm", "unipc"), SPACINGS, (2, 3, 4, 5, 7, 9)):
             error = (made_by(strength, steps, solver, spacing) - limit).square().mean().sqrt()
             found[f"{solver} {spacing} {steps}"] = float(error / moved)
         passes = round(10 * strength)
