@@ -16,7 +16,8 @@ from domainfusion.config import DataConfig, GenerateConfig
 from domainfusion.data.domains import load_dataset
 from domainfusion.data.transforms import from_uint8
 from domainfusion.diffusion.image_to_image import image_to_image
-from domainfusion.diffusion.ldm import LatentDiffusion, embedded_folder
+from domainfusion.diffusion.ldm import LatentDiffusion
+from domainfusion.diffusion.ldm_folder import embedded_folder
 
 SPACINGS = ("uniform", "karras")
 STRENGTH, STEPS = 0.55, GenerateConfig().steps

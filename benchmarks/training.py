@@ -7,7 +7,6 @@ import statistics
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from domainfusion.distillation.curve_rounds import GRID
 from domainfusion.distillation.curves import Curves
 from domainfusion.experiments.runs import build_algorithm, build_context
 from domainfusion.fusion.generation import make_generation
+from domainfusion.fusion.style import recombine
 from domainfusion.training.step import compute_losses, descend, make_batch
 
 STEPS = 15
@@ -100,6 +100,16 @@ def depthwise() -> dict[str, Any]:
     )  # fmt: skip
 
 
+class Recombining(DomainFusion):
+    """DomainFusion as if a generation had been made: the stored images in the place of candidates, recombined as they
+    are."""
+
+    def synthetic_images(self, rows: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
+        """(n, S, S, 3) uint8: the content of rows (n,) and the style of others."""
+        content, style = (self.context.dataset.images[of] for of in (rows, rng.permutation(rows)))
+        return recombine(*(torch.from_numpy(images).to(self.context.device) for images in (content, style)))
+
+
 def whole_run() -> list[dict[str, Any]]:
     """Runs by default options and with one generation, of measured parts: steps of both, generations of some images.
 
@@ -109,16 +119,10 @@ def whole_run() -> list[dict[str, Any]]:
     config = TrainConfig(algorithm="domainfusion", target="pixel", distill=DistillConfig(estimator="score"))
     with tempfile.TemporaryDirectory() as folder:
         context = build_context("pictograms", config, Path(folder), progress=False)
-        algorithm = build_algorithm(context).to(context.device)
-        assert isinstance(algorithm, DomainFusion)
+        algorithm = Recombining(context).to(context.device)
         count = len(context.dataset)
         values = torch.zeros(count, len(GRID))
         algorithm.curves = Curves(torch.tensor(GRID), values, values, torch.ones(count, dtype=torch.int64))
-        # A generation of the stored images themselves, which a step recombines as it would any.
-        made = np.repeat(np.asarray(context.dataset.images)[:, None], config.generate.candidates, axis=1)
-        pool = algorithm.pool
-        pool._caches[0] = SimpleNamespace(images=made)  # type: ignore[assignment]
-        algorithm.synthetic_images = lambda rows, rng: pool.recombined(rows, 1, rng, context.device)  # type: ignore[method-assign]
         plain = dataclasses.replace(context, config=dataclasses.replace(config, algorithm="erm"))
         steps = compare(stepper(algorithm), stepper(build_algorithm(plain).to(context.device)), STEPS, warm_up=3)
         rows = np.random.default_rng(0).choice(algorithm.rows, GENERATED, replace=False)

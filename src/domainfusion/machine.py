@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from domainfusion.devices import choose_device, choose_dtype
-from domainfusion.diffusion.ldm import LatentDiffusion, embedded_folder, source_fingerprint
+from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
+from domainfusion.diffusion.ldm_folder import embedded_folder
 from domainfusion.errors import DomainFusionError
 from domainfusion.experiments.descriptions import describe_environment
 

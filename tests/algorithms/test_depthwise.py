@@ -51,8 +51,8 @@ def test_under_autocast_forward_and_gradients_are_those_of_single_precision() ->
     expected = plain(reference)
     assert torch.equal(found, expected.bfloat16())
     (expected * weigh.float()).sum().backward()
-    assert torch.equal(quick[0].weight.grad, plain.weight.grad)  # type: ignore[arg-type]  # bfloat16's own is 1 % off
-    assert torch.equal(mine.grad, reference.grad.bfloat16())  # type: ignore[union-attr, arg-type]
+    assert torch.equal(quick[0].weight.grad, plain.weight.grad)  # bfloat16's own is 1 % off
+    assert torch.equal(mine.grad, reference.grad.bfloat16())
 
 
 def test_without_autocast_and_on_other_devices_nothing_changes() -> None:
@@ -93,8 +93,8 @@ def test_a_classifiers_step_in_bfloat16_stays_near_single_precision() -> None:
         torch.manual_seed(1)
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
             loss = nn.functional.cross_entropy(classifier(images), labels)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return {name: value.grad.clone() for name, value in classifier.named_parameters()}  # type: ignore[union-attr]
+        loss.backward()
+        return {name: value.grad.clone() for name, value in classifier.named_parameters()}
 
     single, mixed = gradients(False), gradients(True)
     assert all(value.dtype == torch.float32 for value in mixed.values())

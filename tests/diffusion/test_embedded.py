@@ -10,7 +10,8 @@ import torch
 from domainfusion.data.domains import PICTOGRAM_WORDS
 from domainfusion.data.pictograms import load_pictograms
 from domainfusion.diffusion.image_to_image import image_to_image
-from domainfusion.diffusion.ldm import LatentDiffusion, embedded_folder
+from domainfusion.diffusion.ldm import LatentDiffusion
+from domainfusion.diffusion.ldm_folder import embedded_folder
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 import os
 import signal
@@ -17,8 +16,7 @@ import pytest
 from domainfusion import cli
 from domainfusion.algorithms.diffusion_classifier import DiffusionClassifier
 from domainfusion.algorithms.zero_shot import Scores, ZeroShot
-from domainfusion.config import DataConfig, GenerateConfig, TrainConfig, ZeroShotConfig
-from domainfusion.config_files import to_toml
+from domainfusion.config import TrainConfig
 from domainfusion.data.domains import load_dataset
 from domainfusion.data.splits import build_split
 from domainfusion.data.transforms import from_uint8
@@ -26,16 +24,14 @@ from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.errors import Interrupted, UsageError
 from domainfusion.experiments.benchmark import run_benchmark
 from domainfusion.experiments.evaluation import evaluate_run
-from domainfusion.experiments.run_folder import refuse_other_options
 from domainfusion.experiments.runs import train_run
 from domainfusion.experiments.zero_shot import ScoreStore
-from domainfusion.files import read_json, write_json
+from domainfusion.files import read_json
 from domainfusion.json_lines import read_json_lines
 from domainfusion.report.html import write_report
-from domainfusion.report.reading import read_runs
-from domainfusion.report.study import build_arms
 from domainfusion.results.collect import collect
 from domainfusion.results.tables import run_summary
+from zero_shot_runs import changed, zero_shot_config
 
 
 @pytest.fixture
@@ -46,18 +42,7 @@ def images(make_image_folder: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def config(tiny_pipeline: Path) -> TrainConfig:
-    return TrainConfig(
-        algorithm="diffusion_classifier", target="photo", ldm=str(tiny_pipeline), precision="float32", device="cpu",
-        steps=2, evaluations=1, batch_size=4, backbone="test_resnet", data=DataConfig(size=32),
-        generate=GenerateConfig(plain_template="a {label}"),
-        zero_shot=ZeroShotConfig(samples=(2, 4), keep=(2, 1), min_scores=2, max_scores=4, batch_size=8),
-    )  # fmt: skip
-
-
-def changed(config: TrainConfig, **values: Any) -> TrainConfig:
-    outer = {name: value for name, value in values.items() if hasattr(config, name)}
-    inner = {name: value for name, value in values.items() if name not in outer}
-    return dataclasses.replace(config, **outer, zero_shot=dataclasses.replace(config.zero_shot, **inner))
+    return zero_shot_config(tiny_pipeline)
 
 
 def records_of(cache: Path) -> list[dict[str, Any]]:
@@ -247,61 +232,6 @@ def test_a_benchmark_has_them_as_rows_beside_trained_ones(images: Path, config: 
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     for words in ("Diffusion Classifier", "DiffusionNet", "classifying by the diffusion model"):
         assert words in page
-
-
-def test_the_stages_are_chosen_by_the_classes_and_told(
-    images: Path, config: TrainConfig, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("domainfusion.config.zero_shot.FEW", ((2, 4), (2, 1)))
-    monkeypatch.setattr("domainfusion.config.zero_shot.MANY", ((1, 2, 3), (20, 2, 1)))
-    given = train_run(str(images), config, tmp_path / "given", progress=False)
-    assert given["zero_shot"] == {"seed": 0, "samples": [2, 4], "keep": [2, 1]}
-    assert "classes: 2 left after 2 draws, 1 left after 4 draws; " in run_summary(given, "x")
-    automatic = changed(config, samples=(), keep=())
-    with monkeypatch.context() as patch:
-        patch.setattr(LatentDiffusion, "load", None)  # the same scores, whether the stages are given or chosen
-        few = train_run(str(images), automatic, tmp_path / "few", progress=False)
-    assert few["zero_shot"] == given["zero_shot"]
-    assert "samples = []" in (tmp_path / "few" / "config.toml").read_text()
-    train_run(str(images), changed(automatic, validation=True), tmp_path / "record", progress=False)
-    (record,) = read_json_lines(tmp_path / "record" / "results.jsonl")
-    assert (record["hparams"]["samples"], record["hparams"]["keep"]) == ([2, 4], [2, 1])
-    assert len(list(cache.glob("zero_shot/*"))) == 1
-    monkeypatch.setattr("domainfusion.config.zero_shot.MANY_CLASSES", 3)
-    many = train_run(str(images), automatic, tmp_path / "many", progress=False)
-    assert many["zero_shot"] == {"seed": 0, "samples": [2, 3], "keep": [2, 1]}
-    assert len(list(cache.glob("zero_shot/*"))) == 2  # others are kept apart
-    net = train_run(str(images), changed(automatic, algorithm="diffusion_net"), tmp_path / "net", progress=False)
-    assert set(net["zero_shot"]) == {"seed", "min_scores", "max_scores", "cutoff"}
-    assert "left after" not in run_summary(net, "x")
-
-
-@pytest.mark.parametrize(("algorithm", "classes", "refused"), [
-    ("diffusion_classifier", 7, False), ("diffusion_classifier", 65, True), ("erm", 65, False),
-])  # fmt: skip
-def test_runs_of_before_stages_followed_the_classes_go_on(
-    tmp_path: Path, algorithm: str, classes: int, refused: bool
-) -> None:
-    config = TrainConfig(algorithm=algorithm, target="ink")
-    old = dataclasses.replace(config, zero_shot=ZeroShotConfig(samples=(25, 250), keep=(5, 1)))
-    (tmp_path / "config.toml").write_text(to_toml(old), encoding="utf-8")
-    names = [f"class {k}" for k in range(classes)]
-    write_json(tmp_path / "data.json", {"data": "pictograms", "fingerprint": "", "classes": names})
-    if refused:
-        with pytest.raises(UsageError, match=r"zero_shot.samples = \[25, 250\], not \[\]"):
-            refuse_other_options(tmp_path, "pictograms", config)
-    else:
-        refuse_other_options(tmp_path, "pictograms", config)
-
-
-def test_a_report_takes_runs_of_before_stages_followed_the_classes_for_the_same(
-    images: Path, config: TrainConfig, tmp_path: Path
-) -> None:
-    config = changed(config, algorithm="erm", samples=(), keep=())
-    for trial, stages in enumerate((((), ()), ((25, 250), (5, 1)))):
-        mine = changed(config, trial=trial, samples=stages[0], keep=stages[1])
-        train_run(str(images), mine, tmp_path / f"trial-{trial}", progress=False)
-    assert len(build_arms(read_runs([tmp_path]))) == 1
 
 
 def test_the_command_prints_accuracy_error_and_passes(

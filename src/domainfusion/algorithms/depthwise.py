@@ -7,23 +7,18 @@ the time of its training step in bfloat16 (EfficientNet-Lite0 at 128 pixels).
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
 
-class _SinglePrecision:
-    """Before a class of convolutions: its forward pass and gradients in float32 under autocast on a CPU."""
+class _SinglePrecision(nn.Conv2d):
+    """Put before a class of convolutions: its forward pass and gradients in float32 under autocast on a CPU."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        forward: Any = super().forward  # type: ignore[misc]
         if images.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
-            found: torch.Tensor = forward(images)
-            return found
+            return super().forward(images)
         with torch.autocast("cpu", enabled=False):
-            single: torch.Tensor = forward(images.float())
-        return single.to(torch.get_autocast_dtype("cpu"))
+            return super().forward(images.float()).to(torch.get_autocast_dtype("cpu"))
 
 
 def _in_single_precision(convolution: type[nn.Conv2d]) -> type[nn.Conv2d]:

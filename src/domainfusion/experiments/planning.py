@@ -24,7 +24,8 @@ from domainfusion.algorithms.domainfusion import DomainFusion
 from domainfusion.config import TrainConfig
 from domainfusion.data.domains import MultiDomainDataset, folder_address, in_order, list_images, load_dataset
 from domainfusion.data.images import read_image
-from domainfusion.diffusion.ldm import is_hub_id, source_fingerprint
+from domainfusion.diffusion.ldm import source_fingerprint
+from domainfusion.diffusion.ldm_folder import is_hub_id
 from domainfusion.distillation.curve_rounds import GRID, curves_of
 from domainfusion.distillation.curves import CurveStore, reads_curves
 from domainfusion.errors import DataError, LDMError

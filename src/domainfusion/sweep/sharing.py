@@ -24,7 +24,7 @@ from domainfusion.config_files import plain_values
 from domainfusion.data.batches import steps_per_epoch, with_steps
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.data.splits import build_split
-from domainfusion.diffusion.ldm import embedded_folder, read_styles
+from domainfusion.diffusion.ldm_folder import embedded_folder, read_styles
 from domainfusion.diffusion.prompts import allowed_styles
 from domainfusion.distillation.curves import SHAPING as CURVE_SHAPING
 from domainfusion.distillation.curves import reads_curves
