@@ -9,9 +9,8 @@ import torch
 
 from domainfusion.errors import UsageError
 
-FEW = (
-    0.2  # share of coming candidates below which half of training's threads cost more than making these beside it saves
-)
+# Share of coming candidates below which the threads that training lends cost more than a worker on the CPU saves.
+FEW = 0.2
 
 
 @dataclasses.dataclass(frozen=True)

@@ -110,7 +110,7 @@ def images_in_words(study: Study) -> list[str]:
     has = f"`--batch-size {batch}` has as many"
     if epochs := int(erm.options.get("epochs", 0)):  # of larger batches, fewer steps
         epochs = round(epochs * batch / int(erm.options.get("batch_size", TrainConfig().batch_size)))
-        has = f"`--batch-size {batch} --epochs {epochs}` has as many, in as many steps"
+        has = f"`--batch-size {batch} --epochs {epochs}` has as many, in about as many steps"
     return [
         f"A training step of DomainFusion sees {more} images, raw and synthetic, one of ERM {fewer}: where training is "
         f"short, a part of the difference is their number. ERM with {has}."
