@@ -16,7 +16,7 @@ from PIL import Image
 from benchmarks.timing import compare, row, seconds_of
 from domainfusion.algorithms.base import Algorithm
 from domainfusion.algorithms.classifier import build_classifier
-from domainfusion.algorithms.depthwise import is_slow
+from domainfusion.algorithms.cpu_convolutions import is_slow
 from domainfusion.algorithms.domainfusion import DomainFusion
 from domainfusion.config import DistillConfig, TrainConfig
 from domainfusion.distillation.curve_rounds import GRID
@@ -80,7 +80,7 @@ def depthwise() -> dict[str, Any]:
         classifier = build_classifier(config, 7).train()
         if plain:
             for module in classifier.modules():
-                if is_slow(module):
+                if isinstance(module, torch.nn.Conv2d) and is_slow(module):
                     module.__class__ = type(module).__mro__[2]  # the class of the library, below the quick one
         optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-4, fused=True)
 

@@ -83,6 +83,27 @@ class TestNonFinite:
         run(images, folder)  # the cause being gone, it goes on
         assert_same_run(folder, whole)
 
+    def test_gradients_of_a_finite_loss_are_noticed_before_their_weights_are_saved(
+        self, images: Path, tmp_path: Path, whole: Path
+    ) -> None:
+        folder = tmp_path / "run"
+        original, steps = one_step.compute_gradients, iter(range(1, 100))
+
+        def compute_gradients(optimizer: torch.optim.Optimizer, *rest: Any) -> None:
+            original(optimizer, *rest)
+            if next(steps) == 8:  # the last before an evaluation
+                optimizer.param_groups[0]["params"][3].grad[0] = math.nan
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(one_step, "compute_gradients", compute_gradients)
+            message = (
+                r"not finite after step 8 \(classifier\.[\w.]+\), though the loss was; the checkpoint of step 6 is"
+            )
+            with pytest.raises(TrainingError, match=message):
+                run(images, folder)
+        run(images, folder)
+        assert_same_run(folder, whole)
+
     def test_diverged_weights_are_never_saved(self, images: Path, tmp_path: Path) -> None:
         folder = tmp_path / "run"
         with pytest.raises(TrainingError, match=r"step \d.*--lr"):

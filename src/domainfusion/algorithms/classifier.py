@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from domainfusion.algorithms.backbones import build_backbone
-from domainfusion.algorithms.depthwise import speed_up_depthwise
+from domainfusion.algorithms.cpu_convolutions import in_single_precision_where_needed
 from domainfusion.algorithms.portions import in_portions
 from domainfusion.config import Precision, TrainConfig
 from domainfusion.data.transforms import MEAN, STD, normalize
@@ -64,7 +64,7 @@ def build_classifier(config: TrainConfig, classes: int, *, initialize: bool = Tr
     """
     found = build_backbone(config, initialize=initialize)
     backbone = found.module.to(memory_format=torch.channels_last)
-    speed_up_depthwise(backbone)
+    in_single_precision_where_needed(backbone)
     return Classifier(
         backbone, found.width, classes, config.dropout, config.freeze_bn, mean=found.mean, std=found.std
     )  # fmt: skip

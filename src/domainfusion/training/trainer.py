@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from domainfusion.algorithms.base import Algorithm, Context
-from domainfusion.errors import FileError, Interrupted, show_note
+from domainfusion.errors import FileError, Interrupted, TrainingError, show_note
 from domainfusion.files import read_json_object, write_json
 from domainfusion.interruption import check, requested
 from domainfusion.json_lines import append_json_line
@@ -154,6 +154,7 @@ def _evaluate_and_save(
     which then is the model; `results.jsonl` has records of what may become the model only.
     """
     context, config = algorithm.context, algorithm.config
+    _refuse_broken_weights(algorithm, done, progress)
     means = context.processes.mean(meter.means(), context.device)
     context.processes.average_buffers(algorithm)
     writes = context.processes.first
@@ -192,6 +193,17 @@ def _evaluate_and_save(
                 save_model(context.folder, algorithm.classifier, describe_model(context, done, average.describe(done)))
     save(algorithm, optimizer, average, progress, Meter(seconds=progress.seconds), portions)
     return progress
+
+
+def _refuse_broken_weights(algorithm: Algorithm, done: int, progress: Progress) -> None:
+    """Raise `TrainingError` where weights are not finite: a finite loss can have gradients that are not."""
+    bad = next((name for name, value in algorithm.named_parameters() if not bool(torch.isfinite(value).all())), None)
+    if algorithm.context.processes.any(bad is not None, algorithm.context.device):
+        raise TrainingError(
+            f"the weights are not finite after step {done} ({bad or 'those of another process'}), though the loss was; "
+            f"the checkpoint of step {progress.step} is kept. Lower --lr (now {algorithm.config.lr:g}), or use "
+            "--precision float32, with another --output"
+        )
 
 
 def _mend_model(algorithm: Algorithm, average: Averaging, step: int) -> None:
