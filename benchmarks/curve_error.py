@@ -16,10 +16,10 @@ import torch
 from benchmarks.direct_slopes import direct_slopes, relative
 from benchmarks.timing import row
 from domainfusion.config import DataConfig, DistillConfig
+from domainfusion.data.content import image_keys
 from domainfusion.data.domains import load_dataset
 from domainfusion.data.transforms import from_uint8, resize
 from domainfusion.diffusion.ldm import LatentDiffusion
-from domainfusion.distillation.content import image_keys
 from domainfusion.distillation.curve_rounds import GRID, KNOTS, curves_of
 from domainfusion.distillation.curves import Curves
 from domainfusion.distillation.slopes import SlopeEstimator

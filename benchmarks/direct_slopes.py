@@ -22,7 +22,7 @@ def direct_slopes(
 
     Args:
         draws: in each round, in antithetic pairs of stratified timesteps; seed "curve" and the images' keys
-            (`domainfusion.distillation.content`) make them those of curves.
+            (`domainfusion.data.content`) make them those of curves.
         keys: numbers that images' draws depend on (default: 0 to N - 1).
     """
     points, size = len(confidences), images.shape[-1]

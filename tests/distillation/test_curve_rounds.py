@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from domainfusion.config import DistillConfig
+from domainfusion.data.content import image_keys
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.data.transforms import from_uint8, resize
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.distillation import curve_rounds
-from domainfusion.distillation.content import image_keys
 from domainfusion.distillation.corruption import degrade
 from domainfusion.distillation.curve_rounds import GRID, KNOTS, curves_of
 from domainfusion.distillation.slopes import SlopeEstimator, draw

@@ -16,11 +16,11 @@ from children import start, wait_until
 from counting import count_passes, run_out_above
 from domainfusion import claims
 from domainfusion.config import AuditConfig, DistillConfig
+from domainfusion.data.content import image_keys
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.data.transforms import from_uint8, resize
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.distillation import evidence as evidence_module
-from domainfusion.distillation.content import image_keys
 from domainfusion.distillation.evidence import Evidence, EvidenceStore, evidence_of, shortlist, spread
 from domainfusion.distillation.slopes import draw
 from domainfusion.errors import Interrupted

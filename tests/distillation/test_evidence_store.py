@@ -12,9 +12,9 @@ from PIL import Image
 
 from counting import count_passes
 from domainfusion.config import AuditConfig, DataConfig
+from domainfusion.data.content import image_keys
 from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.diffusion.ldm import LatentDiffusion
-from domainfusion.distillation.content import image_keys
 from domainfusion.distillation.evidence import Evidence, EvidenceStore
 
 CONFIG = AuditConfig(

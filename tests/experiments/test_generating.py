@@ -32,7 +32,7 @@ from domainfusion.experiments.generating import (
 from domainfusion.experiments.runs import build_algorithm, build_context
 from domainfusion.files import cache_folder
 from domainfusion.fusion import candidates as candidates_module
-from domainfusion.fusion.candidates import Recipe, candidates_of, make_candidates, recipe
+from domainfusion.fusion.candidates import Recipe, candidates_of, make_candidates, recipes_of
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_each_picture_tells_what_it_was_made_of(images: Path, config: TrainConfi
         assert row["file_name"] == f"{domain}/{label}/{stem}-g{row['generation']}-c{row['candidate']}.png"
         assert (row["domain"], row["label"]) == (domain, label)
         number = dataset.keys.index(row["source"])
-        expected = recipe(dataset, number, config.generate, int(row["generation"]), styles)
+        expected = recipes_of(dataset, np.array([number]), config.generate, int(row["generation"]), styles)[0]
         assert row["prompt"] == expected.prompts[int(row["candidate"])]
         assert float(row["strength"]) == pytest.approx(float(expected.strengths[0]), abs=1e-6)
         assert int(row["seed"]) == expected.seed

@@ -15,7 +15,7 @@ from domainfusion.diffusion.image_to_image import image_to_image
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.fusion import candidates as module
 from domainfusion.fusion.candidate_cache import CandidateCache, cache_path
-from domainfusion.fusion.candidates import candidates_of, from_uint8, recipe, to_uint8
+from domainfusion.fusion.candidates import Recipe, candidates_of, from_uint8, recipes_of, to_uint8
 
 CONFIG = GenerateConfig(candidates=2, steps=3, batch_size=4)
 STYLES = ("flat", "ink")
@@ -44,25 +44,34 @@ def count_denoised(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
-def test_a_recipe_is_a_function_of_seed_generation_and_row(dataset: MultiDomainDataset) -> None:
+def recipe(dataset: MultiDomainDataset, row: int, config: GenerateConfig, number: int) -> Recipe:
+    return recipes_of(dataset, np.array([row]), config, number, STYLES)[0]
+
+
+def test_a_recipe_is_a_function_of_seed_generation_image_and_class(dataset: MultiDomainDataset) -> None:
     config = GenerateConfig(candidates=40, strength=(0.3, 0.6))
-    first = recipe(dataset, 17, config, 1, STYLES)
-    again = recipe(dataset, 17, config, 1, STYLES)
+    first = recipe(dataset, 17, config, 1)
+    again = recipe(dataset, 17, config, 1)
     assert first.prompts == again.prompts
     assert torch.equal(first.strengths, again.strengths)
     assert first.seed == again.seed
     assert first.strengths.tolist() == [float(first.strengths[0])] * 40  # one for all candidates of an image
-    drawn = torch.stack([recipe(dataset, row, config, 1, STYLES).strengths[0] for row in range(18)])
+    drawn = torch.stack([recipe(dataset, row, config, 1).strengths[0] for row in range(18)])
     assert ((drawn >= 0.3) & (drawn <= 0.6)).all()
     assert drawn.max() - drawn.min() > 0.2
     word = dataset.words()[dataset.labels[17]]
     assert set(first.prompts) == {f"{word}, flat", f"{word}, ink"}
     for other in (
-        recipe(dataset, 18, config, 1, STYLES), recipe(dataset, 17, config, 2, STYLES),
-        recipe(dataset, 17, dataclasses.replace(config, seed=1), 1, STYLES),
+        recipe(dataset, 18, config, 1), recipe(dataset, 17, config, 2),
+        recipe(dataset, 17, dataclasses.replace(config, seed=1), 1),
+        recipe(dataclasses.replace(dataset, labels=(dataset.labels + 1) % 3), 17, config, 1),
     ):  # fmt: skip
         assert other.seed != first.seed
         assert not torch.equal(other.strengths, first.strengths)
+    part = dataclasses.replace(dataset, images=dataset.images[[40, 17]], labels=dataset.labels[[40, 17]])
+    there = recipe(part, 1, config, 1)
+    assert (there.prompts, there.seed) == (first.prompts, first.seed)
+    assert torch.equal(there.strengths, first.strengths)
 
 
 def test_pixels_survive_the_round_trip() -> None:
@@ -79,7 +88,7 @@ def test_candidates_are_image_to_image_from_their_recipes(ldm: LatentDiffusion, 
     made = run(ldm, dataset, rows, stored=False)
     assert made.shape == (3, 2, 16, 16, 3)
     for i, row in enumerate(rows):
-        item = recipe(dataset, row, CONFIG, 0, STYLES)
+        item = recipe(dataset, row, CONFIG, 0)
         noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(item.seed))
         for j in range(2):
             x = torch.from_numpy(dataset.images[[row]]).permute(0, 3, 1, 2) / 127.5 - 1
@@ -197,7 +206,7 @@ def test_the_cache_tells_apart_what_makes_candidates_differ(
         assert made(config=dataclasses.replace(CONFIG, **{name: value})), name
     assert made(number=1)
     assert made(styles=("ink",))
-    assert made(dataset=dataclasses.replace(dataset, fingerprint="other"))
+    assert made(dataset=dataclasses.replace(dataset, images=255 - np.array(dataset.images), fingerprint="other"))
     assert made(dataset=dataclasses.replace(dataset, class_words=("a", "b", "c")))
     next(ldm.unet.parameters()).mul_(1.01)
     assert made()
@@ -217,7 +226,7 @@ def test_a_row_counts_only_when_it_was_stored(ldm: LatentDiffusion, dataset: Mul
     cache = CandidateCache(cache_path(ldm, dataset, CONFIG, 0, STYLES), dataset, CONFIG)
     assert not cache.done.any()
     made = np.full((2, 2, 16, 16, 3), 7, dtype=np.uint8)
-    cache.store(np.array([4, 8]), made)
+    cache.store(np.array([4, 8]), made, np.array([1, 2]))
     again = CandidateCache(cache_path(ldm, dataset, CONFIG, 0, STYLES), dataset, CONFIG)
     assert np.flatnonzero(again.done).tolist() == [4, 8]
     assert (again.images[[4, 8]] == 7).all()

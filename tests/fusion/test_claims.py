@@ -33,7 +33,7 @@ def test_what_another_process_has_begun_is_waited_for_and_made_where_that_dies(
         with open_lock(cache.path.with_suffix(".claims")) as descriptor, claimed(descriptor, rows[:16]):
             os.write(begun, b".")
             time.sleep(0.5)
-            cache.store(stored, expected[:8])
+            cache.store(stored, expected[:8], plain.keys_of(np.arange(8)))
             time.sleep(0.2)
             os._exit(0)
     assert os.read(ready, 1) == b"."

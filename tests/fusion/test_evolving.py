@@ -19,7 +19,6 @@ from domainfusion.errors import Interrupted
 from domainfusion.fusion.evolving import evolve
 from domainfusion.fusion.style import fuse, split_style
 from domainfusion.interruption import stoppable
-from domainfusion.seeding import seed_hash
 
 WORDS = {"cat": "animal cat", "dog": "animal dog", "house": "building house"}
 CONFIG = GenerateConfig(candidates=3, steps=2, guidance=2.0, strength=(0.3, 0.5), style_divergence="gaussian", seed=4)
@@ -33,12 +32,10 @@ def image() -> np.ndarray:
 
 
 def literal_candidates(
-    ldm: LatentDiffusion, image: np.ndarray, number: int, record: dict[str, object], prompts: list[str]
+    ldm: LatentDiffusion, image: np.ndarray, record: dict[str, object], prompts: list[str]
 ) -> torch.Tensor:
     """(N, 3, 16, 16): candidates of a generation, from what its lineage tells and nothing else."""
-    seed = seed_hash("candidates", CONFIG.seed, number, 0)
-    assert record["seed"] == seed
-    noise = torch.randn(len(prompts), 4, 8, 8, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(len(prompts), 4, 8, 8, generator=torch.Generator().manual_seed(int(str(record["seed"]))))
     strengths = torch.full((1, len(prompts)), float(str(record["content_strength"])))
     return image_to_image(
         ldm, from_uint8(image)[None], prompts, strengths, noise=noise, candidates=len(prompts), steps=CONFIG.steps,
@@ -61,12 +58,13 @@ def test_each_generation_is_made_from_the_last(ldm: LatentDiffusion, image: np.n
         assert record["content_prompt"] in ("animal dog, flat", "animal dog, ink")
         assert 0.3 <= record["content_strength"] <= 0.5
         prompts = [str(record["content_prompt"])]
-        (expected,) = to_uint8(literal_candidates(ldm, before, generation.number, record, prompts))
+        (expected,) = to_uint8(literal_candidates(ldm, before, record, prompts))
         assert far(generation.images[0], expected) < 0.1
         if generation.number > 0:  # from the image itself it would be another
-            (fresh,) = to_uint8(literal_candidates(ldm, image, generation.number, record, prompts))
+            (fresh,) = to_uint8(literal_candidates(ldm, image, record, prompts))
             assert far(generation.images[0], fresh) > 1
         before = generation.images[0]
+    assert len({generation.lineage[0]["seed"] for generation in made}) == 3
     assert not cache.exists()
 
 
@@ -83,10 +81,10 @@ def test_the_classifier_chooses_the_content(ldm: LatentDiffusion, image: np.ndar
     first, second = evolve(ldm, image, "dog", WORDS, plain, generations=2, judge=judge, styles=("ink",))
     assert [len(images) for images in asked] == [1, 3, 1, 3]  # the image, then its candidates
     assert far(to_uint8(asked[2] * 2 - 1)[0], first.images[0]) == 0
-    for number, (generation, before) in enumerate([(first, image), (second, first.images[0])]):
+    for generation, before in ((first, image), (second, first.images[0])):
         record = generation.lineage[0]
         assert record["content_candidate"] == 2
-        candidates = literal_candidates(ldm, before, number, record, ["animal dog"] * 3)
+        candidates = literal_candidates(ldm, before, record, ["animal dog"] * 3)
         content, mean, std = split_style(candidates)
         style = record["style_candidate"]
         assert far(generation.images[0], to_uint8(fuse(content[2], mean[style], std[style]))) < 0.1

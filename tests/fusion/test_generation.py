@@ -14,12 +14,12 @@ from domainfusion.config import GenerateConfig
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.diffusion.image_to_image import image_to_image
 from domainfusion.diffusion.ldm import LatentDiffusion
-from domainfusion.fusion.candidates import candidates_of, recipe
+from domainfusion.fusion.candidates import candidates_of, recipes_of
 from domainfusion.fusion.generation import make_generation
 from domainfusion.fusion.synthetic import Generation
 
 ROWS = np.array([0, 1, 13, 25, 37, 50, 62, 75, 88, 100, 101, 107])
-CONFIG = GenerateConfig(candidates=3, steps=3, batch_size=16, guidance=2.0)
+CONFIG = GenerateConfig(candidates=3, steps=3, batch_size=16, guidance=2.0, seed=2)
 
 
 def judge(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -112,7 +112,7 @@ def test_lineage_leads_back_to_the_images(ldm: LatentDiffusion, dataset: MultiDo
 def test_lineage_names_prompt_and_strength_of_each_candidate(ldm: LatentDiffusion, dataset: MultiDomainDataset) -> None:
     generation = run(ldm, dataset)
     for row, record in zip(ROWS, generation.lineage, strict=True):
-        made = recipe(dataset, int(row), CONFIG, 0, ("flat", "ink"))
+        made = recipes_of(dataset, np.array([row]), CONFIG, 0, ("flat", "ink"))[0]
         assert record["seed"] == made.seed
         for part in ("content", "style"):
             assert record[f"{part}_prompt"] == made.prompts[record[f"{part}_candidate"]]

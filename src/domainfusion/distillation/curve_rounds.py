@@ -17,9 +17,9 @@ import dataclasses
 import numpy as np
 import torch
 
+from domainfusion.data.content import image_keys
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.data.transforms import from_uint8, resize
-from domainfusion.distillation.content import image_keys
 from domainfusion.distillation.corruption import degrade
 from domainfusion.distillation.slopes import Draws, SlopeEstimator, draw
 from domainfusion.interruption import check

@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 from domainfusion.config import DistillConfig, TrainConfig
 from domainfusion.config_files import plain_values
+from domainfusion.data.content import row_keys
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
-from domainfusion.distillation.content import row_keys
 from domainfusion.distillation.curve_rounds import GRID, KNOTS, curves_of
 from domainfusion.distillation.shards import SHARD, ShardedTable
 from domainfusion.distillation.slopes import SlopeEstimator

@@ -29,10 +29,10 @@ from tqdm import tqdm
 
 from domainfusion.config import AuditConfig, DistillConfig
 from domainfusion.config_files import plain_values
+from domainfusion.data.content import image_keys, row_keys
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.data.transforms import from_uint8, resize
 from domainfusion.diffusion.ldm import LatentDiffusion
-from domainfusion.distillation.content import image_keys, row_keys
 from domainfusion.distillation.corruption import degrade
 from domainfusion.distillation.shards import SHARD, ShardedTable
 from domainfusion.distillation.slopes import SlopeEstimator, draw

@@ -31,7 +31,7 @@ from domainfusion.distillation.curves import CurveStore, reads_curves
 from domainfusion.errors import DataError, LDMError
 from domainfusion.experiments.runs import build_algorithm, context_of
 from domainfusion.files import cache_folder
-from domainfusion.fusion.candidate_cache import cache_path, cached_rows
+from domainfusion.fusion.candidate_cache import cache_path, cached_anywhere
 from domainfusion.fusion.generation import make_generation
 from domainfusion.registry import ALGORITHMS
 from domainfusion.training.evaluation import evaluate
@@ -216,7 +216,7 @@ def _time_generations(algorithm: DomainFusion, plan: Plan) -> None:
     cached, size = 0, len(context.dataset) * generate.candidates * context.dataset.images[0].nbytes
     for number in range(1 if config.generate.updating else generations):  # those made of the stored images
         path = cache_path(algorithm.ldm, context.dataset, generate, number, algorithm.styles)
-        cached += int(cached_rows(path, len(context.dataset))[rows].sum())
+        cached += int(cached_anywhere(path, context.dataset, rows).sum())
         if not path.exists():
             plan.bytes["candidates_cache"] = plan.bytes.get("candidates_cache", 0) + size
     plan.counts["cached_images"] = cached * generate.candidates

@@ -32,7 +32,7 @@ from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.errors import FileError, show_note
 from domainfusion.files import write_json
-from domainfusion.fusion.candidate_cache import cache_paths, cached_rows
+from domainfusion.fusion.candidate_cache import cache_paths, cached_anywhere
 from domainfusion.fusion.worker_decision import Decision, threads_to_share
 
 GRACE = 5.0  # seconds that a worker has to end; it needs none
@@ -60,7 +60,7 @@ class Order:
         config = config.needed()
         paths = cache_paths(ldm, dataset, config, numbers, styles)
         shares = {
-            number: 1 - float(cached_rows(path, len(dataset))[rows].mean())
+            number: 1 - float(cached_anywhere(path, dataset, rows).mean())
             for number, path in zip(numbers, paths, strict=True)
         }
         files = {number: path for number, path in zip(numbers, paths, strict=True) if shares[number]}

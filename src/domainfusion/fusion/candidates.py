@@ -1,7 +1,8 @@
 """Candidates of images, made by the LDM or taken from the cache that runs share (`candidate_cache`).
 
-Processes that ask for the same rows at the same time share the making of them, and runs with fewer candidates take
-theirs from those of runs with more, which begin with the same ones. Candidates of a synthetic image (`updating`, from
+Processes that ask for the same rows at the same time share the making of them. What other data sets have of the same
+images is taken over, and runs with fewer candidates take theirs from those of runs with more, which begin with the same
+ones. Candidates of a synthetic image (`updating`, from
 the second generation on) belong to their run and are not kept.
 """
 
@@ -22,7 +23,7 @@ from domainfusion.data.transforms import from_uint8, resize, to_uint8
 from domainfusion.diffusion.image_to_image import image_to_image
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.prompts import compose_prompts
-from domainfusion.fusion.candidate_cache import CandidateCache, cache_file, cache_path, cached_rows
+from domainfusion.fusion.candidate_cache import CandidateCache, cache_file, cache_path, cached_rows, candidate_keys
 from domainfusion.interruption import check
 from domainfusion.locks import open_lock
 from domainfusion.memory import halve_until_it_fits
@@ -34,27 +35,34 @@ PAUSE = 0.2  # seconds between two looks at what another process is at
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How the candidates of one image are made: a function of (seed, generation, row), however rows are batched."""
+    """How the candidates of one image are made: a function of (seed, generation, image, class), however batched."""
 
     prompts: list[str]  # N
     strengths: torch.Tensor  # (N,)
     seed: int  # of the noise
 
 
-def recipe(
-    dataset: MultiDomainDataset, row: int, config: GenerateConfig, number: int, styles: tuple[str, ...]
-) -> Recipe:
-    """The recipe of row `row` in generation `number`.
+def recipes_of(
+    dataset: MultiDomainDataset, rows: np.ndarray, config: GenerateConfig, number: int, styles: tuple[str, ...],
+    keys: np.ndarray | None = None,
+) -> list[Recipe]:  # fmt: skip
+    """The recipes of rows (n,) in generation `number`; an image has the same one in every data set.
 
     All candidates of an image share one strength: with a strength each, the sampling strategy would compare near copies
     with far ones, and take the copies.
+
+    Args:
+        keys: (n,) the `candidate_keys` of `rows`, where they are known.
     """
-    rng = derive_numpy_rng("prompts", config.seed, number, int(row))
-    labels = np.repeat(dataset.labels[row], config.candidates)
-    low, high = config.strength
-    strengths = torch.full((config.candidates,), round(rng.uniform(low, high), 4))  # as the lineage records it
-    prompts = compose_prompts(dataset.words(), labels, config, styles, rng)
-    return Recipe(prompts, strengths, seed_hash("candidates", config.seed, number, int(row)))
+    recipes = []
+    for row, key in zip(rows, (candidate_keys(dataset, rows) if keys is None else keys).tolist(), strict=True):
+        rng = derive_numpy_rng("prompts", config.seed, number, key)
+        labels = np.repeat(dataset.labels[row], config.candidates)
+        strength = round(rng.uniform(*config.strength), 4)  # as the lineage records it
+        prompts = compose_prompts(dataset.words(), labels, config, styles, rng)
+        noise = seed_hash("candidates", config.seed, number, key)
+        recipes.append(Recipe(prompts, torch.full((config.candidates,), strength), noise))
+    return recipes
 
 
 def noise_of(ldm: LatentDiffusion, item: Recipe, config: GenerateConfig) -> torch.Tensor:
@@ -96,6 +104,7 @@ class Making:
         self.ldm, self.dataset, self.rows, self.config = ldm, dataset, rows, config
         self.number, self.styles, self.current = number, styles, current
         self.at_once = config.batch_size  # fewer when memory has run out
+        self._keys, self._known = np.zeros(len(rows), dtype=np.int64), np.zeros(len(rows), dtype=bool)
 
     def parts(self) -> list[slice]:
         """Positions that are made in one call, a few full batches each."""
@@ -105,11 +114,22 @@ class Making:
     def recipes(self, positions: np.ndarray) -> list[Recipe]:
         """The recipe of each of `positions` (b,)."""
         rows = self.rows[positions]
-        return [recipe(self.dataset, int(row), self.config, self.number, self.styles) for row in rows]
+        return recipes_of(self.dataset, rows, self.config, self.number, self.styles, self.keys_of(positions))
+
+    def keys_of(self, positions: np.ndarray, images: np.ndarray | None = None) -> np.ndarray:
+        """(b,) the keys of `positions` (b,); their stored `images`, read if not given, are looked at once."""
+        if not self._known[positions].all():
+            self._keys[positions] = candidate_keys(self.dataset, self.rows[positions], images)
+            self._known[positions] = True
+        return self._keys[positions]
 
     def make(self, positions: np.ndarray) -> np.ndarray:
         """Candidates (b, N, S, S, 3) uint8 of `positions` (b,)."""
-        images = self.dataset.images[self.rows[positions]] if self.current is None else self.current[positions]
+        if self.current is None:
+            images = self.dataset.images[self.rows[positions]]
+            self.keys_of(positions, images)
+        else:
+            images = self.current[positions]
         pixels, recipes = from_uint8(images), self.recipes(positions)
 
         def make(size: int) -> torch.Tensor:
@@ -127,6 +147,7 @@ class Making:
         bar = tqdm(total=len(self.rows), desc=f"generation {self.number}", unit="image", disable=not progress)
         waiting = [np.arange(part.start, part.stop) for part in self.parts()]
         looked_through = False  # whether what was there at first has been compared with its checksums
+        cache.take_over(self.rows)
         with open_lock(cache.path.with_suffix(".claims")) as descriptor, bar:
             self.borrow(cache, descriptor)
             while waiting:
@@ -139,7 +160,7 @@ class Making:
                         wanted = missing[ours]
                         wanted = wanted[~cache.done[self.rows[wanted]]]  # not stored by another a moment ago
                         if len(wanted):
-                            cache.store(self.rows[wanted], self.make(wanted))
+                            cache.store(self.rows[wanted], self.make(wanted), self.keys_of(wanted))
                     left = missing[~ours]
                     bar.update(len(positions) - len(left))
                     if len(left):
@@ -150,6 +171,7 @@ class Making:
                     bar.set_postfix_str("waiting for another process")
                     time.sleep(PAUSE)
                 waiting, looked_through = busy, True
+        self._keys[:], self._known[:] = cache.keys[self.rows], True
 
     def borrow(self, cache: CandidateCache, descriptor: int) -> None:
         """Copy into `cache` what it lacks and a cache of more candidates has: an image's candidates are drawn in turn,
@@ -172,12 +194,15 @@ class Making:
                 with claimed(descriptor, part) as ours:
                     part = part[ours]
                     part = part[~cache.done[part]]  # not stored by another a moment ago
-                    cache.store(part, np.array(lender.images[part, : self.config.candidates]))
+                    cache.store(part, np.array(lender.images[part, : self.config.candidates]), lender.keys[part])
             missing = missing[~cache.done[missing]]
 
     def _begins_alike(self, row: int, larger: GenerateConfig) -> bool:
         """Whether the first candidates of `larger` have the prompts and the noise of this making's."""
-        ours, theirs = (recipe(self.dataset, row, config, self.number, self.styles) for config in (self.config, larger))
+        rows = np.array([row])
+        ours, theirs = (
+            recipes_of(self.dataset, rows, config, self.number, self.styles)[0] for config in (self.config, larger)
+        )
         count = self.config.candidates
         noise, more = noise_of(self.ldm, ours, self.config), noise_of(self.ldm, theirs, larger)
         return ours.prompts == theirs.prompts[:count] and torch.equal(noise, more[:count])

@@ -33,7 +33,7 @@ from domainfusion.errors import DomainFusionError
 from domainfusion.experiments.generating import candidates_address, candidates_part
 from domainfusion.experiments.tabulating import curve_store, tabulate_part
 from domainfusion.files import cache_folder, hash_of
-from domainfusion.fusion.candidate_cache import SHAPING, CandidateCache, cached_rows
+from domainfusion.fusion.candidate_cache import SHAPING, CandidateCache, cached_rows, candidate_keys
 from domainfusion.fusion.schedule import generations_due
 from domainfusion.interruption import check
 from domainfusion.registry import ALGORITHMS
@@ -106,11 +106,15 @@ def candidate_parts(job: Job, dataset: MultiDomainDataset, address: str) -> list
     if not len(missing):
         return []
     cache = CandidateCache(path, dataset, job.config.generate.needed())
+    cache.take_over(missing)
+    missing = missing[~cache.done[missing]]
+    if not len(missing):
+        return []
     each = int(np.prod(cache.images.shape[1:]))
     size = max(1, min(PART, PART_BYTES // each))
 
     def keep(rows: np.ndarray) -> Callable[[Any], None]:
-        return lambda found: cache.store(rows, found)
+        return lambda found: cache.store(rows, found, candidate_keys(dataset, rows))
 
     return [
         Part(candidates_part, (job.data, job.config, job.number, rows), keep(rows))
