@@ -15,6 +15,8 @@ import pytest
 from domainbed_scripts import load_records, selected, table
 from domainfusion.cli import run
 from domainfusion.errors import FileError
+from domainfusion.files import write_text
+from domainfusion.results import domainbed_layout
 from domainfusion.results.collect import collect
 from domainfusion.results.domainbed import read_records
 from domainfusion.results.domainbed_layout import lay_out
@@ -111,6 +113,29 @@ def test_a_second_time_replaces_what_was_laid_out(benchmark: Path, tmp_path: Pat
     with pytest.raises(FileError, match="is not collected any more"):
         lay_out(read_records([benchmark / "domainfusion"]).records, output)
     assert (mine / "notes.txt").exists()
+
+
+def test_what_an_interruption_leaves_is_replaced_too(
+    benchmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, records = tmp_path / "for-domainbed", read_records([benchmark / "erm"]).records
+    written = 0
+
+    def until_the_disk_is_full(path: Path, text: str) -> None:
+        nonlocal written
+        written += 1
+        if written > 9:
+            raise FileError("the disk is full")
+        write_text(path, text)
+
+    with monkeypatch.context() as full:
+        full.setattr(domainbed_layout, "write_text", until_the_disk_is_full)
+        with pytest.raises(FileError, match="the disk is full"):
+            lay_out(records, output)
+    domainbed_layout.check_output(output, [benchmark])  # it is known as ours
+    few = [r for r in records if r["args"]["test_envs"] == [3]]
+    lay_out(few, output)
+    assert {tuple(r["args"]["test_envs"]) for r in load_records(output)} == {(3,)}
 
 
 def test_folders_in_which_it_would_do_harm_are_refused(

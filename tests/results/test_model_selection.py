@@ -13,7 +13,7 @@ import pytest
 from domainfusion.cli import run
 from domainfusion.results.collect import collect, format_mean, tables_json, tables_text
 from domainfusion.results.domainbed import read_records
-from domainfusion.results.model_selection import METHODS, group_records, select
+from domainfusion.results.model_selection import METHODS, draw_order, group_records, select
 
 DOMAINS = 4
 
@@ -90,11 +90,28 @@ def test_of_equals_the_last_draw_and_its_first_step_count(method: str) -> None:
     assert found.test == (10_000 + found.step) / 20000
 
 
+def test_draws_without_a_seed_come_last() -> None:
+    assert sorted([10, "{}", 9, '{"lr": 1}'], key=draw_order) == [9, 10, '{"lr": 1}', "{}"]
+
+
 def test_leave_one_domain_out_needs_every_pair(sweep: list[dict[str, Any]]) -> None:
     records = [r for r in sweep if sorted(r["args"]["test_envs"]) != [1, 2]]
     groups = group_records(records)
     assert select(groups["PACS", "ERM", 1, 0], "leave-one-domain-out") is None
     assert select(groups["PACS", "ERM", 3, 0], "leave-one-domain-out") is not None
+
+
+def test_leave_one_domain_out_passes_over_a_step_that_two_runs_have() -> None:
+    """As in DomainBed: which of them the other runs belong to cannot be told."""
+    rng = np.random.default_rng(4)
+    whole = [record(rng, targets, step=step) for step in (0, 300) for targets in ([0], [0, 1], [0, 2], [0, 3])]
+    best = select(whole, "leave-one-domain-out")
+    assert best is not None
+    again = record(rng, [0], step=best.step)
+    found = select([*whole, again], "leave-one-domain-out")
+    assert found is not None
+    assert found.step == 300 - best.step
+    assert select([*whole, again, record(rng, [0], step=found.step)], "leave-one-domain-out") is None
 
 
 def write(folder: Path, records: list[dict[str, Any]], tail: str = "") -> None:
@@ -158,6 +175,16 @@ def test_lines_cut_short_or_broken_are_noted(sweep: list[dict[str, Any]], tmp_pa
     assert [note.split(": ", 1)[1].split("(")[0].strip() for note in found.notes] == [
         "cut short; left out", "no record", "cut short; left out",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [85.0, -0.1, True, "0.5", None])
+def test_an_accuracy_that_is_no_share_is_no_record(tmp_path: Path, value: object) -> None:
+    """A per cent would be the best validation of all."""
+    good = record(np.random.default_rng(0), [0])
+    write(tmp_path / "a", [good | {"env1_out_acc": value}, good])
+    found = read_records([tmp_path])
+    assert len(found.records) == 1
+    assert [f"env1_out_acc is {value!r}" in note for note in found.notes] == [True]
 
 
 def test_records_of_swad_are_read(tmp_path: Path) -> None:
