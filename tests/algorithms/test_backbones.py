@@ -64,6 +64,24 @@ def test_other_names_are_refused_with_the_nearest(name: str, message: str) -> No
         build_backbone(TrainConfig(backbone=name))
 
 
+@pytest.mark.parametrize("name", ["test_resnet.r160_in1k", "torchvision:resnet18"])
+def test_published_weights_are_asked_for_where_no_others_are_about_to_be_loaded(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run's model is used where there is no network connection."""
+    import timm
+    from torchvision import models
+
+    asked = []
+    create, get = timm.create_model, models.get_model
+    monkeypatch.setattr(timm, "create_model", lambda n, *, pretrained, **o: asked.append(pretrained) or create(n, **o))
+    monkeypatch.setattr(models, "get_model", lambda n, *, weights: asked.append(weights is not None) or get(n))
+    for initialize in (True, False):
+        build_backbone(TrainConfig(backbone=name, pretrained=True), initialize=initialize)
+    build_backbone(TrainConfig(backbone=name))
+    assert asked == [True, False, False]
+
+
 @pytest.fixture(scope="module")
 def state() -> dict[str, torch.Tensor]:
     """A whole classifier's weights, its last layer among them."""

@@ -78,8 +78,8 @@ def test_statistics_are_taken_in_full_precision(make_algorithm: Make, monkeypatc
     with torch.autocast("cpu", torch.bfloat16):
         found = algorithm.losses(batch)["coral_loss"].item()
     assert found == pytest.approx(
-        literal_distance(features[:6].double().numpy(), features[6:].double().numpy()), rel=1e-3
-    )
+        literal_distance(features[:6].double().numpy(), features[6:].double().numpy()), rel=1e-4
+    )  # products of centred features in bfloat16 are 8e-4 off
 
 
 def test_too_few_domains_or_images_are_refused(

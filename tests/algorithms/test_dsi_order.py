@@ -40,6 +40,13 @@ def test_the_confidence_order_is_the_literal_loops(
     assert asked == [(s, left) for s, left in needed if left]
 
 
+def test_a_confidence_equal_to_the_threshold_is_not_enough() -> None:
+    """It is to exceed it; of equal logits of two classes it is 0.5 exactly."""
+    plain, made = torch.zeros(1, 2), torch.tensor([[[4.0, 0.0]]])
+    logits, accepted = choose_logits(plain, lambda number, waiting: made, DSIConfig(starts=(0.1,), threshold=0.5))
+    assert (logits.tolist(), accepted.tolist()) == ([[2.0, 0.0]], [1])
+
+
 def test_a_threshold_below_chance_takes_every_image_as_it_is() -> None:
     """The threshold of the authors' README, 0.1, is below 1/7: on PACS nothing is ever translated."""
     plain = torch.randn(20, 7, generator=torch.Generator().manual_seed(0)) * 0.01

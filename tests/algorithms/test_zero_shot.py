@@ -229,6 +229,22 @@ def test_one_class_and_numbers_that_are_none_are_refused(
         DiffusionClassifier(ldm, PROMPTS, STAGED).classify(images[2:], [9])
 
 
+def test_one_number_that_is_none_is_refused(
+    ldm: LatentDiffusion, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One class in one draw: its mean would be NaN, and the order of the others by chance."""
+    predict = ldm.predict_noise
+
+    def once(z: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        found = predict(z, t, c)
+        found[-1, 0, 0, 0] = torch.nan
+        return found
+
+    monkeypatch.setattr(ldm, "predict_noise", once)
+    with pytest.raises(LDMError, match="image 9 is not finite"):
+        DiffusionClassifier(ldm, PROMPTS, STAGED).classify(images[2:], [9])
+
+
 @pytest.mark.parametrize(
     ("classes", "samples", "keep"),
     [
