@@ -33,6 +33,7 @@ class Server:
     cut: int | None = None  # bytes after which each connection breaks off
     fail: int = 0  # requests to answer with 503 first
     length: bool = True
+    ahead: int = 0  # bytes by which what is sent begins after what was asked for
     requests: list[tuple[str, str | None, int]] = dataclasses.field(default_factory=list)  # path, range, status
 
 
@@ -53,7 +54,7 @@ def server() -> Iterator[Server]:
             start = 0
             same = self.headers.get("If-Range") in (None, state.etag)
             if wanted and state.ranges and same:
-                start = int(wanted.removeprefix("bytes=").rstrip("-"))
+                start = int(wanted.removeprefix("bytes=").rstrip("-")) + state.ahead
                 if start >= len(data):
                     return self.answer(416, b"", wanted, {"Content-Range": f"bytes */{len(data)}"})
                 span = {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
@@ -113,11 +114,29 @@ def test_broken_connections_are_taken_up_again(server: Server, tmp_path: Path) -
     ]  # fmt: skip
 
 
+def test_a_server_that_is_busy_is_given_more_and_more_time(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(downloads.time, "sleep", waited.append)
+    server.fail = 3
+    fetch(Remote(f"{server.url}/file.zip"), tmp_path / "file.zip", wait=0.5, progress=False)
+    assert waited == [0.5, 1.0, 2.0]
+
+
 def test_a_server_without_ranges_sends_it_whole(server: Server, tmp_path: Path) -> None:
     server.ranges = False
     (tmp_path / "file.zip.part").write_bytes(OTHER[:100_000])
     get(server, tmp_path / "file.zip")
     assert (tmp_path / "file.zip").read_bytes() == DATA
+
+
+def test_what_does_not_follow_on_what_is_there_is_not_put_behind_it(server: Server, tmp_path: Path) -> None:
+    server.ahead = 10
+    (tmp_path / "file.zip.part").write_bytes(DATA[:100_000])
+    with pytest.raises(DataError, match="has the MD5"):
+        get(server, tmp_path / "file.zip", md5=hashlib.md5(DATA).hexdigest())
+    assert (tmp_path / "file.zip.wrong").read_bytes() == DATA[100_010:]  # begun anew with what came
 
 
 def test_a_file_that_changed_meanwhile_is_loaded_anew(server: Server, tmp_path: Path) -> None:

@@ -81,6 +81,18 @@ def test_a_changed_copy_is_found_and_nothing_else(how: str) -> None:
     assert not look_alike(shrink(pixels(originals[10:20]), SMALL), shrink(copies, SMALL)).any()
 
 
+def test_how_unlike_one_picture_may_be() -> None:
+    """A mean difference of 8 of 255, and a correlation of 0.95."""
+    columns = np.tile([1.0, -1.0], SMALL // 2)
+    pattern = np.broadcast_to(columns[None, :, None], (SMALL, SMALL, 3))  # two that have nothing in common
+    other = np.broadcast_to(columns[:, None, None], (SMALL, SMALL, 3))
+    for step, same in ((7.9, True), (8.1, False)):
+        assert look_alike((100 + 50 * pattern)[None], (100 + step + 50 * pattern)[None]).tolist() == [same]
+    for share, same in ((0.96, True), (0.94, False)):
+        blend = share * pattern + np.sqrt(1 - share**2) * other
+        assert look_alike((100 + 4 * pattern)[None], (100 + 4 * blend)[None]).tolist() == [same]
+
+
 def test_pairs_are_those_of_all_comparisons() -> None:
     rng = np.random.default_rng(0)
     first = rng.integers(1, 2**63, 60, dtype=np.uint64)

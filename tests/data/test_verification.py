@@ -196,6 +196,7 @@ def test_equal_pictures_leak_or_contradict(make_image_folder: Callable[..., Path
     assert "1 in photo and sketch" in only(state, "leak").message
     assert only(state, "two-labels").where == ("photo/cat/03.png = photo/house/again.png",)
     assert only(state, "repeated").where == ("cartoon/cat/01.png = cartoon/cat/twice.png",)
+    assert only(state, "repeated").message == "1 image more of the same picture, domain and class"
     assert check(root, quick=True).ok
 
 
