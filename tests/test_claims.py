@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 from pathlib import Path
@@ -94,3 +96,18 @@ def test_a_signal_ends_the_wait(tmp_path: Path, held: int, monkeypatch: pytest.M
         signal.signal(signal.SIGALRM, before)
         os.kill(held, signal.SIGKILL)
         os.waitpid(held, 0)
+
+
+def test_a_file_system_without_locks_gives_everybody_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trouble = errno.ENOLCK
+
+    def refuse(*_: object) -> None:
+        raise OSError(trouble, os.strerror(trouble))
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    assert list(claim_each(tmp_path / "claims", [1, 2])) == [1, 2]
+    trouble = errno.EIO  # another trouble is one
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        next(claim_each(tmp_path / "claims", [1, 2]))

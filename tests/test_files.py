@@ -17,6 +17,7 @@ from domainfusion.files import (
     check_writable,
     hash_of,
     hash_of_file,
+    keep_also,
     make_folder,
     read_json,
     reserve,
@@ -130,6 +131,37 @@ def test_a_failing_disk_is_named_with_a_remedy(tmp_path: Path, number: int, reme
         write()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["text.txt"]
+
+
+def test_what_is_written_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power cut a file system may know a new name, and not yet what is under it."""
+    path, seen, fsync = tmp_path / "text.txt", [], os.fsync
+
+    def flush(descriptor: int) -> None:
+        seen.append((os.pread(descriptor, 100, 0), path.exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    write_text(path, "new")
+    assert seen == [(b"new", False)]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_is_also_kept_under_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    path, other = tmp_path / "last", tmp_path / "previous"
+
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    if not links:
+        monkeypatch.setattr(os, "link", unsupported)
+    path.write_text("first")
+    other.write_text("older")
+    keep_also(path, other)
+    assert (path.read_text(), other.read_text()) == ("first", "first")
+    write_text(path, "second")
+    assert other.read_text() == "first"
+    assert sorted(os.listdir(tmp_path)) == ["last", "previous"]
 
 
 json_values = st.recursive(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from domainfusion import json_lines
 from domainfusion.errors import FileError
 from domainfusion.json_lines import append_json_line, append_whole_lines, read_json_lines
 
@@ -60,3 +64,25 @@ def test_writers_at_the_same_time_lose_no_line(tmp_path: Path) -> None:
     assert {(r["writer"], r["number"]) for r in records[1:]} == {(w, n) for w in range(4) for n in range(25)}
     assert len(records) == 101
     assert path.read_text().endswith("\n")
+
+
+def test_whole_lines_are_on_disk_before_another_writer_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, seen = tmp_path / "lines.jsonl", []
+    locked, fsync = json_lines.locked, os.fsync
+
+    @contextlib.contextmanager
+    def watched(lock: Path) -> Iterator[None]:
+        with locked(lock):
+            seen.append(("locked", path.exists() and path.read_text()))
+            yield
+            seen.append(("free", path.read_text()))
+
+    def flush(descriptor: int) -> None:
+        seen.append(("flushed", path.read_text()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(json_lines, "locked", watched)
+    monkeypatch.setattr(os, "fsync", flush)
+    append_whole_lines(path, [{"a": 1}, {"a": 2}])
+    whole = '{"a": 1}\n{"a": 2}\n'
+    assert seen == [("locked", False), ("flushed", whole), ("free", whole)]

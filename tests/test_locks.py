@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,19 @@ def test_a_lock_is_waited_for(tmp_path: Path) -> None:
 def test_a_lock_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "lock").mkdir()
     with pytest.raises(FileError, match=r"cannot lock .*lock: Is a directory"), locked(tmp_path / "lock"):
+        pass
+
+
+def test_a_folder_is_for_one_at_a_time_and_who_it_is_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").write_text("123456789012")  # of a process before
+    with (
+        exclusive(tmp_path / "run"),
+        pytest.raises(Busy, match=rf"process {os.getpid()} is at work in .*run: wait for it"),
+        exclusive(tmp_path / "run"),
+    ):
+        pass
+    with exclusive(tmp_path / "run"):
         pass
 
 

@@ -1,11 +1,11 @@
-"""Memory that a run's records tell of."""
+"""Memory that a run's records tell of, and work in smaller parts where it runs out."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from domainfusion.memory import peak_gpu_memory
+from domainfusion.memory import halve_until_it_fits, peak_gpu_memory
 
 
 def test_peak_memory_is_in_gib_of_the_runs_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,3 +23,32 @@ def test_peak_memory_stays_when_tensors_go() -> None:
     tensor = torch.zeros(2**28, device=device)  # 1 GiB
     del tensor
     assert peak_gpu_memory(device) >= max(before, 1.0)
+
+
+def test_work_is_halved_until_it_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    tried = []
+
+    def work(size: int) -> str:
+        tried.append(size)
+        if size > 3:
+            raise MemoryError
+        return "done"
+
+    assert halve_until_it_fits(work, 14, "drawing") == ("done", 3)
+    assert tried == [14, 7, 3]
+    assert "out of memory in drawing: 3 at once from here on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), torch.OutOfMemoryError("of a single image")])
+def test_other_errors_and_those_of_a_single_thing_are_let_through(error: RuntimeError) -> None:
+    tried = []
+
+    def work(size: int) -> None:
+        tried.append(size)
+        if size == 1 or not isinstance(error, torch.OutOfMemoryError):
+            raise error
+        raise MemoryError
+
+    with pytest.raises(RuntimeError, match=str(error)):
+        halve_until_it_fits(work, 4, "drawing")
+    assert tried == ([4, 2, 1] if isinstance(error, torch.OutOfMemoryError) else [4])

@@ -130,6 +130,18 @@ def test_any_flipped_bit_is_noticed(stored: Path) -> None:
     assert unnoticed == []
 
 
+@pytest.mark.parametrize("change", [("I64", "F64"), ('"shape":[4]', '"shape":[2,2]')], ids=["type", "shape"])
+def test_the_same_bytes_as_another_type_or_shape_are_noticed(tmp_path: Path, change: tuple[str, str]) -> None:
+    path = tmp_path / "state.safetensors"
+    save_state(path, torch.arange(4))
+    whole = path.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header = whole[8 : 8 + length].replace(*(part.encode() for part in change)).strip()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + whole[8 + length :])
+    with pytest.raises(FileError, match="its checksum does not fit"):
+        load_state(path)
+
+
 def test_a_safetensors_file_of_another_program_is_refused(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 

@@ -14,7 +14,7 @@ from domainfusion.data.domains import MultiDomainDataset, load_folder
 from domainfusion.diffusion.image_to_image import image_to_image
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.fusion import candidates as module
-from domainfusion.fusion.candidate_cache import CandidateCache, cache_path
+from domainfusion.fusion.candidate_cache import CandidateCache, cache_path, cached_rows
 from domainfusion.fusion.candidates import Recipe, candidates_of, from_uint8, recipes_of, to_uint8
 
 CONFIG = GenerateConfig(candidates=2, steps=3, batch_size=4)
@@ -81,6 +81,15 @@ def test_pixels_survive_the_round_trip() -> None:
     assert (floats.min(), floats.max()) == (-1, 1)
     assert np.array_equal(to_uint8(floats), images)
     assert np.array_equal(to_uint8(floats * 1.5), np.clip(np.round((images / 127.5 - 1) * 191.25 + 127.5), 0, 255))
+
+
+def test_of_a_file_that_was_deleted_to_free_space_nothing_is_there(dataset: MultiDomainDataset, cache: Path) -> None:
+    path = cache / "candidates" / "key.npy"
+    CandidateCache(path, dataset, CONFIG).store(np.array([3]), np.ones((1, 2, 16, 16, 3), dtype=np.uint8))
+    assert cached_rows(path, len(dataset)).nonzero()[0].tolist() == [3]
+    path.unlink()
+    assert not CandidateCache(path, dataset, CONFIG).done.any()
+    assert not cached_rows(path, len(dataset)).any()
 
 
 def test_candidates_are_image_to_image_from_their_recipes(ldm: LatentDiffusion, dataset: MultiDomainDataset) -> None:

@@ -38,6 +38,12 @@ def test_what_is_stored_is_there_for_the_next(path: Path) -> None:
     assert len(ImageCache(path, COUNT, 2, 4).missing(places)) == 3
 
 
+def test_the_space_is_taken_when_the_array_is_made(path: Path) -> None:
+    """A mapped file with holes ends the process with a bus error where the disk fills up."""
+    images = ImageCache(path, COUNT, 1, 32).images
+    assert path.stat().st_blocks * 512 >= images.nbytes > 500_000
+
+
 def test_claims_are_blocks_of_what_is_missing(path: Path) -> None:
     cache = ImageCache(path, COUNT, 1, 4)
     cache.store(np.array([1, 65]), np.zeros((2, 1, 4, 4, 3), dtype=np.uint8), 0.0)

@@ -62,6 +62,31 @@ def fail_above(patch: pytest.MonkeyPatch, most: int, error: BaseException, train
     return seen
 
 
+def test_a_failed_attempt_leaves_nothing_behind(images: Path, tmp_path: Path) -> None:
+    """Group DRO's weights are a buffer, as BatchNorm's averages are: both would have moved twice."""
+    config = dataclasses.replace(CONFIG, algorithm="groupdro")
+    algorithm = build_algorithm(build_context(str(images), config, tmp_path / "run", progress=False))
+    before = [buffer.clone() for buffer in algorithm.buffers()]
+    assert {tuple(buffer.shape) for buffer in before} >= {(2,)}
+    sizes = []
+
+    def work() -> None:
+        assert all(torch.equal(*pair) for pair in zip(algorithm.buffers(), before, strict=True))
+        assert all(parameter.grad is None for parameter in algorithm.parameters())
+        sizes.append(algorithm.classifier.portion)
+        algorithm.classifier.most_at_once = 12 // len(sizes)
+        with torch.no_grad():
+            for buffer in algorithm.buffers():
+                buffer.add_(1)
+        for parameter in algorithm.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        if len(sizes) < 3:
+            raise MemoryError
+
+    Portions(algorithm).attempt(work, 0)
+    assert sizes == [0, 6, 3]
+
+
 def gradients(algorithm: Any, portion: int) -> dict[str, torch.Tensor]:
     algorithm = copy.deepcopy(algorithm)
     algorithm.classifier.portion = portion
