@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from domainfusion.algorithms.diffusion_classifier import DiffusionClassifier
+from domainfusion.algorithms.diffusion_net import DiffusionNet
 from domainfusion.algorithms.zero_shot import Scores
-from domainfusion.experiments.zero_shot import ScoreStore
+from domainfusion.data.domains import load_dataset
+from domainfusion.experiments.zero_shot import ScoreStore, score_store
+from zero_shot_runs import changed, zero_shot_config
 
 CLAIM = """
 import sys
@@ -32,6 +38,23 @@ def test_images_that_another_process_is_at_are_left_to_it_until_it_is_killed(cac
             other.kill()
             mine.wait(3)
             assert list(mine.claim([3, 7])) == [3, 7]
+
+
+def test_scores_are_those_of_method_images_prompts_and_precision(
+    tiny_pipeline: Path, image_folder: Path, cache: Path
+) -> None:
+    config = zero_shot_config(tiny_pipeline)
+    dataset = load_dataset(str(image_folder), config.data)
+    others = [
+        score_store(DiffusionNet, dataset, config, torch.float32),
+        score_store(DiffusionClassifier, dataclasses.replace(dataset, fingerprint="other"), config, torch.float32),
+        score_store(DiffusionClassifier, dataclasses.replace(dataset, class_words=tuple("abc")), config, torch.float32),
+        score_store(DiffusionClassifier, dataset, config, torch.bfloat16),
+        score_store(DiffusionClassifier, dataset, changed(config, samples=(2, 5)), torch.float32),
+    ]
+    own = score_store(DiffusionClassifier, dataset, dataclasses.replace(config, seed=8, lr=0.5), torch.float32)
+    assert own.path == score_store(DiffusionClassifier, dataset, config, torch.float32).path
+    assert len({own.path, *(other.path for other in others)}) == 6
 
 
 def test_an_image_that_another_process_has_done_meanwhile_is_skipped(cache: Path) -> None:

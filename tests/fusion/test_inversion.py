@@ -135,6 +135,11 @@ def test_translations_of_rows_are_kept_for_all_runs(
         made.clear()
         Inverter([source], config_for(**changes), device, progress=False).rows(source, dataset, rows, 0.3)
         assert sum(made) == len(rows), changes
+    other = FineTuned("photo", "fedcba9876543210")  # of another trial, say: fine-tuned on other images
+    shutil.copytree(source.folder, other.folder)
+    made.clear()
+    fresh.rows(other, dataset, rows, 0.3)
+    assert sum(made) == len(rows)
     made.clear()
     fresh.rows(FineTuned("photo", source.key), dataclasses.replace(dataset, fingerprint="other"), rows, 0.3)
     assert sum(made) == len(rows)

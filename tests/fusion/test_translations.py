@@ -114,6 +114,8 @@ def test_targets_share_and_what_makes_translations_differ_does_not(
     seeded = dataclasses.replace(config, cdga=dataclasses.replace(config.cdga, seed=1))
     build(dataset, seeded).make(np.array([5]), ["photo"], progress=False)
     assert calls
+    half = Translations(dataset, config, lambda: None, torch.bfloat16)
+    assert half.cache("photo").missing(np.array([5])).tolist() == [5]
 
 
 def test_they_can_be_looked_at_as_a_data_set(dataset: MultiDomainDataset, config: TrainConfig) -> None:
