@@ -91,6 +91,14 @@ def test_a_folder_without_a_run_is_an_error(tmp_path, capsys):
     assert "is no run folder" in capsys.readouterr().err
 
 
+def test_images_that_are_others_by_now_are_told(finished, image_folder, capsys):
+    """The run's split would be of other images: what it trained on might be tested."""
+    folder, _ = finished
+    Image.new("RGB", (20, 20), "red").save(image_folder / "sketch" / "cat" / "another.png")
+    assert run(["evaluate", str(folder)]) == 1
+    assert f"the images of {image_folder} have changed since the run in {folder} began" in capsys.readouterr().err
+
+
 def test_images_that_are_gone_are_told_by_their_folder(finished, image_folder, capsys):
     folder, _ = finished
     (image_folder / "sketch" / "cat" / "00.png").write_bytes(b"no image any more")

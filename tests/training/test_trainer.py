@@ -15,6 +15,7 @@ import torch
 from domainfusion.algorithms.classifier import build_classifier
 from domainfusion.config import DataConfig
 from domainfusion.errors import UsageError
+from domainfusion.experiments import runs
 from domainfusion.experiments.runs import build_algorithm, build_context
 from domainfusion.files import read_json
 from domainfusion.json_lines import read_json_lines
@@ -57,6 +58,17 @@ def test_the_folder_of_a_run_tells_all(images: Path, whole: Path) -> None:
     assert result["selected_step"] == best["step"]
     assert result["validation_accuracy"] == best["validation_accuracy"]
     assert result["target_accuracy"] == best["target_accuracy"]
+
+
+def test_test_images_are_looked_for_among_all_that_train_or_validate(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(runs, "overlap_notes", lambda _, *rows: asked.append([sorted(r.tolist()) for r in rows]) or [])
+    run(images, tmp_path / "run", steps=1, evaluations=1)
+    context = build_context(str(images), options(), tmp_path / "run", progress=False)
+    sources = np.flatnonzero(context.dataset.domain_of < 2)
+    assert asked == [[sources.tolist(), sorted(context.split.test.tolist())]]
 
 
 def test_initial_weights_are_a_function_of_the_seed(images: Path, tmp_path: Path) -> None:
