@@ -14,6 +14,7 @@ from domainfusion.config import GenerateConfig
 from domainfusion.errors import UsageError
 from domainfusion.report.html import write_report
 from domainfusion.report.reading import read_runs
+from domainfusion.report.study import build_studies
 from report.read_pages import read_page
 from report.written_runs import SIZE, add_generations, dump, write_run
 
@@ -192,6 +193,16 @@ def test_runs_that_share_no_test_are_not_compared(tmp_path: Path, root: Path) ->
     page = read_page(tmp_path / "runs", output=tmp_path / "report.html")
     assert "they cannot be compared" in page.text
     assert "difference" not in page.text.split("The domains")[0]
+
+
+def test_runs_of_different_protocols_are_not_compared(tmp_path: Path, root: Path) -> None:
+    for name, protocol in (("erm", "strict"), ("domainfusion", "domainbed")):
+        folder = write_run(tmp_path / "runs" / name, root, name, 0.5)
+        dump(folder / "data.json", json.loads((folder / "data.json").read_text()) | {"protocol": protocol})
+    studies = build_studies(read_runs([tmp_path / "runs"]))
+    assert {(study.protocol, arm.algorithm) for study in studies for arm in study.arms} == {
+        ("strict", "erm"), ("domainbed", "domainfusion"),
+    }  # fmt: skip
 
 
 def test_a_data_set_that_is_gone_or_changed_is_not_shown(tmp_path: Path, root: Path) -> None:
