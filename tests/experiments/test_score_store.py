@@ -15,7 +15,7 @@ from domainfusion.algorithms.diffusion_classifier import DiffusionClassifier
 from domainfusion.algorithms.diffusion_net import DiffusionNet
 from domainfusion.algorithms.zero_shot import Scores
 from domainfusion.data.domains import load_dataset
-from domainfusion.experiments.zero_shot import ScoreStore, score_store
+from domainfusion.experiments.zero_shot import ScoreStore, chosen, score_store
 from zero_shot_runs import changed, zero_shot_config
 
 CLAIM = """
@@ -55,6 +55,19 @@ def test_scores_are_those_of_method_images_prompts_and_precision(
     own = score_store(DiffusionClassifier, dataset, dataclasses.replace(config, seed=8, lr=0.5), torch.float32)
     assert own.path == score_store(DiffusionClassifier, dataset, config, torch.float32).path
     assert len({own.path, *(other.path for other in others)}) == 6
+
+
+def test_some_of_the_images_are_of_all_parts(tiny_pipeline: Path) -> None:
+    """Rows are sorted by class: the first of them would be of one class alone."""
+    config, rows = changed(zero_shot_config(tiny_pipeline), images=30), np.arange(100, 400)
+    some = chosen(rows, config)
+    assert len(some) == len(set(some)) == 30
+    assert some.tolist() == sorted(set(some) & set(rows))
+    assert len(set(some // 100)) == 3
+    assert chosen(rows, config).tolist() == some.tolist()
+    other = dataclasses.replace(config, zero_shot=dataclasses.replace(config.zero_shot, seed=1))
+    assert chosen(rows, other).tolist() != some.tolist()
+    assert chosen(rows[:30], config).tolist() == rows[:30].tolist()
 
 
 def test_an_image_that_another_process_has_done_meanwhile_is_skipped(cache: Path) -> None:

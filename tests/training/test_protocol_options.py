@@ -22,6 +22,7 @@ from domainfusion.json_lines import read_json_lines
 from domainfusion.training import measuring, trainer
 from domainfusion.training import step as one_step
 from domainfusion.training.averaging import build_averaging
+from domainfusion.training.evaluation import Evaluation
 from domainfusion.training.schedule import evaluation_steps, learning_rate
 from short_runs import options as short_options
 
@@ -111,12 +112,32 @@ def test_validation_on_augmented_images_is_of_the_sources_alone(
     before, seen[:] = list(seen), []
     measuring.measure(algorithm, 2, 0)
     assert all(torch.equal(a, b) for a, b in zip(before, seen, strict=True))
+    seen.clear()  # those of another seed are others
+    monkeypatch.setattr(algorithm, "config", dataclasses.replace(algorithm.config, seed=9))
+    measuring.validate(algorithm)
+    assert not any(torch.equal(a, b) for a, b in zip(before, seen, strict=False))
     # And they are the training's augmentation.
     calls = []
     monkeypatch.setattr(measuring, "augment", lambda images, config, generator: calls.append(config) or augment(
         images, config, generator))  # fmt: skip
     measuring.validate(algorithm)
     assert calls == [data, data]
+
+
+def test_every_domain_counts_alike_in_validation(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in DomainBed: the mean over the domains, however many images each has."""
+    algorithm = build_algorithm(build_context(str(image_folder), options(target=None), tmp_path, progress=False))
+    right = np.array([[0.9, 0.1, 0.0]])
+    one = Evaluation(np.arange(1), np.zeros(1, dtype=np.int64), right)
+    three = Evaluation(np.arange(3), np.ones(3, dtype=np.int64), right.repeat(3, 0))
+    monkeypatch.setattr(measuring, "validate", lambda *_, **__: {"few": one, "many": three})
+    found, shares = measuring.measure(algorithm, 1, 0)
+    assert found["validation_accuracy"] == 0.5
+    assert found["validation_loss"] == pytest.approx(-(np.log(0.9) + np.log(0.1)) / 2)
+    assert found["validation"] == {"few": 1.0, "many": 0.0}
+    assert shares == {"few": {"out": 1.0}, "many": {"out": 0.0}}
 
 
 class TestSecondTarget:
