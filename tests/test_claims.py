@@ -75,6 +75,12 @@ def test_what_others_have_comes_last_and_when_they_end(
     assert seen == [2, 3, "wait", "wait", "wait", 1, 4]
 
 
+def test_whoever_has_waited_has_no_claim(tmp_path: Path) -> None:
+    with open_lock(tmp_path / "claims") as descriptor:
+        wait_for(descriptor, 4)
+        assert answers(lambda: claims_of(tmp_path, np.array([4]))) == [True]
+
+
 @pytest.mark.parametrize("one", [False, True])
 def test_a_signal_ends_the_wait(tmp_path: Path, held: int, monkeypatch: pytest.MonkeyPatch, one: bool) -> None:
     monkeypatch.setattr(claims, "PAUSE", 0.01)

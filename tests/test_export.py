@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -168,6 +169,16 @@ def test_every_kind_of_backbone_goes_into_its_librarys_layout(name: str, model: 
     export.export_folder(other, tmp_path / name)
     pixels = export._probes(size, 2)
     assert (domainfusion.load(tmp_path / name).logits(pixels) == other.logits(pixels)).all()
+
+
+def test_the_statistics_that_images_are_normalised_with_go_with_it(model: Model, tmp_path: Path) -> None:
+    classifier = copy.deepcopy(model.classifier)
+    classifier.mean, classifier.std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    other = dataclasses.replace(model, classifier=classifier)
+    export.export_folder(other, tmp_path)
+    pixels = export._probes(model.size, 2)
+    assert (domainfusion.load(tmp_path).logits(pixels) == other.logits(pixels)).all()
+    assert (other.logits(pixels) != model.logits(pixels)).any()
 
 
 def test_torchvision_alone_reads_a_folder_of_its_backbone(model: Model, tmp_path: Path, pictures: list[Path]) -> None:

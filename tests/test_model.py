@@ -125,6 +125,8 @@ def test_what_is_no_picture_is_named(trained_run: Path, tmp_path: Path) -> None:
     good = np.zeros((4, 4, 3), np.uint8)
     with pytest.raises(DataError, match=r"image 1 .*\[0, 1\]"):
         model.predict([good, np.full((4, 4, 3), 7.0)])
+    with pytest.raises(DataError, match=r"image 0 .*\[0, 1\]"):
+        model.predict([np.full((4, 4, 3), -0.5)])  # as the LDM has pixels
     with pytest.raises(DataError, match=r"image 2 .*\(3, 5, 5\)"):
         model.predict([good, good, np.zeros((3, 5, 5), np.uint8)], batch_size=2)
     with pytest.raises(DataError, match=r"absent\.png"):

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 
 import domainfusion
 from domainfusion.cli import run
-from domainfusion.predict import list_images
+from domainfusion.predict import Row, list_images, write_rows
 from file_names import byte_names
 
 COLOURS = np.arange(20 * 20 * 3, dtype=np.uint8).reshape(20, 20, 3)
@@ -137,6 +138,21 @@ def test_an_output_that_cannot_be_written_is_known_before_a_model_is_loaded(
     (tmp_path / "t.csv").mkdir()
     assert run(["predict", str(tmp_path / "no-model"), str(new), "--output", str(tmp_path / "t.csv")]) == 1
     assert "t.csv: it is a folder; name a file in it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "parquet"])
+def test_a_table_that_is_not_whole_does_not_replace_one(tmp_path: Path, form: str) -> None:
+    output = tmp_path / f"table.{form}"
+    output.write_text("of yesterday")
+
+    def rows() -> Iterator[Row]:
+        yield Row("a.png", (("cat", 0.5),))
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_rows(rows(), 1, form, output)
+    assert output.read_text() == "of yesterday"
+    assert os.listdir(tmp_path) == [output.name]
 
 
 def test_it_fails_only_where_nothing_can_be_read(
