@@ -172,3 +172,11 @@ def test_another_process_that_trains_it_is_waited_for(
 def test_too_few_images_are_refused(images: np.ndarray) -> None:
     with pytest.raises(UsageError, match=r"domain photo has 1 training image"):
         plan_source("photo", images[:1], "fingerprint", CONFIG, SIZE)
+
+
+def test_the_loss_is_the_plain_squared_error_without_prompts() -> None:
+    options = tuning_options(CONFIG, "embedded", SIZE, 10)
+    schedule = denoiser_training.build_scheduler().alphas_cumprod
+    assert torch.equal(denoiser_training.min_snr_weight(schedule, options.min_snr), torch.ones(1000))
+    assert (options.caption_dropout, options.recolour, options.hue, options.decay) == (1.0, 0.0, 0.0, 0.0)
+    assert options.freeze_text

@@ -24,6 +24,7 @@ from domainfusion.tensors import load_state
 from domainfusion.training import measuring, trainer
 from domainfusion.training import step as one_step
 from domainfusion.training.averaging import refresh_batch_norm
+from domainfusion.training.records import build_record
 from domainfusion.training.step import make_batch
 from same_run import assert_same_run, without_clocks
 from short_runs import Killed
@@ -213,3 +214,14 @@ def test_too_few_evaluations_are_refused(images: Path, tmp_path: Path) -> None:
         UsageError, match=r"in 3 evaluations at least, and 2 are made; raise --evaluations \(30 or more\)"
     ):
         train_run(str(images), config, tmp_path / "run", progress=False)
+
+
+@pytest.mark.parametrize(("step", "name"), [(0, "DiffusionClassifier"), (1, "DiffusionClassifier+EMA")])
+def test_records_name_the_average_where_weights_were_trained(tmp_path: Path, step: int, name: str) -> None:
+    config = options(algorithm="diffusion_classifier", average=AverageConfig(method="ema"))
+    record = build_record(
+        config, "mine", ("photo", "sketch"), {}, output=tmp_path, step=step, epoch=0.0, loss=0.0, step_time=0.0,
+        frequency=1, device=torch.device("cpu"),
+    )  # fmt: skip
+    assert record["args"]["algorithm"] == name
+    assert ("average" in record["hparams"]) == (step > 0)
