@@ -85,7 +85,8 @@ def test_pixels_survive_the_round_trip() -> None:
 
 def test_of_a_file_that_was_deleted_to_free_space_nothing_is_there(dataset: MultiDomainDataset, cache: Path) -> None:
     path = cache / "candidates" / "key.npy"
-    CandidateCache(path, dataset, CONFIG).store(np.array([3]), np.ones((1, 2, 16, 16, 3), dtype=np.uint8))
+    made = np.ones((1, 2, 16, 16, 3), dtype=np.uint8)
+    CandidateCache(path, dataset, CONFIG).store(np.array([3]), made, np.array([7]))
     assert cached_rows(path, len(dataset)).nonzero()[0].tolist() == [3]
     path.unlink()
     assert not CandidateCache(path, dataset, CONFIG).done.any()
