@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +9,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from domainfusion.errors import FileError
-from domainfusion.tensors import load_state, restore_optimizer, save_state
+from domainfusion.tensors import disk_errors, load_state, restore_optimizer, save_state
+from domainfusion.training.checkpoint import save_weights
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool)
 
@@ -153,3 +158,36 @@ def test_a_safetensors_file_of_another_program_is_refused(tmp_path: Path) -> Non
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"absent\.safetensors"):
         load_state(tmp_path / "absent.safetensors")
+
+
+@pytest.mark.parametrize("write", ["state", "weights", "library"])
+def test_a_disk_that_takes_no_more_is_named_as_with_any_other_file(tmp_path: Path, write: str) -> None:
+    """The library of safetensors has an error of its own for it. A limit on files is as good as a full disk."""
+    told, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+        value = torch.zeros(1000)
+        try:
+            if write == "state":
+                save_state(tmp_path / "file", {"weight": value})
+            elif write == "weights":
+                save_weights(tmp_path / "file", {"weight": value})
+            else:
+                with disk_errors(tmp_path / "file"):
+                    save_file({"weight": value}, str(tmp_path / "file"))
+        except (FileError, OSError) as error:
+            os.write(tell, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(tell)
+    os.waitpid(child, 0)
+    text = os.read(told, 1000).decode()
+    assert "File too large" in text
+    assert str(tmp_path / "file") in text
+    assert not (tmp_path / "file").exists()
+
+
+def test_what_is_no_fault_of_the_disk_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(SafetensorError, match="no such tensor"), disk_errors(tmp_path):
+        raise SafetensorError("no such tensor")

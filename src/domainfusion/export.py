@@ -15,7 +15,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import nn
 
 from domainfusion import __version__
@@ -25,7 +24,7 @@ from domainfusion.errors import DomainFusionError, UsageError
 from domainfusion.files import atomic_path, make_folder, write_json, write_text
 from domainfusion.model import Model
 from domainfusion.model_card import build_card, library_of
-from domainfusion.tensors import checksum
+from domainfusion.tensors import checksum, write_tensors
 
 Input = Literal["uint8", "float"]
 TOLERANCE = 1e-4  # greatest difference of a probability, or of a logit relative to the largest, that float32 explains
@@ -50,7 +49,7 @@ def export_folder(model: Model, output: Path) -> list[Path]:
     make_folder(output)
     write_text(output / "README.md", build_card(model))
     with atomic_path(output / "model.safetensors") as temporary:
-        save_file(tensors, str(temporary), metadata={"format": "pt", "checksum": checksum(tensors)})
+        write_tensors(temporary, tensors, {"format": "pt", "checksum": checksum(tensors)})
         # safetensors writes for the owner alone; who may read the card may read the model.
         temporary.chmod((output / "README.md").stat().st_mode)
     write_json(output / "config.json", config)  # last: with it the folder is a model

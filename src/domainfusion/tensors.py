@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from domainfusion.errors import FileError, shortened, show_note
@@ -57,6 +60,24 @@ def checksum(tensors: dict[str, torch.Tensor], tree: str = "", *, described: boo
     return digest.hexdigest()
 
 
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file. Raises `OSError`, as other writing does, where the disk is full or refuses it."""
+    with disk_errors(path):
+        save_file(tensors, str(path), metadata=metadata)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """A block that writes safetensors files to `path`: what the system refuses is an `OSError`, not one of theirs."""
+    try:
+        yield
+    except SafetensorError as error:
+        code = re.search(r"\(os error (\d+)\)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+
+
 def save_state(path: Path, state: Any, *, previous: Path | None = None) -> None:
     """Write a nested state to `path` (safetensors) with a SHA-256 over all of it, atomically.
 
@@ -68,7 +89,7 @@ def save_state(path: Path, state: Any, *, previous: Path | None = None) -> None:
     # Tensors that share memory (tied weights) are stored once each: safetensors refuses aliases.
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(tensors, str(temporary), metadata={"tree": tree, "checksum": checksum(tensors, tree)})
+        write_tensors(temporary, tensors, {"tree": tree, "checksum": checksum(tensors, tree)})
         if previous is not None and path.exists():
             keep_also(path, previous)
 

@@ -15,6 +15,7 @@ from domainfusion.experiments import benchmark, runs
 from domainfusion.experiments.benchmark import run_benchmark
 from domainfusion.files import read_json
 from domainfusion.locks import exclusive
+from domainfusion.results.collect import collect
 from domainfusion.results.records import find_runs, load_run
 
 OPTIONS = TrainConfig(
@@ -175,3 +176,27 @@ def test_two_processes_share_a_benchmark(images: Path, tmp_path: Path, done: tup
         assert not (tmp_path / "b" / "benchmark.json").exists()
     other.join()
     assert read_json(tmp_path / "b" / "benchmark.json")["accuracy"] == done[1]["accuracy"]
+
+
+def test_a_domain_of_few_images_can_be_a_target_and_no_source(
+    write_images: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Of four images none is held out (a fifth of them): the target's held-out accuracy is of no image."""
+    images = write_images(tmp_path / "few")
+    for label in ("cat", "dog", "house"):
+        for path in sorted((images / "sketch" / label).iterdir())[1:]:
+            path.unlink()
+    summary = bench(images, tmp_path / "b", trials=[0], targets=["sketch"])
+    lines = (tmp_path / "b" / "erm" / "sketch" / "trial-0" / "results.jsonl").read_text().splitlines()
+    for line in lines:
+        record = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+        assert record["env2_out_acc"] is None
+        assert 0 <= record["env2_in_acc"] <= 1
+    tables, notes = collect([tmp_path / "b"], ["training-domain", "oracle"])
+    assert notes == []
+    assert [table.accuracy["ERM"]["sketch"] for table in tables] == [
+        [pytest.approx(summary["accuracy"]["erm"]["sketch"][0] / 100, abs=1e-5)], [],
+    ]  # fmt: skip
+    with pytest.raises(UsageError, match="domain sketch has too few images"):
+        bench(images, tmp_path / "other", trials=[0], targets=["photo"])
+    assert not (tmp_path / "other").exists()

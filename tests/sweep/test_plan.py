@@ -273,3 +273,13 @@ def test_without_a_space_draws_are_those_of_a_benchmark(
     assert found == wanted
     assert len({config.lr for config in found.values()}) > 2
     assert {config.batch_size for config in found.values()} == {CONFIG.batch_size}
+
+
+def test_a_domain_of_few_images_can_be_a_target_and_no_source(image_folder: Path, tmp_path: Path) -> None:
+    for label in ("cat", "dog", "house"):
+        for path in sorted((image_folder / "sketch" / label).iterdir())[1:]:
+            path.unlink()
+    plan = plan_of(image_folder, output=tmp_path / "s", targets=("sketch",))
+    assert {run.place.target for run in plan.runs} == {"sketch"}
+    with pytest.raises(UsageError, match="domain sketch has too few images"):
+        plan_of(image_folder, output=tmp_path / "s", targets=("sketch", "photo"))

@@ -34,6 +34,7 @@ from domainfusion.errors import FileError, UsageError
 from domainfusion.files import hash_of, make_folder, read_json, write_json, write_text
 from domainfusion.interruption import stoppable
 from domainfusion.locks import exclusive
+from domainfusion.tensors import disk_errors
 
 
 def pretrain(
@@ -58,7 +59,7 @@ def pretrain(
         corpus, seen = load_corpus(Path(source), config.size), Seen()
     else:
         corpus, seen = labelled_corpus(str(source), config.size, target, trial)
-    with exclusive(folder), stoppable():
+    with exclusive(folder), stoppable(), disk_errors(folder):
         if config.init:
             seen = merge_seen(seen, read_seen(Path(config.init)))
         return train_pipeline(corpus, config, folder, seen)

@@ -39,11 +39,10 @@ def run_benchmark(
     for algorithm in algorithms:
         ALGORITHMS.get(algorithm)
     dataset = load_dataset(data, config.data)
-    for trial in trials:  # a trial that the protocol does not have is refused before anything is trained
-        build_split(dataset, config.data, None, trial)
     chosen = list(dict.fromkeys(targets or dataset.domains))
-    for target in chosen:
-        dataset.index_of(target)
+    for trial in trials:  # what the protocol does not have, or leaves without images, is refused before any training
+        for target in chosen:
+            build_split(dataset, config.data, target, trial)
     if search is None:  # the options are what they are: nothing is drawn that the caller may have drawn already
         search = Search(draws=(config.hparams_seed,), given=flat_values(plain_values(config)))
     plan = Plan(data, config, algorithms, trials, chosen, dataset.domains, dataset.name, folder, search)

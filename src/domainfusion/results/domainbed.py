@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,10 +35,15 @@ def read_records(roots: list[Path]) -> Found:
         found: list[dict[str, Any]] = []
         for number, line in enumerate(lines, start=1):
             try:
-                record = normalize_record(json.loads(line))
+                read = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                reason = "cut short" if number == len(lines) else f"no record ({error})"
+                notes.append(f"{path}, line {number}: {reason}; left out")
+                continue
+            try:
+                record = normalize_record(read)
             except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-                cut = number == len(lines)
-                notes.append(f"{path}, line {number}: {'cut short' if cut else f'no record ({error})'}; left out")
+                notes.append(f"{path}, line {number}: no record ({error}); left out")
                 continue
             record["folder"] = str(path.parent)
             found.append(record)
@@ -98,11 +104,17 @@ def normalize_record(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_accuracies(record: dict[str, Any]) -> None:
-    """Raise ValueError where accuracies are no shares, from 0 to 1, or lack what its targets need."""
+    """Raise ValueError where accuracies are no shares, from 0 to 1, or lack what its targets need.
+
+    A target of few images has none held out: that accuracy is null (NaN in older files), and None here.
+    """
     args = record["args"]
+    held_out = {f"env{target}_out_acc" for target in args["test_envs"]}
     for name, value in record.items():
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if re.fullmatch(r"env\d+_(in|out)_acc", name) and not (number and 0 <= value <= 1):
+        if name in held_out and (value is None or (number and math.isnan(value))):
+            record[name] = None
+        elif re.fullmatch(r"env\d+_(in|out)_acc", name) and not (number and 0 <= value <= 1):
             raise ValueError(f"{name} is {value!r:.20}")
     count = domain_count(record)
     for target in args["test_envs"]:

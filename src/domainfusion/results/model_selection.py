@@ -52,12 +52,14 @@ def training_domain_validation(records: list[Record]) -> Selected | None:
 
 
 def oracle(records: list[Record]) -> Selected | None:
-    """Of one draw: its last step, judged by the target's own `out` accuracy (no early stopping)."""
+    """Of one draw: its last step, judged by the target's own `out` accuracy (no early stopping); None without one."""
     single = _held_out(records, 1)
     if not single:
         return None
     last = sorted(single, key=lambda record: record["step"])[-1]  # of a run made twice in one folder the later one
     (target,) = last["args"]["test_envs"]
+    if last[f"env{target}_out_acc"] is None:  # too few images for a held-out part
+        return None
     return Selected(last[f"env{target}_out_acc"], last[f"env{target}_in_acc"], last["step"])
 
 

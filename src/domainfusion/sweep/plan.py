@@ -141,7 +141,8 @@ def build_plan(options: SweepConfig, config: TrainConfig, output: Path, search: 
     runs = []
     for trial in range(options.trials):
         for data, dataset in datasets.items():
-            build_split(dataset, config.data, None, trial)
+            for target in targets[data]:
+                build_split(dataset, config.data, target, trial)
             folder = dataset_folder(output, data, all_data)
             for number in range(options.draws):
                 leaf = f"trial-{trial}-draw-{number}" if number else f"trial-{trial}"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from domainfusion.errors import FileError, shortened, show_note
 from domainfusion.files import atomic_path, read_json, write_json, write_text
@@ -20,6 +19,7 @@ from domainfusion.tensors import (
     refuse_other_architecture,
     restore_optimizer,
     save_state,
+    write_tensors,
 )
 
 LOGS = ("metrics.jsonl", "results.jsonl")
@@ -160,7 +160,7 @@ def save_model(folder: Path, classifier: torch.nn.Module, description: dict[str,
 def save_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Write named tensors to a safetensors file, with a checksum that `read_weights` compares them with, atomically."""
     with atomic_path(path) as temporary:
-        save_file(tensors, str(temporary), metadata={"format": "pt", "checksum": checksum(tensors)})
+        write_tensors(temporary, tensors, {"format": "pt", "checksum": checksum(tensors)})
         _order_metadata(temporary)
 
 

@@ -6,6 +6,7 @@ Its own scripts read them as `domainfusion collect --domainbed` lays them out.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ def build_record(
     Args:
         data: name of the data set.
         domains: all domains, in sorted order (their places are DomainBed's numbers).
-        accuracies: {domain: {"in": share, "out": share}}; a part that was not measured is left out.
+        accuracies: {domain: {"in": share, "out": share}}; a part that was not measured is left out, and null that of no
+            image (NaN, which JSON does not know).
         device: where the run computes; its memory at most allocated so far is `mem_gb`, as in DomainBed.
     """
     hparams = {name: getattr(config, name) for name in HYPERPARAMETERS} | {"backbone": config.backbone}
@@ -61,5 +63,5 @@ def build_record(
     }  # fmt: skip
     for number, domain in enumerate(domains):
         for part, value in accuracies.get(domain, {}).items():
-            record[f"env{number}_{part}_acc"] = value
+            record[f"env{number}_{part}_acc"] = None if math.isnan(value) else value
     return record
