@@ -128,8 +128,11 @@ def test_no_published_weights_are_fetched_and_an_ldm_out_of_reach_is_left_out(
 
 def test_an_unreadable_image_is_named(image_folder: Path, tiny_pipeline: Path) -> None:
     (image_folder / "cartoon" / "cat" / "00.png").write_bytes(b"nothing")
-    planned = plan_run(str(image_folder), options(tiny_pipeline, algorithm="erm"))
-    assert any("00.png cannot be read" in note for note in planned["notes"])
+    for bad_images, said in (("error", "a run stops at such an image"), ("skip", "a run leaves such images out")):
+        config = options(tiny_pipeline, algorithm="erm")
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, bad_images=bad_images))
+        planned = plan_run(str(image_folder), config)
+        assert any("00.png cannot be read" in note and said in note for note in planned["notes"])
 
 
 def test_wrong_options_are_refused_as_the_run_refuses_them(image_folder: Path, tiny_pipeline: Path) -> None:

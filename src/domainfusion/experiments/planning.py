@@ -85,6 +85,15 @@ def plan_run(data: str, config: TrainConfig) -> dict[str, Any]:
     }  # fmt: skip
 
 
+BAD_IMAGES = {
+    "error": (
+        "a run stops at such an image: repair or remove it (`domainfusion data verify` names them all), "
+        "or leave such files out by --data.bad-images skip"
+    ),
+    "skip": "a run leaves such images out",
+}
+
+
 def outline(data: str, config: TrainConfig, plan: Plan) -> MultiDomainDataset:
     """The data set of a run; one that has not been decoded yet as its listing, every image being the same one."""
     root = Path(data)
@@ -101,7 +110,7 @@ def outline(data: str, config: TrainConfig, plan: Plan) -> MultiDomainDataset:
         try:
             sample = read_image(files[i][2], config.data.size)
         except DataError as error:
-            plan.notes.append(f"{error}")
+            plan.notes.append(f"{error}; {BAD_IMAGES[config.data.bad_images]}")
         times.append(time.monotonic() - started)
     plan.each["decoded_image"] = statistics.fmean(times)
     plan.seconds["decoding"] = plan.each["decoded_image"] * len(files)
