@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from domainfusion.algorithms.erm import ERM
 from domainfusion.config import DataConfig, GenerateConfig, TrainConfig
@@ -231,6 +233,21 @@ class TestOtherOptions:
         other = make_image_folder("other")
         with pytest.raises(UsageError, match=r"holds a run on .*/images; choose another --output"):
             run(other, whole)
+
+    def test_a_folder_of_images_that_was_moved_goes_on_where_it_is(
+        self, make_image_folder: Callable[..., Path], whole: Path, tmp_path: Path
+    ) -> None:
+        images, folder = make_image_folder("images"), tmp_path / "run"
+        train_until(images, folder, 3)
+        moved = images.rename(tmp_path / "moved")
+        run(moved, folder)
+        found, expected = (load_file(run_folder / "model.safetensors") for run_folder in (folder, whole))
+        assert all(torch.equal(value, found[name]) for name, value in expected.items())
+        assert read_json(folder / "data.json")["data"] == str(moved)
+        (moved / "photo" / "dog" / "00.png").unlink()
+        again = moved.rename(tmp_path / "again")
+        with pytest.raises(UsageError, match=r"again are not those with which the run in .*/run began; choose another"):
+            run(again, folder)
 
     def test_names_with_line_breaks_and_quotes_are_kept(
         self, make_image_folder: Callable[..., Path], tmp_path: Path

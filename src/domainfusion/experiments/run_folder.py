@@ -55,8 +55,11 @@ def refuse_other_options(folder: Path, data: str, config: TrainConfig) -> None:
             f"{folder} holds a run with {named}{more}; choose another --output, or give its own options to go on "
             f"(--config {path})"
         )
-    if recorded.exists() and recorded_data(folder)["data"] not in (data, str(Path(data).resolve())):
-        raise UsageError(f"{folder} holds a run on {recorded_data(folder)['data']}; choose another --output")
+    if recorded.exists():
+        before = recorded_data(folder)["data"]
+        moved = Path(data).is_dir() and before.startswith("/") and not Path(before).exists()  # what it holds will tell
+        if before not in (data, str(Path(data).resolve())) and not moved:
+            raise UsageError(f"{folder} holds a run on {before}; choose another --output")
 
 
 def _recombines(config: TrainConfig) -> bool:

@@ -120,7 +120,9 @@ def train_run(
     context = dataclasses.replace(context, processes=processes)
     described = describe_data(data, context)
     if (folder / "data.json").exists() and recorded_data(folder)["fingerprint"] != described["fingerprint"]:
-        raise UsageError(f"the images of {data} have changed since the run in {folder} began; choose another --output")
+        kept = recorded_data(folder)["data"] == described["data"]
+        what = "have changed since" if kept else "are not those with which"
+        raise UsageError(f"the images of {data} {what} the run in {folder} began; choose another --output")
     if (folder / "result.json").exists() and not to_be_redone(folder):
         with tracking:
             tracking.follow()
