@@ -92,6 +92,12 @@ def test_the_summary_of_a_run() -> None:
     ]
 
 
+def test_the_summary_says_of_how_many_of_the_targets_images() -> None:
+    lines = run_summary(RESULT | {"target_images": 670}, "runs/x").splitlines()
+    assert lines[2] == "target pixel       33.3 % of 134 of its 670 images"
+    assert run_summary(RESULT | {"target_images": 134}, "runs/x") == run_summary(RESULT, "runs/x")
+
+
 def test_the_summary_is_aligned_by_its_longest_name() -> None:
     average = {"method": "swad", "start": 3, "end": 9}
     result = RESULT | {"target": "art_painting_and_more", "average": average}

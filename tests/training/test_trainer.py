@@ -53,6 +53,7 @@ def test_the_folder_of_a_run_tells_all(images: Path, whole: Path) -> None:
     result = read_json(whole / "result.json")
     assert result["steps"] == 8
     assert np.sum(result["confusion"]) == result["test_images"] == 29
+    assert result["target_images"] == 36
     assert result["target_accuracy"] == pytest.approx(np.trace(result["confusion"]) / 29)
     best = max(records, key=lambda record: (record["validation_accuracy"], record["step"]))
     assert result["selected_step"] == best["step"]

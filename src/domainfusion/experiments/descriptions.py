@@ -91,6 +91,7 @@ def describe_result(
         right = np.bincount(test.labels[test.labels == test.predictions], minlength=classes)
         result.update(
             target_accuracy=test.accuracy, test_images=len(test.labels),
+            target_images=len(context.dataset.rows(context.dataset.index_of(str(context.config.target)))),
             class_accuracy={
                 name: (float(right[i] / counts[i]) if counts[i] else None)
                 for i, name in enumerate(context.dataset.classes)

@@ -87,8 +87,9 @@ def run_summary(result: dict[str, Any], folder: str) -> str:
         span = f"steps {average['start']} to {average['end']}" if "start" in average else f"{average['weights']} steps"
         lines.append(("weights", f"averaged over {span} ({average['method']})"))
     if "target_accuracy" in result:
-        percent = f"{100 * result['target_accuracy']:.1f} %"
-        lines.append((f"target {result['target']}", f"{percent} of {result['test_images']} images"))
+        tested, there = result["test_images"], result.get("target_images", 0)  # older results are without
+        images = f"{tested} of its {there} images" if there > tested else f"{tested} images"
+        lines.append((f"target {result['target']}", f"{100 * result['target_accuracy']:.1f} % of {images}"))
     if "ensemble" in result:
         alone, accepted = result["ensemble"]["classifier_accuracy"], result["ensemble"]["accepted"]
         counts = ", ".join(f"{name} {count}" for name, count in accepted.items())
