@@ -250,6 +250,30 @@ class TestBadImages:
             assert dataset.classes[dataset.labels[row]] == dataset.keys[row].split("/")[1]
         assert dataset.notes == ("left out 1 unreadable images: photo/dog/03.png",)
 
+    def test_a_link_to_nothing_is_an_image_that_cannot_be_read(self, image_folder: Path, tmp_path: Path) -> None:
+        link = image_folder / "photo" / "dog" / "03.png"
+        link.rename(tmp_path / "elsewhere.png")
+        link.symlink_to(tmp_path / "gone.png")
+        (image_folder / "photo" / "dog" / ".hidden.png").symlink_to("gone.png")
+        (image_folder / "photo" / "dog" / "notes.txt").symlink_to("gone.txt")
+        with pytest.raises(DataError, match=r"03\.png cannot be read .*\(a link to .*gone\.png, which does not"):
+            load_folder(image_folder, CONFIG)
+        skip = DataConfig(size=20, bad_images="skip")
+        assert load_folder(image_folder, skip).notes == ("left out 1 unreadable images: photo/dog/03.png",)
+        (tmp_path / "elsewhere.png").rename(tmp_path / "gone.png")  # the disk is there again
+        assert len(load_folder(image_folder, skip)) == 108
+
+    def test_metadata_may_name_a_link_to_nothing(self, image_folder: Path) -> None:
+        paths = sorted(image_folder.rglob("*.png"))
+        names = [path.relative_to(image_folder).as_posix() for path in paths]
+        rows = [f"{name},{name.split('/')[1]},{name.split('/')[0]}\n" for name in names]
+        (image_folder / "metadata.csv").write_text("file_name,label,domain\n" + "".join(rows))
+        paths[5].unlink()
+        paths[5].symlink_to("gone.png")
+        assert load_folder(image_folder, DataConfig(size=20, bad_images="skip")).notes == (
+            f"left out 1 unreadable images: {names[5]}",
+        )
+
     def test_a_domain_of_bad_images_alone_is_named(self, make_image_folder: Callable[..., Path]) -> None:
         root = make_image_folder("bad", count=1)
         for path in (root / "photo").rglob("*.png"):

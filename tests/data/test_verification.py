@@ -183,6 +183,16 @@ def test_images_that_cannot_be_decoded(make_image_folder: Callable[..., Path]) -
     assert check(root, quick=True).ok
 
 
+def test_a_link_to_nothing_cannot_be_decoded(make_image_folder: Callable[..., Path]) -> None:
+    root = make_image_folder("mine")
+    (root / "photo" / "dog" / "99.png").symlink_to("/unmounted/99.png")
+    (root / "photo" / "dog" / ".98.png").symlink_to("/unmounted/98.png")
+    (root / "photo" / "97.png").symlink_to("/unmounted/97.png")
+    state = check(root)
+    assert only(state, "unreadable").where == ("photo/dog/99.png: a link to /unmounted/99.png, which does not exist",)
+    assert only(state, "misplaced").where == ("photo/97.png",)
+
+
 def test_equal_pictures_leak_or_contradict(make_image_folder: Callable[..., Path]) -> None:
     root = make_image_folder("mine")
     source = root / "photo" / "dog" / "00.png"

@@ -185,8 +185,13 @@ def test_links_that_lead_in_circles(image_folder: Path, trained_run: Path, comma
     (image_folder / "photo" / "cat" / "around").symlink_to(image_folder / "photo")
     (image_folder / "photo" / "cat" / "self.png").symlink_to("self.png")
     (image_folder / "photo" / "cat" / "gone.png").symlink_to("nowhere.png")
-    assert train(image_folder).code == 0
-    assert command("data", "verify", image_folder).code == 0
+    assert "gone.png cannot be read as an image (a link to nowhere.png, which does not" in train(image_folder).err
+    said = train(image_folder, "--data.bad-images", "skip")
+    assert said.code == 0
+    assert "left out 2 unreadable images: photo/cat/gone.png, photo/cat/self.png" in said.err
+    verified = command("data", "verify", image_folder)
+    assert verified.code == 1
+    assert "2 images cannot be decoded" in verified.out
     predicted = command("predict", trained_run, image_folder)
     rows = {Path(row["file"]).name: row for row in csv.DictReader(io.StringIO(predicted.out))}
     assert rows["self.png"]["error"].endswith("does not exist")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -259,13 +260,20 @@ def folder_address(root: Path, files: list[tuple[str, str, Path]], config: DataC
 
     Of paths, sizes, times, and the working size; where metadata gives domain and class, of these too.
     """
-    stats = [path.stat() for _, _, path in files]
+    stats = [_stat(path) for _, _, path in files]
     signature = [
         [path.relative_to(root).as_posix(), s.st_size, s.st_mtime_ns]
         + ([] if path.relative_to(root).parts[:2] == (domain, name) else [domain, name])
         for (domain, name, path), s in zip(files, stats, strict=True)
     ]
     return hash_of([signature, config.size, config.bad_images, CACHE_FORMAT])
+
+
+def _stat(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError:  # a link to nothing
+        return path.lstat()
 
 
 def list_images(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str]]:

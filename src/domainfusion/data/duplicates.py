@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from domainfusion.data.findings import Finding, number, some
-from domainfusion.data.images import read_image
+from domainfusion.data.images import read_image, why_unreadable
 from domainfusion.data.likeness import SMALL, look_alike, near_pairs, perceptual_hash, shrink
 from domainfusion.errors import DataError
 
@@ -56,7 +56,7 @@ def hash_of_image(path: Path) -> bytes:
             digest.update(kept.tobytes())
             return digest.digest()
     except Exception as error:  # Pillow's plugins raise whatever their formats make them
-        raise DataError(f"{path}: {type(error).__name__}: {error}") from error
+        raise DataError(f"{path}: {why_unreadable(path, error)}") from error
 
 
 def decode_all(

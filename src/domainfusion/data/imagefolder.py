@@ -25,7 +25,7 @@ from tqdm import tqdm
 from domainfusion.data.findings import number as counted
 from domainfusion.data.findings import some
 from domainfusion.data.images import OTHER_PICTURES, SUFFIXES
-from domainfusion.data.listing import NUMBERS, is_file, list_files, list_folders
+from domainfusion.data.listing import NUMBERS, is_file, is_listed, list_files, list_folders
 from domainfusion.errors import DataError, UsageError, shortened
 from domainfusion.files import cache_folder, hash_of, make_folder
 from domainfusion.locks import locked
@@ -87,9 +87,9 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _is_there(image: Path) -> bool:
-    """Whether a file is there, under a name that may be none that the file system can have."""
+    """Whether a file is there, or a link to nothing, under a name that may be none that the file system can have."""
     try:
-        return image.is_file()
+        return is_listed(image)
     except OSError:  # too long a name
         return False
 

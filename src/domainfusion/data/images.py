@@ -29,7 +29,14 @@ def read_image(path: Path, size: int) -> np.ndarray:
                     image.draft("RGB", (2 * size, 2 * size))
                 return prepare_image(image, size)
     except Exception as error:  # Pillow's plugins raise whatever their formats make them
-        raise DataError(f"{path} cannot be read as an image ({type(error).__name__}: {error})") from error
+        raise DataError(f"{path} cannot be read as an image ({why_unreadable(path, error)})") from error
+
+
+def why_unreadable(path: Path, error: Exception) -> str:
+    """What is wrong with the image at `path`, which raised `error`."""
+    if isinstance(error, FileNotFoundError) and path.is_symlink():
+        return f"a link to {path.readlink()}, which does not exist"
+    return f"{type(error).__name__}: {error}"
 
 
 def prepare_image(image: Image.Image, size: int) -> np.ndarray:

@@ -22,6 +22,16 @@ def is_file(path: Path) -> bool:
         raise DataError(f"{path.parent} cannot be read: {error.strerror}; {UNREADABLE}") from error
 
 
+def is_image(path: Path) -> bool:
+    """Whether a file is called as images of a data set are."""
+    return path.suffix.lower() in SUFFIXES
+
+
+def is_listed(path: Path) -> bool:
+    """Whether `path` is a file, or a link to nothing that is called as images are: an image that cannot be read."""
+    return path.is_file() or (is_image(path) and path.is_symlink() and not path.exists())
+
+
 def list_folders(folder: Path) -> list[Path]:
     """The folders in `folder`, sorted, hidden ones left out. Raises `DataError` where it cannot be read."""
     try:
@@ -34,7 +44,8 @@ def list_files(folder: Path) -> list[Path]:
     """The files in `folder` and below it, folder by folder as ImageFolder goes; links to folders are not followed.
 
     Hidden ones are left out, as `list_folders` leaves them: what archives of a Mac (`._1.jpg`) and notebooks
-    (`.ipynb_checkpoints/1-checkpoint.jpg`) leave behind is named like an image.
+    (`.ipynb_checkpoints/1-checkpoint.jpg`) leave behind is named like an image. A link to nothing is among
+    them where it is named like one: whoever reads it says so.
 
     Raises `DataError` naming a folder that cannot be read: its images would be missing, and nothing would say so.
     """
@@ -46,7 +57,7 @@ def list_files(folder: Path) -> list[Path]:
     for where, folders, names in os.walk(folder, onerror=refused):
         folders[:] = [name for name in folders if not name.startswith(".")]
         try:
-            found += [path for name in names if not name.startswith(".") and (path := Path(where, name)).is_file()]
+            found += [path for name in names if not name.startswith(".") and is_listed(path := Path(where, name))]
         except OSError as error:  # no permission to look
             refused(error)
     return sorted(found, key=lambda path: (str(path.parent), path.name))
@@ -56,11 +67,6 @@ def other_pictures(paths: Iterable[Path]) -> str:
     """How many of some files are pictures in a form that is not read: "3 .heic, 1 .avif"; empty where none is."""
     suffixes = Counter(path.suffix.lower() for path in paths)
     return ", ".join(f"{suffixes[suffix]} {suffix}" for suffix in OTHER_PICTURES if suffixes[suffix])
-
-
-def is_image(path: Path) -> bool:
-    """Whether a file is called as images of a data set are."""
-    return path.suffix.lower() in SUFFIXES
 
 
 def _images_in(folder: Path) -> bool:

@@ -14,6 +14,7 @@ from domainfusion.data.imagefolder import read_metadata, why_no_metadata
 from domainfusion.data.images import OTHER_PICTURES, SUFFIXES
 from domainfusion.data.listing import (
     how_to_lay_out,
+    is_listed,
     list_files,
     list_folders,
     other_pictures,
@@ -56,7 +57,7 @@ def scan_folder(root: Path) -> tuple[Listing, list[Finding], list[Finding]]:
         for entry in _entries(domain):
             if entry.name.startswith("."):
                 continue
-            if entry.is_file():
+            if is_listed(entry):
                 if entry.suffix.lower() in OTHER_PICTURES:
                     unread.append(entry)
                 else:
