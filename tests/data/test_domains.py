@@ -170,7 +170,7 @@ def test_pictures_in_a_form_that_is_not_read_are_told(make_image_folder: Callabl
         load_folder(root, CONFIG)
 
 
-@pytest.mark.parametrize("heading", ["file_name,label", "file_name;label;domain"])
+@pytest.mark.parametrize("heading", ["file_name,label", "file_name;label"])
 def test_metadata_that_tells_no_domains_is_told(tmp_path: Path, heading: str) -> None:
     Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / "1.png")
     (tmp_path / "metadata.csv").write_text(f"{heading}\n1.png,cat\n")

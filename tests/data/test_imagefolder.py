@@ -12,6 +12,7 @@ import pytest
 from domainfusion import cli
 from domainfusion.config import DataConfig
 from domainfusion.data.domains import MultiDomainDataset, load_dataset
+from domainfusion.data.verification import verify_folder
 from domainfusion.errors import DataError, UsageError
 
 CONFIG = DataConfig(size=20)
@@ -91,7 +92,39 @@ def test_changed_metadata_is_read_again(image_folder: Path, tmp_path: Path) -> N
 def test_captions_are_not_taken_for_labels(image_folder: Path) -> None:
     first = next(image_folder.rglob("*.png")).relative_to(image_folder).as_posix()
     (image_folder / "metadata.csv").write_text(f"file_name,text\n{first},a dog\n")
-    assert len(load_dataset(str(image_folder), CONFIG)) == 108
+    dataset = load_dataset(str(image_folder), CONFIG)
+    assert (len(dataset), dataset.notes) == (108, ())
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "has"),
+    [
+        ("metadata.csv", "file_name,class_name,site\n1.png,a,A\n", "or tabs, and has file_name, class_name, site"),
+        ("metadata.csv", "file_name,label,domain\n", "or tabs, and has no row"),
+        ("photo/metadata.jsonl", '{"file_name": "1.png", "site": "A"}\n', "and domain and has file_name, site"),
+    ],
+)
+def test_metadata_beside_folders_that_cannot_be_used_is_noted(
+    image_folder: Path, name: str, text: str, has: str
+) -> None:
+    (image_folder / name).write_text(text)
+    (note,) = load_dataset(str(image_folder), CONFIG).notes
+    assert note.startswith(f"{name} is not used: it needs the columns file_name, label (or class) and domain")
+    assert note.endswith(has)
+    state = verify_folder(image_folder, quick=True)
+    assert state.ok
+    assert (state.notes[0].kind, state.notes[0].message) == ("metadata-unused", note)
+
+
+@pytest.mark.parametrize("between", [",", ", ", ";", "\t"])
+@pytest.mark.parametrize("heading", [["file_name", "label", "domain"], [" File_Name", "Class ", "DOMAIN"]])
+def test_the_form_of_a_table_does_not_matter(
+    image_folder: Path, tmp_path: Path, between: str, heading: list[str]
+) -> None:
+    rows = [list(row.values()) for row in flatten(image_folder, tmp_path / "flat")]
+    text = "\n".join(between.join(row) for row in [heading, *rows])
+    (tmp_path / "flat" / "metadata.csv").write_text(text)
+    same(load_dataset(str(tmp_path / "flat"), CONFIG), load_dataset(str(image_folder), CONFIG))
 
 
 @pytest.mark.parametrize(

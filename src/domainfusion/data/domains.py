@@ -21,7 +21,7 @@ from tqdm import tqdm
 from domainfusion.config import DataConfig
 from domainfusion.data.benchmarks import BENCHMARKS, canonical_name, several_spellings
 from domainfusion.data.decoded import Index, checksum, open_decoded
-from domainfusion.data.imagefolder import HUB_PREFIX, find_metadata, list_metadata, materialise_hub, why_no_metadata
+from domainfusion.data.imagefolder import HUB_PREFIX, find_metadata, list_metadata, materialise_hub, unused_metadata
 from domainfusion.data.images import prepare_image, read_image
 from domainfusion.data.listing import list_folder
 from domainfusion.errors import DataError, UsageError, unknown_name
@@ -278,13 +278,15 @@ def _stat(path: Path) -> os.stat_result:
 
 def list_images(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str]]:
     """The image files of `root`, by its metadata where that tells domains, else by its folders; as `list_folder`."""
-    metadata = find_metadata(root)
+    metadata, unused = find_metadata(root), unused_metadata(root)
     if metadata:
-        return list_metadata(root, metadata)
+        listing, notes = list_metadata(root, metadata)
+        return listing, unused + notes
     try:
-        return list_folder(root)
+        listing, notes = list_folder(root)
     except DataError as error:
-        raise DataError(f"{error}{why_no_metadata(root)}") from error
+        raise DataError("; ".join([str(error), *unused[:1]])) from error
+    return listing, unused + notes
 
 
 def _dataset(

@@ -15,7 +15,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,37 +32,57 @@ from domainfusion.locks import locked
 
 METADATA = ("metadata.csv", "metadata.jsonl")
 LABEL_COLUMNS = ("label", "class")
+COLUMNS = ("file_name", "domain", *LABEL_COLUMNS)
+SEPARATORS = (",", ";", "\t")  # spreadsheets write what their country's decimal sign leaves free
 HUB_PREFIX = "hf://"
 
 
 def find_metadata(root: Path) -> list[Path]:
     """The metadata files at and directly below `root` that tell labels and domains; none where it is another form."""
-    found = [folder / name for folder in [root, *list_folders(root)] for name in METADATA if is_file(folder / name)]
-    return [path for path in found if _tells_domains(path)]
+    return [path for path in _metadata_files(root) if _tells_domains(_first_row(path) or {})]
 
 
-def _tells_domains(path: Path) -> bool:
-    """Whether the first row names a domain (captions for `pretrain` come in the same form, without one)."""
-    for _, row in _rows(path):
-        return "domain" in row and any(name in row for name in LABEL_COLUMNS)
-    return False
+def unused_metadata(root: Path) -> list[str]:
+    """Which metadata files at and directly below `root` are not used, and why: a line for each.
+
+    Captions for `pretrain` come in the same form, without domains: nothing is said of them.
+    """
+    lines = []
+    for path in _metadata_files(root):
+        row = _first_row(path)
+        if not _tells_domains(row or {}) and "text" not in (row or {}):
+            has = "has no row" if row is None else f"has {shortened(', '.join(map(str, row)) or 'none')}"
+            apart = ", separated by commas, semicolons or tabs," if path.suffix == ".csv" else ""
+            lines.append(
+                f"{path.relative_to(root).as_posix()} is not used: it needs the columns file_name, label (or class) "
+                f"and domain{apart} and {has}"
+            )
+    return lines
 
 
 def why_no_metadata(root: Path) -> str:
     """What the metadata of `root` lacks to tell labels and domains, to be put after what is wrong; empty if none."""
-    for path in (root / name for name in METADATA):
-        if is_file(path):
-            columns = next((list(row) for _, row in _rows(path)), [])
-            named = shortened(", ".join(map(str, columns)) or "none")
-            return (
-                f"; {path.name} is not used: it needs the columns file_name, label (or class) and domain, separated "
-                f"by commas, and has {named}"
-            )
-    return ""
+    return "".join(f"; {line}" for line in unused_metadata(root)[:1])
+
+
+def _metadata_files(root: Path) -> list[Path]:
+    return [folder / name for folder in [root, *list_folders(root)] for name in METADATA if is_file(folder / name)]
+
+
+def _first_row(path: Path) -> dict[str, Any] | None:
+    return next((row for _, row in _rows(path)), None)
+
+
+def _tells_domains(columns: Container[str]) -> bool:
+    """Whether a row of these columns names a domain and a label."""
+    return "domain" in columns and any(name in columns for name in LABEL_COLUMNS)
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Number of the line, and columns, of every row. Raises `DataError` naming the line."""
+    """Number of the line, and columns, of every row. Raises `DataError` naming the line.
+
+    The columns that are needed are found in any case, with blanks around them, and apart by any of `SEPARATORS`.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -70,8 +90,15 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if path.suffix == ".csv":
         reader = csv.DictReader(io.StringIO(text, newline=""))
         try:
+            for separator in SEPARATORS:
+                header = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [])
+                if _tells_domains(_named_plainly(dict.fromkeys(header))):
+                    blanks = any(name.startswith(" ") for name in header)  # "file_name, label, domain"
+                    source = io.StringIO(text, newline="")
+                    reader = csv.DictReader(source, delimiter=separator, skipinitialspace=blanks)
+                    break
             for row in reader:
-                yield reader.line_num, row
+                yield reader.line_num, _named_plainly(row)
         except csv.Error as error:
             raise DataError(f"{path}, line {reader.line_num + 1}, is not CSV: {error}") from error
         return
@@ -83,7 +110,20 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 raise DataError(f"{path}, line {number}, is not JSON: {error}") from error
             if not isinstance(row, dict):
                 raise DataError(f"{path}, line {number}, is no JSON object")
-            yield number, row
+            yield number, _named_plainly(row)
+
+
+def _named_plainly(row: dict[Any, Any]) -> dict[Any, Any]:
+    """`row` with the columns that are needed under their own names, where none has it already.
+
+    >>> _named_plainly({"File_Name ": "1.png", "Label": "dog", "label": "cat"})
+    {'file_name': '1.png', 'Label': 'dog', 'label': 'cat'}
+    """
+    names = {name: name.strip().casefold() for name in row if isinstance(name, str)}
+    return {
+        plain if (plain := names.get(name, name)) in COLUMNS and plain not in row else name: value
+        for name, value in row.items()
+    }
 
 
 def _is_there(image: Path) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from domainfusion.data.benchmarks import Benchmark, recognise, several_spellings
 from domainfusion.data.duplicates import decode_all
 from domainfusion.data.findings import Finding, Verification, number, some
-from domainfusion.data.imagefolder import find_metadata
+from domainfusion.data.imagefolder import find_metadata, unused_metadata
 from domainfusion.data.listing import NUMBERS, nearest_layout
 from domainfusion.data.scanning import scan_folder, scan_metadata
 
@@ -45,6 +45,7 @@ def verify_folder(
     counts = {d: {c: len(paths) for c, paths in sorted(classes.items())} for d, classes in sorted(listing.items())}
     state = Verification(root, "metadata" if metadata else "folders", benchmark, counts, decoded=not quick)
     state.problems += problems
+    state.notes += [Finding("metadata-unused", line) for line in unused_metadata(root)]
     state.notes += notes
     classes = sorted({name for found in counts.values() for name in found})
     if len(counts) < 2:
