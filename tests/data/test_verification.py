@@ -10,8 +10,12 @@ import pytest
 from PIL import Image
 
 from domainfusion import cli
+from domainfusion.config import DataConfig
 from domainfusion.data.benchmarks import BENCHMARKS, Benchmark
+from domainfusion.data.domains import load_dataset
 from domainfusion.data.duplicates import hash_of_image
+from domainfusion.data.splits import build_split
+from domainfusion.errors import UsageError
 from verifying import check, kinds, only
 
 PACS = BENCHMARKS["PACS"]
@@ -230,6 +234,25 @@ def test_the_hash_is_of_the_picture(tmp_path: Path) -> None:
     Image.fromarray(grey).save(tmp_path / "grey.png")
     Image.fromarray(grey + 1).save(tmp_path / "grey1.png")  # 8 bits would not tell them apart
     assert hash_of_image(tmp_path / "grey.png") != hash_of_image(tmp_path / "grey1.png")
+
+
+def test_a_domain_that_the_default_split_cannot_divide_is_noted(make_image_folder: Callable[..., Path]) -> None:
+    root = make_image_folder("mine", classes=("cat", "dog"))
+    for name in ("cat", "dog"):
+        for path in sorted((root / "photo" / name).iterdir())[2:]:
+            path.unlink()
+    state = check(root, quick=True)
+    assert state.ok
+    found = only(state, "few-images")
+    assert (found.message, found.where) == ("1 domain with too few images to train on: photo (4)", ("photo",))
+    assert "effect: each can be a target, but the default split leaves none" in state.as_text()
+    dataset = load_dataset(str(root), DataConfig(size=8))
+    with pytest.raises(UsageError, match=r"photo has too few .* none to validate on; change --data.holdout-fraction"):
+        build_split(dataset, DataConfig(), "sketch", 0)
+    build_split(dataset, DataConfig(), "photo", 0)
+    Image.fromarray(np.full((20, 20, 3), 7, np.uint8)).save(root / "photo" / "cat" / "new.png")
+    assert check(root, quick=True).notes == []
+    build_split(load_dataset(str(root), DataConfig(size=8)), DataConfig(), "sketch", 0)
 
 
 def test_one_domain_alone_is_not_enough(make_image_folder: Callable[..., Path]) -> None:

@@ -12,6 +12,7 @@ import os
 from collections import defaultdict
 from pathlib import Path
 
+from domainfusion.config import DataConfig
 from domainfusion.data.benchmarks import Benchmark, recognise, several_spellings
 from domainfusion.data.duplicates import decode_all
 from domainfusion.data.findings import Finding, Verification, number, some
@@ -70,6 +71,7 @@ def verify_folder(
             )  # fmt: skip
     _compare_domains(state)
     _compare_spellings(state)
+    _note_few_images(state)
     if not quick:
         several = benchmark is not None and benchmark.several_classes
         threads = workers or min(8, os.cpu_count() or 1)
@@ -245,5 +247,21 @@ def _compare_spellings(state: Verification) -> None:
                 effect=f"they are {len(names)} different domains: a target's images train under the other name, and "
                 f"its accuracy is flattered; {remedy}",
                 where=names,
+            )
+        )  # fmt: skip
+
+
+def _note_few_images(state: Verification) -> None:
+    """Domains of which the default split, where it is DomainBed's, leaves no image to validate on."""
+    totals = {domain: sum(found.values()) for domain, found in state.counts.items()}
+    few = tuple(domain for domain, count in totals.items() if not int(DataConfig().holdout_fraction * count))
+    if few:
+        named = [f"{domain} ({totals[domain]})" for domain in few]
+        state.notes.append(
+            Finding(
+                "few-images", f"{number(len(few), 'domain')} with too few images to train on: {some(named)}",
+                effect="each can be a target, but the default split leaves none of its images to validate on; change "
+                "--data.holdout-fraction or add images",
+                where=few,
             )
         )  # fmt: skip
