@@ -61,12 +61,33 @@ def test_folders_of_another_form_say_which(make_image_folder: Callable[..., Path
     (tmp_path / "archives" / "PACS.zip").write_bytes(b"")
     with pytest.raises(DataError, match=r"holds archives \(PACS.zip\): unpack them with `domainfusion data prepare`"):
         check(tmp_path / "archives")
-    split = tmp_path / "split"
-    for name in ("CALTECH", "SUN"):
+
+
+@pytest.mark.parametrize(
+    ("domains", "classes", "advice"),
+    [
+        (
+            ("CALTECH", "SUN"),
+            ("0", "1", "2", "3", "4"),
+            r"merge the splits with `domainfusion data prepare VLCS ",
+        ),
+        (("photo", "sketch"), PACS.class_names, r"merge the splits with `domainfusion data prepare PACS "),
+        (("photo", "sketch"), ("circle", "square"), r"move the images of each class together, .* a metadata\.csv \("),
+    ],
+)
+def test_splits_are_merged_as_the_data_set_wants_it(
+    make_image_folder: Callable[..., Path],
+    tmp_path: Path,
+    domains: tuple[str, ...],
+    classes: tuple[str, ...],
+    advice: str,
+) -> None:
+    root = make_image_folder("one", domains=("photo",), classes=classes, count=1)
+    for name in domains:
         for part in ("train", "test"):
-            shutil.copytree(root / "photo", split / name / part)
-    with pytest.raises(DataError, match=r"DOMAIN/SPLIT/CLASS \(splits: test, train\): merge the splits with"):
-        check(split)
+            shutil.copytree(root / "photo", tmp_path / "split" / name / part)
+    with pytest.raises(DataError, match=rf"DOMAIN/SPLIT/CLASS \(splits: test, train\): {advice}"):
+        check(tmp_path / "split")
 
 
 def test_a_folder_with_metadata_is_verified_by_it(tmp_path: Path, image_folder: Path) -> None:

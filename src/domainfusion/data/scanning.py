@@ -82,8 +82,7 @@ def scan_folder(root: Path) -> tuple[Listing, list[Finding], list[Finding]]:
     splits = {name for classes in listing.values() for name in classes}
     if splits <= set(SPLITS):
         raise DataError(
-            f"{root} is laid out as DOMAIN/SPLIT/CLASS (splits: {', '.join(sorted(splits))}): merge the splits with "
-            f"`domainfusion data prepare VLCS {root} OUTPUT`, or with PACS, OfficeHome ... for another benchmark"
+            f"{root} is laid out as DOMAIN/SPLIT/CLASS (splits: {', '.join(sorted(splits))}): {_how_to_merge(root)}"
         )
     notes = []
     if misplaced:
@@ -111,6 +110,19 @@ def scan_folder(root: Path) -> tuple[Listing, list[Finding], list[Finding]]:
             )
         )  # fmt: skip
     return {name: classes for name, classes in listing.items() if name not in empty}, problems, notes
+
+
+def _how_to_merge(root: Path) -> str:
+    """What to do with the splits of `root/domain/split/class`."""
+    domains = _folders(root)
+    classes = {label.name for domain in domains for split in _folders(domain) for label in _folders(split)}
+    benchmark = recognise({domain.name for domain in domains}, classes)
+    if benchmark:
+        return f"merge the splits with `domainfusion data prepare {benchmark.name} {root} OUTPUT`"
+    return (
+        "move the images of each class together, as DOMAIN/CLASS/IMAGE, or list them in a metadata.csv (file_name, "
+        "label, domain), which may name files anywhere below it"
+    )
 
 
 def _to_convert(pictures: list[Path]) -> str:
