@@ -289,6 +289,10 @@ def test_the_command_exits_with_0_where_there_are_none(image_folder: Path, capsy
     ("words", "message"),
     [
         (["data", "verify", "absent"], "there is no folder absent"),
+        (
+            ["data", "verify", __file__],
+            "is a file, not a folder: if it is an archive, unpack it first (`domainfusion data",
+        ),
         (["data", "verify", ".", "--dataset", "PACKS"], "unknown benchmark 'PACKS'; did you mean 'PACS'?"),
         (["data", "verfy"], "unknown command data 'verfy'; did you mean 'verify'?"),
         (["data"], "usage: domainfusion data {splits,verify,prepare,download}"),

@@ -171,7 +171,12 @@ def verify(command: VerifyCommand) -> int:
     own = command.dataset == "none"
     benchmark = get_benchmark(command.dataset) if command.dataset and not own else None
     if not command.path.is_dir():
-        raise UsageError(f"there is no folder {command.path}; archives are unpacked by `domainfusion data prepare`")
+        raise UsageError(
+            f"{command.path} is a file, not a folder: if it is an archive, unpack it first (`domainfusion data "
+            "prepare` does so for the five benchmarks only)"
+            if command.path.is_file()
+            else f"there is no folder {command.path}"
+        )
     state = verify_folder(command.path, benchmark, own=own, quick=command.quick, workers=command.workers)
     show(state.as_json(), state.as_text(), command.json)
     return 0 if state.ok else 1

@@ -148,5 +148,8 @@ def _other_form(root: Path) -> str:
             return f"{root} holds no DOMAIN/CLASS/IMAGE; {inner} does: give that path"
     archives = [path.name for path in sorted(root.iterdir()) if path.name.endswith((".zip", ".tar", ".tgz", ".tar.gz"))]
     if archives:
-        return f"{root} holds archives ({some(archives)}): unpack them with `domainfusion data prepare`"
+        return (
+            f"{root} holds archives ({some(archives)}): unpack them first (`domainfusion data prepare` does so for the "
+            "five benchmarks only)"
+        )
     return f"{root} holds no images in the form DOMAIN/CLASS/IMAGE{how_to_lay_out(root)}{why_no_metadata(root)}"
