@@ -193,6 +193,15 @@ def test_what_is_no_data_set_is_explained(tmp_path: Path) -> None:
         load_dataset("photso", CONFIG)
 
 
+def test_another_decoder_reads_again_and_equal_pixels_stay_the_same_data_set(
+    image_folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = load_folder(image_folder, CONFIG)
+    monkeypatch.setattr("domainfusion.data.domains.DECODER", 99)
+    assert load_folder(image_folder, CONFIG).fingerprint == first.fingerprint
+    assert len(list((cache / "images").glob("*/images.npy"))) == 2
+
+
 def test_the_fingerprint_is_of_what_a_folder_holds_and_not_of_where_or_when(image_folder: Path, tmp_path: Path) -> None:
     first = load_folder(image_folder, DataConfig(size=16)).fingerprint
     copied = shutil.copytree(image_folder, tmp_path / "elsewhere", copy_function=shutil.copy)  # with new times

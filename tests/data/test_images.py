@@ -96,6 +96,33 @@ class TestFormats:
         Image.fromarray(values).save(tmp_path / "x.tif")
         self.check(tmp_path / "x.tif", np.repeat((np.arange(16) * 17).reshape(4, 4, 1), 3, 2), tolerance=1)
 
+    @pytest.mark.parametrize(
+        ("kind", "largest", "white"),
+        [
+            (np.uint16, 200, 255), (np.uint16, 256, 1023), (np.uint16, 4095, 4095), (np.uint16, 2500, 4095),
+            (np.uint16, 4096, 16383), (np.uint16, 20000, 65535), (np.uint16, 65535, 65535),
+            (np.int32, 100_000, 100_000), (np.float32, 0.5, 1), (np.float32, 200, 255), (np.float32, 255.9, 1023),
+            (np.float32, 2500, 4095),
+        ],
+    )  # fmt: skip
+    def test_more_than_eight_bits_are_scaled_by_the_depth_that_holds_them(
+        self, tmp_path: Path, kind: type, largest: float, white: float
+    ) -> None:
+        values = np.linspace(0, largest, 16).astype(kind).reshape(4, 4)
+        Image.fromarray(values).save(tmp_path / "x.tif")
+        expected = (values.astype(np.float64) / white * 255).round()
+        self.check(tmp_path / "x.tif", expected[..., None])
+
+    def test_exposures_of_one_detector_keep_their_brightness(self, tmp_path: Path) -> None:
+        for name, largest in (("bright", 4000), ("dark", 2000)):  # of 12 bits
+            Image.fromarray(np.full((4, 4), largest, np.uint16)).save(tmp_path / f"{name}.png")
+        bright, dark = (int(read_image(tmp_path / f"{name}.png", 4)[0, 0, 0]) for name in ("bright", "dark"))
+        assert (bright, dark) == (249, 125)
+
+    def test_values_below_zero_begin_at_black(self, tmp_path: Path) -> None:
+        Image.fromarray(np.array([[-1000, 0], [1000, 3095]], np.int32)).save(tmp_path / "x.tif")  # 12 bits, shifted
+        assert read_image(tmp_path / "x.tif", 2)[..., 0].tolist() == [[0, 62], [125, 255]]
+
     @pytest.mark.parametrize("orientation", range(1, 9))
     def test_exif_orientation_is_applied(self, tmp_path: Path, orientation: int) -> None:
         # What the eight values mean, from the Exif standard: where the upright image's rows and columns are stored.

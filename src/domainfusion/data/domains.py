@@ -22,7 +22,7 @@ from domainfusion.config import DataConfig
 from domainfusion.data.benchmarks import BENCHMARKS, canonical_name, several_spellings
 from domainfusion.data.decoded import Index, checksum, open_decoded
 from domainfusion.data.imagefolder import HUB_PREFIX, find_metadata, list_metadata, materialise_hub, unused_metadata
-from domainfusion.data.images import prepare_image, read_image
+from domainfusion.data.images import DECODER, prepare_image, read_image
 from domainfusion.data.listing import list_folder
 from domainfusion.errors import DataError, UsageError, unknown_name
 from domainfusion.files import cache_folder, hash_of, reserve, write_json
@@ -266,7 +266,7 @@ def folder_address(root: Path, files: list[tuple[str, str, Path]], config: DataC
         + ([] if path.relative_to(root).parts[:2] == (domain, name) else [domain, name])
         for (domain, name, path), s in zip(files, stats, strict=True)
     ]
-    return hash_of([signature, config.size, config.bad_images, CACHE_FORMAT])
+    return hash_of([signature, config.size, config.bad_images, CACHE_FORMAT, DECODER])
 
 
 def _stat(path: Path) -> os.stat_result:

@@ -13,6 +13,8 @@ from domainfusion.errors import DataError
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 # Pictures that no data set counts among its images; whether Pillow reads them depends on its plugins.
 OTHER_PICTURES = (".heic", ".heif", ".avif", ".jp2", ".jxl", ".jfif", ".dng", ".cr2", ".nef", ".arw", ".psd", ".svg")
+DECODER = 2  # raised where a file comes out with other pixels: decoded images in caches are then made again
+DEPTHS = (8, 10, 12, 14, 16)  # bits of a grey value that cameras and detectors have
 
 
 def read_image(path: Path, size: int) -> np.ndarray:
@@ -54,12 +56,20 @@ def prepare_image(image: Image.Image, size: int) -> np.ndarray:
 
 
 def _eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
-    """Grey values (H, W) as uint8: integers up to 255 and floats in [0, 1] by their own range, others scaled to it.
+    """Grey values (H, W) as uint8: black is 0 (or the least, if negative), white the end of their range.
+
+    The range of floats up to 1 is [0, 1]. That of others is the smallest of `DEPTHS` bits that holds them: a file of 16
+    bits does not say how many of them its camera used. By its format's range 12 bits would come out almost black; by
+    the largest value of each image, two exposures of one camera would look alike. Beyond 16 bits the largest is white.
 
     Raises ValueError for values that are not finite.
     """
     if not np.isfinite(values).all():
         raise ValueError("it holds values that are not finite")
     least = min(values.min(), 0.0)
-    top = 1.0 if mode == "F" and values.max() <= 1 else 255.0
-    return ((values - least) / max(values.max() - least, top) * 255).round().astype(np.uint8)
+    largest = values.max() - least
+    if mode == "F" and values.max() <= 1:
+        top = max(largest, 1.0)
+    else:
+        top = next((white for bits in DEPTHS if largest <= (white := 2.0**bits - 1)), largest)
+    return ((values - least) / top * 255).round().astype(np.uint8)
