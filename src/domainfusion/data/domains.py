@@ -21,7 +21,14 @@ from tqdm import tqdm
 from domainfusion.config import DataConfig
 from domainfusion.data.benchmarks import BENCHMARKS, canonical_name, several_spellings
 from domainfusion.data.decoded import Index, checksum, open_decoded
-from domainfusion.data.imagefolder import HUB_PREFIX, find_metadata, list_metadata, materialise_hub, unused_metadata
+from domainfusion.data.imagefolder import (
+    HUB_PREFIX,
+    find_metadata,
+    list_metadata,
+    materialise_hub,
+    unused_metadata,
+    why_no_metadata,
+)
 from domainfusion.data.images import DECODER, prepare_image, read_image
 from domainfusion.data.listing import list_folder
 from domainfusion.errors import DataError, UsageError, unknown_name
@@ -285,7 +292,7 @@ def list_images(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str]
     try:
         listing, notes = list_folder(root)
     except DataError as error:
-        raise DataError("; ".join([str(error), *unused[:1]])) from error
+        raise DataError(f"{error}{why_no_metadata(root)}") from error
     return listing, unused + notes
 
 

@@ -42,15 +42,16 @@ def find_metadata(root: Path) -> list[Path]:
     return [path for path in _metadata_files(root) if _tells_domains(_first_row(path) or {})]
 
 
-def unused_metadata(root: Path) -> list[str]:
+def unused_metadata(root: Path, *, captions: bool = False) -> list[str]:
     """Which metadata files at and directly below `root` are not used, and why: a line for each.
 
-    Captions for `pretrain` come in the same form, without domains: nothing is said of them.
+    Args:
+        captions: also those for `pretrain`, which come in the same form, without domains.
     """
     lines = []
     for path in _metadata_files(root):
         row = _first_row(path)
-        if not _tells_domains(row or {}) and "text" not in (row or {}):
+        if not _tells_domains(row or {}) and (captions or "text" not in (row or {})):
             has = "has no row" if row is None else f"has {shortened(', '.join(map(str, row)) or 'none')}"
             apart = ", separated by commas, semicolons or tabs," if path.suffix == ".csv" else ""
             lines.append(
@@ -62,7 +63,7 @@ def unused_metadata(root: Path) -> list[str]:
 
 def why_no_metadata(root: Path) -> str:
     """What the metadata of `root` lacks to tell labels and domains, to be put after what is wrong; empty if none."""
-    return "".join(f"; {line}" for line in unused_metadata(root)[:1])
+    return "".join(f"; {line}" for line in unused_metadata(root, captions=True)[:1])
 
 
 def _metadata_files(root: Path) -> list[Path]:
