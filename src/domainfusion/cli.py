@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from domainfusion.errors import DomainFusionError, Interrupted, UsageError, printable, unknown_name
+from domainfusion.streams import take_any_text
 
 COMMANDS = {
     "demo": "train ERM and DomainFusion on the embedded benchmark and show both",
@@ -98,6 +99,7 @@ def find_command(name: str) -> Callable[[list[str]], int | None]:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit code. Expected errors are one line on stderr."""
+    take_any_text()
     words = list(arguments)
     debug = "--debug" in words or bool(os.environ.get("DOMAINFUSION_DEBUG"))
     words = [word for word in words if word != "--debug"]

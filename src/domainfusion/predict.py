@@ -19,6 +19,7 @@ from domainfusion.data.images import OTHER_PICTURES, SUFFIXES
 from domainfusion.errors import DataError, UsageError
 from domainfusion.files import atomic_path
 from domainfusion.model import Model, note
+from domainfusion.streams import is_unicode
 
 FORMATS = {".csv": "csv", ".json": "json", ".parquet": "parquet"}
 
@@ -145,7 +146,7 @@ def _write_text(rows: Iterator[Row], top_k: int, form: str, file: IO[str]) -> No
             | ({"error": row.error} if row.error else {})
             for row in rows
         ]
-        file.write(json.dumps(entries, indent=2, ensure_ascii=False) + "\n")
+        file.write(json.dumps(entries, indent=2, ensure_ascii=not is_unicode(file)) + "\n")
         return
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(columns(top_k))

@@ -21,6 +21,7 @@ from domainfusion.config import TrainConfig
 from domainfusion.config_files import build_config
 from domainfusion.errors import Busy, DomainFusionError, FileError, Interrupted
 from domainfusion.interruption import requested, stoppable
+from domainfusion.streams import take_any_text
 
 REFUSED = 3  # exit code of what would fail again in the same way
 PATIENCE = 600.0  # seconds to wait for a process that has the run's folder, which may belong to a machine just lost
@@ -28,6 +29,7 @@ PATIENCE = 600.0  # seconds to wait for a process that has the run's folder, whi
 
 def main() -> int:
     """Make the run; returns the exit code."""
+    take_any_text()
     given = json.loads(sys.stdin.read())
     threading.Thread(target=_watch, args=(given["parent"],), daemon=True).start()
     print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}, process {os.getpid()} on {os.uname().nodename}", flush=True)
