@@ -66,3 +66,26 @@ def test_an_option_of_the_command_line_in_a_file_is_told(tmp_path: Path, capsys:
 def test_a_missing_options_file_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["train", "pictograms", "--config", "absent.toml"]) == 1
     assert "absent.toml cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[search]\nlrr = [1, 2]", "options.toml: [search] lrr: no option to search over; did you mean 'lr'?"),
+        (
+            "[search]\nlr = {uniform = [5, 1]}",
+            "options.toml: [search] lr = {'uniform': [5, 1]}: give a list of choices",
+        ),
+        ("[search.generate]\ncandidates = [0]", "options.toml: [search]: generate.candidates = 0: "),
+        ("search = 3", "options.toml: search is a table, not 3"),
+    ],
+)
+@pytest.mark.parametrize("drawing", [[], ["--hparams-seed", "1"]])
+def test_a_wrong_search_is_refused_whether_or_not_anything_is_drawn(
+    drawing: list[str], text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("options.toml").write_text(text)
+    assert cli.run(["train", "pictograms", "--algorithm", "erm", "--config", "options.toml", *drawing]) == 2
+    assert capsys.readouterr().err.startswith(f"domainfusion: {message}")

@@ -23,7 +23,7 @@ from pydantic_core import ArgsKwargs
 from domainfusion.commands.help_page import print_help
 from domainfusion.config import TrainConfig
 from domainfusion.config_files import build_config, flat_values, load_toml
-from domainfusion.errors import UsageError
+from domainfusion.errors import UsageError, shortened
 from domainfusion.presets import load_preset
 
 Flat = tyro.conf.arg(name="")
@@ -177,15 +177,15 @@ def _flags(kind: Any, prefix: str = "") -> set[str]:
 def base_options(kind: type, words: list[str], *, other_tables: Collection[str] = ()) -> Any:
     """What lies beneath the command line: the defaults, `--preset NAME` over them, `--config FILE.toml` over that.
 
-    A preset may be named in the file too. Tables `[search]` are left out, `search_table` reads them, and so are the
-    file's `other_tables`.
+    A preset may be named in the file too. Tables `[search]` are checked and left out, `search_table` reads them, and so
+    are the file's `other_tables`.
     """
     path = flag_value(words, "--config")
     values = {} if path is None else load_toml(Path(path))
     values = {name: value for name, value in values.items() if name not in other_tables}
     has_presets = any(field.name == "preset" for field in dataclasses.fields(kind))
-    if has_presets:
-        values.pop("search", None)
+    if has_presets and "search" in values:
+        _check_search(values.pop("search"), path or "", shows_help="--help" in words or "-h" in words)
     for name in sorted(set(values) & COMMAND_LINE_ONLY - {field.name for field in dataclasses.fields(kind)}):
         raise UsageError(f"{path}: {name} is no option of a run; give it on the command line: --{name} ...")
     options = build_config(kind, values, path or "")  # by itself first: what is wrong in it is the file's fault
@@ -217,10 +217,18 @@ def search_table(words: list[str]) -> tuple[dict[str, Any] | None, str]:
     preset = flag_value(words, "--preset") or values.get("preset")
     for found, origin in ((values, path or ""), (load_preset(preset) if preset else {}, f"preset {preset}")):
         if "search" in found:
-            if not isinstance(found["search"], dict):
-                raise UsageError(f"{origin}: search is a table, not {found['search']!r}")
             return found["search"], origin
     return None, ""
+
+
+def _check_search(table: Any, origin: str, *, shows_help: bool) -> None:
+    """Raise `UsageError` for what is wrong in a file's table `[search]`, whether or not anything is drawn from it."""
+    if not isinstance(table, dict):
+        raise UsageError(f"{origin}: search is a table, not {shortened(repr(table))}")
+    if not shows_help:  # what knows the options' distributions takes its time to import
+        from domainfusion.experiments.hyperparameters import read_space
+
+        read_space(table, origin)
 
 
 def given_options(words: list[str]) -> set[str]:
