@@ -109,6 +109,18 @@ def test_plain_values_hold_no_tuple_and_no_none() -> None:
         ({"distill": {"sampels": 3}}, "x.toml: unknown option 'distill.sampels'; did you mean 'distill.samples'?"),
         ({"data": {"jiter": 0.1}}, "x.toml: unknown option 'data.jiter'; did you mean 'data.jitter'?"),
         ({"qqqqqqqq": 3}, "x.toml: unknown option 'qqqqqqqq'"),
+        (
+            {"data.size": 32},
+            "x.toml: unknown option 'data.size' in quotes; write size in the table [data] or data.size without quotes",
+        ),
+        (
+            {"data": {"data.size": 32}},
+            "x.toml: unknown option 'data.data.size' in quotes; write size in the table [data]",
+        ),
+        (
+            {"data.siez": 32},
+            "x.toml: unknown option 'data.siez' in quotes; write size in the table [data] or data.size without quotes",
+        ),
     ],
 )
 def test_an_unknown_option_is_refused_with_the_nearest(values: dict[str, Any], message: str) -> None:

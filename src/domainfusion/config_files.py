@@ -52,6 +52,11 @@ def build_config(kind: type, values: dict[str, Any], origin: str) -> Any:
         if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             near = difflib.get_close_matches(where, _names(kind), n=1, cutoff=0.4)
             hint = f"; did you mean {near[0]!r}?" if near else ""
+            if near and "." in str(first["loc"][-1]):  # TOML takes a name in quotes for one word, dots and all
+                table, _, name = near[0].rpartition(".")
+                bare = f"{near[0]} without quotes" if len(first["loc"]) == 1 else ""
+                nested = f"{name} in the table [{table}]" if table else ""
+                hint = f" in quotes; write {' or '.join(filter(None, (nested, bare)))}"
             raise UsageError(f"{origin}: unknown option {where!r}{hint}") from None
         if isinstance(first["input"], ArgsKwargs):  # a rule about several options, which names them itself
             rule = first["msg"].removeprefix("Value error, ")
