@@ -289,3 +289,9 @@ def test_options_out_of_range_are_refused(values: dict[str, Any], message: str) 
     with pytest.raises(UsageError) as caught:
         build_config(TrainConfig, values, "x.toml")
     assert message in str(caught.value)
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(b"\xef\xbb\xbfsteps = 7\r\n")
+    assert load_toml(path) == {"steps": 7}

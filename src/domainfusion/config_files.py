@@ -157,7 +157,7 @@ def _toml_value(value: Any) -> str:
 def load_toml(path: Path) -> dict[str, Any]:
     """The nested values of a TOML file. Raises `FileError` or `UsageError` naming the file and the line."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
     except OSError as error:
         raise FileError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # of which TOML's and Unicode's errors are
