@@ -175,8 +175,12 @@ def test_a_value_out_of_range_is_refused_naming_field_and_value(values: dict[str
         ('[data]\nsize = "64"', "data.size = '64': give a whole number, not a string"),
         ('[generate]\nstrength = [0.5, "0.9"]', "generate.strength.1 = '0.9': give a number, not a string"),
         ('[generate]\nupdating = "false"', "generate.updating = 'false': give true or false, not a string"),
-        ("target = 3", "target = 3: Input should be a valid string"),
-        ('[generate]\nstrength = "0.5"', "generate.strength = '0.5': Input should be a valid tuple"),
+        ("target = 3", "target = 3: give a string"),
+        ('[generate]\nstrength = "0.5"', "generate.strength = '0.5': give a list"),
+        ("[generate]\nstrength = [0.5]", "generate.strength = [0.5]: give 2 values, not 1"),
+        ("[generate]\nstrength = []", "generate.strength = []: give 2 values, not 0"),
+        ("[generate]\nstrength = [0.5, 0.6, 0.7]", "generate.strength = [0.5, 0.6, 0.7]: give 2 values, not 3"),
+        ("data = 5", "data = 5: give a table of options, [data]"),
     ],
 )
 def test_a_value_of_another_type_is_refused_naming_the_wanted_one(text: str, message: str) -> None:

@@ -61,7 +61,24 @@ def build_config(kind: type, values: dict[str, Any], origin: str) -> Any:
         if isinstance(first["input"], ArgsKwargs):  # a rule about several options, which names them itself
             rule = first["msg"].removeprefix("Value error, ")
             raise UsageError(f"{origin}: {where}: {rule}" if where else f"{origin}: {rule}") from None
-        raise UsageError(f"{origin}: {where} = {shortened(repr(first['input']))}: {first['msg']}") from None
+        where, rule = _wanted(where, error)
+        raise UsageError(f"{origin}: {where} = {shortened(repr(first['input']))}: {rule}") from None
+
+
+def _wanted(where: str, error: ValidationError) -> tuple[str, str]:
+    """The option at fault, and what it takes, in TOML's words rather than Python's."""
+    first, *others = error.errors()
+    kind, given = first["type"], first["input"]
+    if kind == "missing" and isinstance(first["loc"][-1], int):  # a list that is too short; the input is all of it
+        lacking = 1 + sum(other["type"] == "missing" and other["loc"][:-1] == first["loc"][:-1] for other in others)
+        return where.rpartition(".")[0], f"give {len(given) + lacking} values, not {len(given)}"
+    rules = {
+        "dataclass_type": f"give a table of options, [{where}]", "string_type": "give a string",
+        "tuple_type": "give a list",
+    }  # fmt: skip
+    if kind == "too_long":
+        return where, f"give {first['ctx']['max_length']} values, not {len(given)}"
+    return where, rules.get(kind, first["msg"])
 
 
 # What is wanted of an option, by the types that it takes; pydantic itself would make numbers of strings and truths.

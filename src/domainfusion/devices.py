@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 
 import torch
 
 from domainfusion.config import Precision
-from domainfusion.errors import UsageError
+from domainfusion.errors import UsageError, unknown_name
+
+DEVICES = ("auto", "cpu", "cuda", "cuda:1", "mps")  # what messages name; torch knows rarer ones
+
+
+def device_named(name: str) -> torch.device:
+    """The device called `name`, be it here or not. Raises `UsageError` where nothing is called so."""
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        if re.fullmatch(r"gpu(:\d+)?", name.lower()):
+            meant = name.lower().replace("gpu", "cuda")
+            raise UsageError(f"unknown device {name!r}; did you mean {meant!r}? Known: {', '.join(DEVICES)}") from None
+        raise unknown_name("device", name, DEVICES) from None
 
 
 def choose_device(name: str) -> torch.device:
@@ -17,11 +31,12 @@ def choose_device(name: str) -> torch.device:
             return torch.device("cpu")
         rank = os.environ.get("LOCAL_RANK")  # of processes that train together
         return torch.device("cuda") if rank is None else torch.device("cuda", int(rank))
+    device = device_named(name)
     try:
-        device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {name} is not available here: {str(error).splitlines()[0]}") from error
+        reason = "PyTorch finds no Apple GPU" if device.type == "mps" else str(error).splitlines()[0]
+        raise UsageError(f"--device {name} is not available here: {reason}") from error
     return device
 
 

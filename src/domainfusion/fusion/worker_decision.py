@@ -7,6 +7,7 @@ import os
 
 import torch
 
+from domainfusion.devices import device_named
 from domainfusion.errors import UsageError
 
 # Share of coming candidates below which the threads that training lends cost more than a worker on the CPU saves.
@@ -95,11 +96,10 @@ def check_device(name: str) -> None:
     if name == "auto":
         return
     try:
-        device = torch.device(name)
-        there = device.type != "cuda" or (device.index or 0) < torch.cuda.device_count()
-    except RuntimeError as error:
-        raise UsageError(f"--generate.worker-device {name}: {str(error).splitlines()[0]}") from error
-    if not there:
+        device = device_named(name)
+    except UsageError as error:
+        raise UsageError(f"--generate.worker-device {name}: {error}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(
             f"--generate.worker-device {name}: there are {torch.cuda.device_count()} GPUs here; give another, or auto"
         )
