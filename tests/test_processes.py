@@ -49,7 +49,9 @@ def command(images: Path, output: Path, *words: str, count: int = 1, change: str
     """What starts `count` processes of one run, the code `change` run in each before."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python", sys.executable]
     start = [*(launcher if count == 2 else []), "-c", PROGRAM.format(change=change)]
-    return [sys.executable, *start, "train", str(images), *WORDS, *words, "--output", str(output)]
+    pairs = [pair for pair in zip(WORDS[::2], WORDS[1::2], strict=True) if pair[0] not in words]
+    options = [word for pair in pairs for word in pair]
+    return [sys.executable, *start, "train", str(images), *options, *words, "--output", str(output)]
 
 
 @pytest.fixture

@@ -77,7 +77,8 @@ class Page(HTMLParser):
 
 
 def explain(picture, ldm, output, *words):
-    return run(["explain", str(picture), "--ldm", str(ldm), "--output", str(output), "--draws", "4", "--device", "cpu",
+    draws = [] if "--draws" in words else ["--draws", "4"]
+    return run(["explain", str(picture), "--ldm", str(ldm), "--output", str(output), *draws, "--device", "cpu",
                 *words])  # fmt: skip
 
 

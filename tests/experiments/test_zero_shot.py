@@ -249,7 +249,9 @@ def test_the_command_prints_accuracy_error_and_passes(
     line = next(line for line in printed.splitlines() if line.startswith("photo (target)"))
     assert line.split()[2:] == ["12", f"{100 * share:.1f}", "%", f"{error:.1f}"]
     assert "120 passes of the U-Net, 10 an image" in printed
-    assert cli.run([*words[:-2], "--zero-shot.keep", "2", "--output", str(tmp_path / "x")]) == 2
+    stages = words.index("--zero-shot.keep")
+    words[stages : stages + 3] = ["--zero-shot.keep", "2"]
+    assert cli.run([*words[:-2], "--output", str(tmp_path / "x")]) == 2
     assert "samples has 2 stages and keep has 1" in capsys.readouterr().err
 
 

@@ -48,7 +48,9 @@ def train(command: Callable[..., Said], tmp_path: Path) -> Callable[..., Said]:
     """`train(data, ...)`: a very short run with `sketch` held out, in `tmp_path / "run"`."""
 
     def call(data: Path, *words: object, output: str = "run", target: str = "sketch") -> Said:
-        return command("train", data, *OPTIONS, "--target", target, "--output", tmp_path / output, *words)
+        pairs = [pair for pair in zip(OPTIONS[::2], OPTIONS[1::2], strict=True) if pair[0] not in words]
+        options = [word for pair in pairs for word in pair]
+        return command("train", data, *options, "--target", target, "--output", tmp_path / output, *words)
 
     return call
 

@@ -190,7 +190,7 @@ def test_candidates_and_curves_are_made_in_parts_by_the_cluster(
 
 def test_a_driver_that_is_asked_to_stop_has_its_runs_saved(image_folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "s"
-    command = ["sweep", str(image_folder), *WORDS, "--steps", "100000", "--evaluate-every", "50000", "--algorithms",
+    command = ["sweep", str(image_folder), *WORDS[2:], "--steps", "100000", "--evaluate-every", "50000", "--algorithms",
                "erm", "--targets", "photo", "--trials", "1", "--cpus", "1", "--output", str(output)]  # fmt: skip
     driver = subprocess.Popen([sys.executable, "-m", "domainfusion", *command], stderr=subprocess.PIPE, text=True)
     metrics = output / "erm" / "photo" / "trial-0" / "metrics.jsonl"

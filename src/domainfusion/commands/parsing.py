@@ -41,12 +41,17 @@ def parse(kind: type[T], words: list[str], prog: str, options: Any = None, defau
 
     Raises `UsageError` for an unknown or missing option (naming the nearest) and a value out of range.
     """
-    known = _flags(kind)
+    known, seen = _flags(kind), set()
     for word in words:
         flag = word.split("=")[0]
         if flag.startswith("--") and flag not in ("--help",) and flag.replace("_", "-") not in known:
             near = difflib.get_close_matches(flag.replace("_", "-"), sorted(known), n=1, cutoff=0.4)
             raise UsageError(f"unknown option {flag}" + (f"; did you mean {near[0]}?" if near else ""))
+        if flag.startswith("--"):
+            option = _switched_on(flag.replace("_", "-"), known)
+            if option in seen and option != "--help":
+                raise UsageError(f"{option} is given twice; give it once, with all its values behind it")
+            seen.add(option)
     # tyro takes the fields of a flat config from the default of the whole command.
     default = None if options is None else _with_options(kind, options, defaults or {})
     if "--help" in words or "-h" in words:
@@ -172,6 +177,17 @@ def _flags(kind: Any, prefix: str = "") -> set[str]:
             stem, _, leaf = name.rpartition(".")
             flags |= {f"--{name}", f"--{stem}.no-{leaf}" if stem else f"--no-{leaf}"}
     return flags
+
+
+def _switched_on(flag: str, known: Collection[str]) -> str:
+    """The flag of the option that `flag` sets: that without `no-`, where it switches one off.
+
+    >>> _switched_on("--data.no-flip", {"--data.flip", "--data.no-flip"})
+    '--data.flip'
+    """
+    stem, dot, leaf = flag.removeprefix("--").rpartition(".")
+    positive = f"--{stem}{dot}{leaf.removeprefix('no-')}"
+    return positive if positive in known else flag
 
 
 def base_options(kind: type, words: list[str], *, other_tables: Collection[str] = ()) -> Any:
