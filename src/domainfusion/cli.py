@@ -5,14 +5,13 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 asked to stop 
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from domainfusion.errors import DomainFusionError, Interrupted, UsageError, printable, unknown_name
+from domainfusion.errors import DomainFusionError, Interrupted, UsageError, nearest, printable, unknown_name
 from domainfusion.streams import take_any_text
 
 COMMANDS = {
@@ -115,7 +114,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     try:
         if words[0] not in COMMANDS:
-            near = difflib.get_close_matches(words[0], COMMANDS, n=1)
+            near = nearest(words[0], COMMANDS, 0.6)
             raise (
                 unknown_name("command", words[0], COMMANDS)
                 if near

@@ -8,7 +8,6 @@ number may have decimals, and 400.0 or 4e2 where it has to be whole.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import tomllib
 import types
 import typing
@@ -19,7 +18,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ArgsKwargs
 
-from domainfusion.errors import FileError, UsageError, shortened
+from domainfusion.errors import FileError, UsageError, nearest, shortened
 
 
 def _names(kind: Any, prefix: str = "") -> list[str]:
@@ -50,11 +49,11 @@ def build_config(kind: type, values: dict[str, Any], origin: str) -> Any:
         first = error.errors()[0]
         where = shortened(".".join(str(part) for part in first["loc"]))
         if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            near = difflib.get_close_matches(where, _names(kind), n=1, cutoff=0.4)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            near = nearest(where, _names(kind), 0.4)
+            hint = f"; did you mean {near!r}?" if near else ""
             if near and "." in str(first["loc"][-1]):  # TOML takes a name in quotes for one word, dots and all
-                table, _, name = near[0].rpartition(".")
-                bare = f"{near[0]} without quotes" if len(first["loc"]) == 1 else ""
+                table, _, name = near.rpartition(".")
+                bare = f"{near} without quotes" if len(first["loc"]) == 1 else ""
                 nested = f"{name} in the table [{table}]" if table else ""
                 hint = f" in quotes; write {' or '.join(filter(None, (nested, bare)))}"
             raise UsageError(f"{origin}: unknown option {where!r}{hint}") from None

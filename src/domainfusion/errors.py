@@ -69,6 +69,17 @@ def show_note(text: str) -> None:
     print(f"note: {printable(text)}", file=sys.stderr)
 
 
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """The one of `known` that `name` is likely to mean, in capital or small letters; None where none is near.
+
+    >>> nearest("ERM", ["erm", "rsc"]), nearest("photo", ["Photo", "Art"]), nearest("x", ["erm"])
+    ('erm', 'Photo', None)
+    """
+    lower = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=cutoff)
+    return lower[near[0]] if near else None
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """A `UsageError` for `name`, suggesting the nearest of `known`.
 
@@ -76,6 +87,6 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     "unknown algorithm 'domianfusion'; did you mean 'domainfusion'? Known: domainfusion, erm"
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
+    near = nearest(name, names)
+    hint = f"; did you mean {near!r}?" if near else "."
     return UsageError(f"unknown {kind} {name!r}{hint} Known: {', '.join(names)}")

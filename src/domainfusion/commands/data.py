@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ import tyro
 from domainfusion.commands.parsing import Flat, parse, show
 from domainfusion.config import DataConfig
 from domainfusion.config_files import build_config
-from domainfusion.errors import UsageError, show_note
+from domainfusion.errors import UsageError, nearest, show_note
 
 USAGE = """\
 usage: domainfusion data splits DATA [--trial T] [--data.protocol strict]
@@ -132,8 +131,8 @@ def data(words: list[str]) -> int:
         print(USAGE)
         return 0
     if not words or words[0] not in SUBCOMMANDS:
-        near = difflib.get_close_matches(words[0], SUBCOMMANDS, n=1) if words else []
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        near = nearest(words[0], SUBCOMMANDS, 0.6) if words else None
+        hint = f"; did you mean {near!r}?" if near else ""
         given = f"unknown command data {words[0]!r}{hint} " if words else ""
         raise UsageError(f"{given}usage: domainfusion data {{{','.join(SUBCOMMANDS)}}} ...")
     kind, function = SUBCOMMANDS[words[0]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import io
 import itertools
 import json
@@ -23,7 +22,7 @@ from pydantic_core import ArgsKwargs
 from domainfusion.commands.help_page import print_help
 from domainfusion.config import TrainConfig
 from domainfusion.config_files import build_config, flat_values, load_toml
-from domainfusion.errors import UsageError, shortened
+from domainfusion.errors import UsageError, nearest, shortened
 from domainfusion.presets import load_preset
 
 Flat = tyro.conf.arg(name="")
@@ -45,8 +44,8 @@ def parse(kind: type[T], words: list[str], prog: str, options: Any = None, defau
     for word in words:
         flag = word.split("=")[0]
         if flag.startswith("--") and flag not in ("--help",) and flag.replace("_", "-") not in known:
-            near = difflib.get_close_matches(flag.replace("_", "-"), sorted(known), n=1, cutoff=0.4)
-            raise UsageError(f"unknown option {flag}" + (f"; did you mean {near[0]}?" if near else ""))
+            near = nearest(flag.replace("_", "-"), sorted(known), 0.4)
+            raise UsageError(f"unknown option {flag}" + (f"; did you mean {near}?" if near else ""))
         if flag.startswith("--"):
             option = _switched_on(flag.replace("_", "-"), known)
             if option in seen and option != "--help":

@@ -8,7 +8,6 @@ a checksum there (`decoded.py`).
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import os
 from pathlib import Path
@@ -31,7 +30,7 @@ from domainfusion.data.imagefolder import (
 )
 from domainfusion.data.images import DECODER, prepare_image, read_image
 from domainfusion.data.listing import list_folder
-from domainfusion.errors import DataError, UsageError, unknown_name
+from domainfusion.errors import DataError, UsageError, nearest, unknown_name
 from domainfusion.files import cache_folder, hash_of, reserve, write_json
 from domainfusion.registry import DATASETS
 
@@ -122,7 +121,7 @@ def load_dataset(data: str, config: DataConfig) -> MultiDomainDataset:
             f"there is no folder {data} here; {name} does not come with the package: "
             f"`domainfusion data download {name}` says where it is, `domainfusion data prepare` makes its folder"
         )
-    if difflib.get_close_matches(data, DATASETS.entries, n=1):
+    if nearest(data, DATASETS.entries, 0.6):
         raise unknown_name("data set", data, DATASETS.entries)
     raise UsageError(
         f"there is no folder {data} here, and no embedded data set of that name ({', '.join(sorted(DATASETS.entries))})"

@@ -11,7 +11,6 @@ table 8, and the code of DomainBed, whose names are hashed).
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -24,7 +23,7 @@ from domainfusion.algorithms.zero_shot import ZeroShot
 from domainfusion.config import TrainConfig
 from domainfusion.config_files import build_config, flat_values, plain_values
 from domainfusion.data.benchmarks import canonical_name
-from domainfusion.errors import UsageError
+from domainfusion.errors import UsageError, nearest
 from domainfusion.registry import ALGORITHMS
 from domainfusion.seeding import seed_hash
 
@@ -100,8 +99,8 @@ def read_space(table: dict[str, Any], origin: str) -> tuple[Hyperparameter, ...]
     space = []
     for option, described in _entries(table):
         if option not in defaults or option in IDENTITY:
-            near = difflib.get_close_matches(option, set(defaults) - set(IDENTITY), n=1, cutoff=0.4)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            near = nearest(option, sorted(set(defaults) - set(IDENTITY)), 0.4)
+            hint = f"; did you mean {near!r}?" if near else ""
             raise UsageError(f"{origin}: [search] {option}: no option to search over{hint}")
         is_whole = isinstance(defaults[option], int) and not isinstance(defaults[option], bool)
         draw, extremes = _distribution(described, is_whole, f"{origin}: [search] {option}")
