@@ -270,3 +270,26 @@ def test_a_full_disk_is_one_line_and_exit_1(
     error = capsys.readouterr().err
     assert error.startswith("domainfusion: /data/run/metrics.jsonl: No space left on device")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train DATA --ldm ./absent --target photo --output OUT",
+        "generate DATA --ldm DATA --data.size 16",
+        "predict DATA DATA",
+        "export DATA --output OUT",
+        "evaluate DATA",
+        "evaluate ABSENT",
+        "data prepare PACS ABSENT OUT",
+        "doctor DATA --config ABSENT",
+        "sweep DATA --config ABSENT",
+        "audit DATA --config ABSENT",
+    ],
+)
+def test_what_is_named_and_is_not_there_or_none_is_wrong_usage(
+    words: str, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"DATA": image_folder, "OUT": tmp_path / "out", "ABSENT": tmp_path / "absent"}
+    assert cli.run([str(places.get(word, word)) for word in words.split()]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("domainfusion: ")

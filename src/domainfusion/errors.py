@@ -32,6 +32,18 @@ class FileError(DomainFusionError):
     """A file of a run that is missing, truncated or altered, or a folder that cannot be written."""
 
 
+class NoLDM(LDMError, UsageError):
+    """What was named as an LDM is not there or is none; the command line exits with 2."""
+
+
+class NoModel(FileError, UsageError):
+    """What was named as a run or a model is none; the command line exits with 2."""
+
+
+class NoSource(DataError, UsageError):
+    """What was named as a corpus or an archive is not there or is none; the command line exits with 2."""
+
+
 class Busy(FileError):
     """A folder that another process is at work in."""
 

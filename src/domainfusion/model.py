@@ -24,7 +24,7 @@ from domainfusion.config_files import build_config, load_toml
 from domainfusion.data.images import prepare_image, read_image
 from domainfusion.data.transforms import resize, to_float
 from domainfusion.devices import choose_device
-from domainfusion.errors import DataError, DomainFusionError, FileError, UsageError, show_note
+from domainfusion.errors import DataError, DomainFusionError, FileError, NoModel, UsageError, show_note
 from domainfusion.experiments.runs import build_context, class_of_run, refuse_untrained
 from domainfusion.files import hash_of_file, read_json, read_json_object, write_json
 from domainfusion.training.calibration import calibrate
@@ -150,7 +150,7 @@ def load(path: str | os.PathLike[str], *, device: str = "auto") -> Model:
         )
     runs = sorted(file.parent for file in folder.rglob("config.toml"))
     hint = f"; a run below it is {runs[0]}" if runs else ""
-    raise FileError(f"{folder} is no model: it holds neither config.toml (a run) nor config.json (an export){hint}")
+    raise NoModel(f"{folder} is no model: it holds neither config.toml (a run) nor config.json (an export){hint}")
 
 
 def _load_run(folder: Path, device: torch.device) -> Model:

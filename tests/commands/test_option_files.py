@@ -63,8 +63,8 @@ def test_an_option_of_the_command_line_in_a_file_is_told(tmp_path: Path, capsys:
     assert "output is no option of a run; give it on the command line: --output" in capsys.readouterr().err
 
 
-def test_a_missing_options_file_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["train", "pictograms", "--config", "absent.toml"]) == 1
+def test_a_missing_options_file_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["train", "pictograms", "--config", "absent.toml"]) == 2
     assert "absent.toml cannot be read" in capsys.readouterr().err
 
 

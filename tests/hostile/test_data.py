@@ -123,8 +123,8 @@ def test_options_that_make_no_sense(image_folder: Path, tmp_path: Path, command:
 def test_options_in_no_text(image_folder: Path, tmp_path: Path, command: Any) -> None:
     (tmp_path / "options.toml").write_bytes(b"\xff\xfe\x00")
     assert command("train", image_folder, "--config", tmp_path / "options.toml").code == 2
-    assert command("train", image_folder, "--config", tmp_path).code == 1  # a folder
-    assert command("train", image_folder, "--config", tmp_path / "absent.toml").code == 1
+    assert command("train", image_folder, "--config", tmp_path).code == 2  # a folder
+    assert command("train", image_folder, "--config", tmp_path / "absent.toml").code == 2
 
 
 def test_a_batch_that_no_memory_holds(

@@ -22,7 +22,7 @@ from pydantic_core import ArgsKwargs
 from domainfusion.commands.help_page import print_help
 from domainfusion.config import TrainConfig
 from domainfusion.config_files import build_config, flat_values, load_toml
-from domainfusion.errors import UsageError, nearest, shortened
+from domainfusion.errors import FileError, UsageError, nearest, shortened
 from domainfusion.presets import load_preset
 
 Flat = tyro.conf.arg(name="")
@@ -196,7 +196,10 @@ def base_options(kind: type, words: list[str], *, other_tables: Collection[str] 
     are the file's `other_tables`.
     """
     path = flag_value(words, "--config")
-    values = {} if path is None else load_toml(Path(path))
+    try:
+        values = {} if path is None else load_toml(Path(path))
+    except FileError as error:  # it was named on the command line
+        raise UsageError(str(error)) from error
     values = {name: value for name, value in values.items() if name not in other_tables}
     has_presets = any(field.name == "preset" for field in dataclasses.fields(kind))
     if has_presets and "search" in values:

@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from domainfusion.errors import DataError, DomainFusionError, shortened
+from domainfusion.errors import DataError, DomainFusionError, NoSource, shortened
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 # How the members of a .zip may be packed.
@@ -62,11 +62,11 @@ def list_members(source: Path) -> list[Member]:
     Raises `DataError` for another kind of file, a damaged archive, and one that is not safe.
     """
     if not source.exists():
-        raise DataError(f"there is no {source}; give a folder or an archive ({', '.join(ARCHIVES)})")
+        raise NoSource(f"there is no {source}; give a folder or an archive ({', '.join(ARCHIVES)})")
     archives = containers(source)
     members = list(_walk(source)) if source.is_dir() else []
     if not source.is_dir() and not archives:
-        raise DataError(f"{source} is neither a folder nor an archive ({', '.join(ARCHIVES)})")
+        raise NoSource(f"{source} is neither a folder nor an archive ({', '.join(ARCHIVES)})")
     for path in archives:
         with _naming(path):
             members += _list_zip(path) if path.name.lower().endswith(".zip") else _list_tar(path)

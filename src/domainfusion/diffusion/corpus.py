@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from domainfusion.errors import DataError
+from domainfusion.errors import DataError, NoSource
 
 # Colour words of the recolouring augmentation, as (R, G, B) in 0..255.
 FOREGROUNDS = {
@@ -99,7 +99,7 @@ def load_corpus(path: Path, size: int) -> Corpus:
         columns = {name: np.array([row[name] or "" for row in rows]) for name in rows[0]}
         images = np.stack([_read_image(path / row["file_name"], size) for row in rows])
     else:
-        raise DataError(f"{path} is no corpus: give a folder with images and metadata.csv, or an .npz file")
+        raise NoSource(f"{path} is no corpus: give a folder with images and metadata.csv, or an .npz file")
     if images.shape[1:] != (size, size, 3):
         images = np.stack([np.asarray(Image.fromarray(image).convert("RGB").resize((size, size))) for image in images])
     count = len(images)

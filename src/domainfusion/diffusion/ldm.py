@@ -18,7 +18,7 @@ import torch
 from domainfusion.config import Precision
 from domainfusion.devices import choose_dtype
 from domainfusion.diffusion.ldm_folder import PARTS, check_folder, embedded_folder, is_hub_id, read_styles
-from domainfusion.errors import LDMError
+from domainfusion.errors import LDMError, NoLDM
 from domainfusion.files import hash_of_file
 
 # The autoencoder takes so many pixels at once: at Stable Diffusion's size it needs a gigabyte and more for an image of
@@ -87,7 +87,7 @@ class LatentDiffusion:
         if Path(where).exists():
             check_folder(Path(where))
         elif not is_hub_id(where):
-            raise LDMError(f"there is no folder {where}; give a diffusers folder, a hub id OWNER/NAME, or 'embedded'")
+            raise NoLDM(f"there is no folder {where}; give a diffusers folder, a hub id OWNER/NAME, or 'embedded'")
         device = torch.device(device)
         dtype = choose_dtype(precision, device)
         quiet_libraries()

@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from domainfusion.errors import LDMError
+from domainfusion.errors import LDMError, NoLDM
 
 PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 
@@ -24,7 +24,7 @@ def check_folder(folder: Path) -> None:
     """Raise `LDMError` where a local folder is no Stable-Diffusion-like pipeline, saying which part is missing."""
     index = folder / "model_index.json"
     if not index.is_file():
-        raise LDMError(f"{folder} is no diffusers pipeline: model_index.json is missing")
+        raise NoLDM(f"{folder} is no diffusers pipeline: model_index.json is missing")
     try:
         described = json.loads(index.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:

@@ -15,7 +15,7 @@ from domainfusion.config_files import build_config, load_toml
 from domainfusion.data.domains import MultiDomainDataset, load_dataset, load_recorded
 from domainfusion.data.splits import build_split
 from domainfusion.devices import choose_device
-from domainfusion.errors import DataError, FileError, UsageError, show_note
+from domainfusion.errors import DataError, FileError, NoModel, UsageError, show_note
 from domainfusion.experiments.runs import class_of_run, refuse_untrained
 from domainfusion.files import read_json_object
 from domainfusion.interruption import stoppable
@@ -29,7 +29,7 @@ def load_run(folder: Path) -> tuple[TrainConfig, list[str], nn.Module]:
     Raises `FileError` where the folder holds no run, `UsageError` where its algorithm is not trained.
     """
     if not (folder / "config.toml").exists():
-        raise FileError(f"{folder} is no run folder (config.toml is missing)")
+        raise NoModel(f"{folder} is no run folder (config.toml is missing)")
     config: TrainConfig = build_config(TrainConfig, load_toml(folder / "config.toml"), str(folder / "config.toml"))
     refuse_untrained(folder, config.algorithm)
     if not (folder / "model.json").exists() and not (folder / "result.json").exists():
