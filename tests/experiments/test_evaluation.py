@@ -86,8 +86,8 @@ def test_command_prints_json(finished, capsys):
     assert json.loads(capsys.readouterr().out)["sketch"]["images"] == result["test_images"]
 
 
-def test_a_folder_without_a_run_is_an_error(tmp_path, capsys):
-    assert run(["evaluate", str(tmp_path)]) == 1
+def test_a_folder_without_a_run_is_wrong_usage(tmp_path, capsys):
+    assert run(["evaluate", str(tmp_path)]) == 2
     assert "is no run folder" in capsys.readouterr().err
 
 
