@@ -18,6 +18,7 @@ from domainfusion.algorithms.base import Algorithm
 from domainfusion.algorithms.classifier import build_classifier
 from domainfusion.algorithms.cpu_convolutions import is_slow
 from domainfusion.algorithms.domainfusion import DomainFusion
+from domainfusion.commands.parsing import base_options
 from domainfusion.config import DistillConfig, TrainConfig
 from domainfusion.distillation.curve_rounds import GRID
 from domainfusion.distillation.curves import Curves
@@ -111,12 +112,61 @@ class Recombining(DomainFusion):
 
 
 def whole_run() -> list[dict[str, Any]]:
-    """Runs by default options and with one generation, of measured parts: steps of both, generations of some images.
+    """Runs by default options, with one generation, and by the preset `quick`, of measured parts: steps of both,
+    generations of some images.
 
     A run takes its steps and, for DomainFusion, as many generations of all training images as are due. Curves belong to
     the data set and the LDM and are not counted; evaluations, the same in both, are left out.
     """
-    config = TrainConfig(algorithm="domainfusion", target="pixel", distill=DistillConfig(estimator="score"))
+    quick: TrainConfig = base_options(TrainConfig, ["--preset", "quick"])
+    found = []
+    for options, given, limits in (
+        ("default options", TrainConfig(), (None, 1)), ("preset quick", quick, (None,))
+    ):  # fmt: skip
+        parts = _parts_of_a_run(given)
+        for most in limits:
+            generations = parts.generations if most is None else min(most, parts.generations)
+            generating = generations * parts.images * parts.generated_image
+            ours, theirs = given.steps * parts.our_step + generating, given.steps * parts.their_step
+            found.append(
+                row(
+                    "whole_run",
+                    f"DomainFusion run, {options if most is None else 'one generation'}",
+                    "ERM run, same steps",
+                    ratio=ours / theirs,
+                    target="<= 2",
+                    reached=ours / theirs <= 2,
+                    ours=ours,
+                    theirs=theirs,
+                    unit="s",
+                    steps=given.steps,
+                    generations=generations,
+                    images=parts.images,
+                    generating=generating,
+                    without_generating=parts.our_step / parts.their_step,
+                )
+            )
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class RunParts:
+    """What a run of DomainFusion beside ERM consists of; times in seconds."""
+
+    our_step: float
+    their_step: float
+    generated_image: float  # all candidates of an image in one generation
+    generations: int
+    images: int  # of each generation
+
+
+def _parts_of_a_run(options: TrainConfig) -> RunParts:
+    config = dataclasses.replace(
+        options,
+        algorithm="domainfusion",
+        target="pixel",
+        distill=dataclasses.replace(options.distill, estimator="score"),
+    )
     with tempfile.TemporaryDirectory() as folder:
         context = build_context("pictograms", config, Path(folder), progress=False)
         algorithm = Recombining(context).to(context.device)
@@ -136,30 +186,7 @@ def whole_run() -> list[dict[str, Any]]:
         generate()
         an_image = min(seconds_of(generate) for _ in range(2)) / GENERATED
         due = algorithm.generations_due(config.steps - 1)
-        images = len(algorithm.rows)
-    theirs, found = config.steps * steps["theirs"], []
-    for options, generations in (("default options", due), ("one generation", 1)):
-        generating = generations * images * an_image
-        ours = config.steps * steps["ours"] + generating
-        found.append(
-            row(
-                "whole_run",
-                f"DomainFusion run, {options}",
-                "ERM run, same steps",
-                ratio=ours / theirs,
-                target="<= 2",
-                reached=ours / theirs <= 2,
-                ours=ours,
-                theirs=theirs,
-                unit="s",
-                steps=config.steps,
-                generations=generations,
-                images=images,
-                generating=generating,
-                without_generating=steps["ours"] / steps["theirs"],
-            )
-        )
-    return found
+        return RunParts(steps["ours"], steps["theirs"], an_image, due, len(algorithm.rows))
 
 
 def loading() -> list[dict[str, Any]]:

@@ -105,7 +105,7 @@ def test_what_is_given_are_options_of_the_command_line_and_the_file(tmp_path: Pa
 def test_the_list_and_unknown_names(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert cli.run(["list", "presets"]) == 0
     printed = capsys.readouterr().out
-    assert [line.split()[0] for line in printed.splitlines()] == ["domainbed-head", "domainbed-paper", "paper"]
+    assert [line.split()[0] for line in printed.splitlines()] == ["domainbed-head", "domainbed-paper", "paper", "quick"]
     for command in ("train", "benchmark", "doctor", "generate", "distill"):
         assert cli.run([command, "pictograms", "--preset", "domainbed-papr"]) == 2
         assert "unknown preset 'domainbed-papr'; did you mean 'domainbed-paper'?" in capsys.readouterr().err

@@ -183,6 +183,7 @@ ALGORITHMS = Registry(
 PRESETS = Registry(
     "preset",
     [
+        Entry("quick", "DomainFusion with one candidate of each image, made once in three denoising steps", "ours"),
         Entry("paper", "DomainFusion's own experiments, with their search: Stable Diffusion, 120 epochs", "ECCV 2024"),
         Entry(
             "domainbed-paper", "DomainBed as in its paper: ResNet-50, BatchNorm frozen, 5001 steps", "arXiv 2007.01434"
