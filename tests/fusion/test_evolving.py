@@ -84,8 +84,8 @@ def test_the_classifier_chooses_the_content(ldm: LatentDiffusion, image: np.ndar
     for generation, before in ((first, image), (second, first.images[0])):
         record = generation.lineage[0]
         assert record["content_candidate"] == 2
-        candidates = literal_candidates(ldm, before, record, ["animal dog"] * 3)
-        content, mean, std = split_style(candidates)
+        candidates = to_uint8(literal_candidates(ldm, before, record, ["animal dog"] * 3))
+        content, mean, std = split_style(from_uint8(candidates))  # they are kept as pictures before they are fused
         style = record["style_candidate"]
         assert far(generation.images[0], to_uint8(fuse(content[2], mean[style], std[style]))) < 0.1
 
