@@ -22,18 +22,7 @@ from domainfusion.json_lines import read_json_lines
 from domainfusion.model import load
 from domainfusion.results.collect import collect
 from domainfusion.training.checkpoint import Progress
-from dsi_runs import dsi_config, with_options
-
-
-@pytest.fixture
-def images(make_image_folder: Callable[..., Path]) -> Path:
-    """3 domains x 3 classes x 5 images: a source trains on 12 and validates on 3; of a target 12 are tested."""
-    return make_image_folder("five", count=5)
-
-
-@pytest.fixture
-def config(tiny_pipeline: Path) -> TrainConfig:
-    return dsi_config(tiny_pipeline)
+from dsi_runs import with_options
 
 
 def test_the_target_takes_no_part_in_fine_tuning(

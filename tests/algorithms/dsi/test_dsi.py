@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import functools
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +33,8 @@ from domainfusion.model import load
 from domainfusion.report.html import write_report
 from domainfusion.results.collect import collect
 from domainfusion.results.tables import run_summary
-from dsi_runs import dsi_config, with_options
+from dsi_runs import with_options
 from literal_dsi import literal_order, softmax
-
-
-@pytest.fixture
-def images(make_image_folder: Callable[..., Path]) -> Path:
-    """3 domains x 3 classes x 5 images: a source trains on 12 and validates on 3; of a target 12 are tested."""
-    return make_image_folder("five", count=5)
-
-
-@pytest.fixture
-def config(tiny_pipeline: Path) -> TrainConfig:
-    return dsi_config(tiny_pipeline)
 
 
 def predictions_of(folder: Path) -> list[dict[str, str]]:

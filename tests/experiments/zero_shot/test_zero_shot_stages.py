@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,18 +18,7 @@ from domainfusion.json_lines import read_json_lines
 from domainfusion.report.reading import read_runs
 from domainfusion.report.study import build_arms
 from domainfusion.results.tables import run_summary
-from zero_shot_runs import changed, zero_shot_config
-
-
-@pytest.fixture
-def images(make_image_folder: Callable[..., Path]) -> Path:
-    """3 domains x 3 classes x 5 images: 12 of a target's 15 are tested on, 3 of a source's validate."""
-    return make_image_folder("five", count=5)
-
-
-@pytest.fixture
-def config(tiny_pipeline: Path) -> TrainConfig:
-    return zero_shot_config(tiny_pipeline)
+from zero_shot_runs import changed
 
 
 def test_the_stages_are_chosen_by_the_classes_and_told(

@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +30,7 @@ from domainfusion.json_lines import read_json_lines
 from domainfusion.report.html import write_report
 from domainfusion.results.collect import collect
 from domainfusion.results.tables import run_summary
-from zero_shot_runs import changed, zero_shot_config
-
-
-@pytest.fixture
-def images(make_image_folder: Callable[..., Path]) -> Path:
-    """3 domains x 3 classes x 5 images: 12 of a target's 15 are tested on, 3 of a source's validate."""
-    return make_image_folder("five", count=5)
-
-
-@pytest.fixture
-def config(tiny_pipeline: Path) -> TrainConfig:
-    return zero_shot_config(tiny_pipeline)
+from zero_shot_runs import changed
 
 
 def records_of(cache: Path) -> list[dict[str, Any]]:
