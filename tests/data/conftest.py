@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from domainfusion.data import domains
+from domainfusion.data import folders
 from domainfusion.data.images import read_image
 
 
@@ -18,5 +18,5 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         paths.append(path)
         return read_image(path, size)
 
-    monkeypatch.setattr(domains, "read_image", recording)
+    monkeypatch.setattr(folders, "read_image", recording)
     return paths

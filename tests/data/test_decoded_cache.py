@@ -103,10 +103,10 @@ class TestCache:
 import hashlib, sys, time
 from pathlib import Path
 from domainfusion.config import DataConfig
-from domainfusion.data import domains
+from domainfusion.data import domains, folders
 
 root, log = Path(sys.argv[1]), sys.argv[2]
-original = domains.read_image
+original = folders.read_image
 
 def recording(path, size):
     time.sleep(0.002)
@@ -114,7 +114,7 @@ def recording(path, size):
         file.write(path.name + "\\n")
     return original(path, size)
 
-domains.read_image = recording
+folders.read_image = recording
 print("ready", flush=True)
 sys.stdin.readline()
 dataset = domains.load_folder(root, DataConfig(size=20))

@@ -20,6 +20,7 @@ from domainfusion.errors import FileError, show_note
 from domainfusion.files import atomic_path, read_json
 from domainfusion.locks import locked
 
+CACHE_FORMAT = 1  # of decoded images; it is part of their addresses and of data sets' fingerprints
 Index = dict[str, Any]
 
 

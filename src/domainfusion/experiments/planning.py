@@ -22,7 +22,8 @@ import torch
 from domainfusion.algorithms.base import Algorithm, Context
 from domainfusion.algorithms.domainfusion import DomainFusion
 from domainfusion.config import TrainConfig
-from domainfusion.data.domains import MultiDomainDataset, folder_address, in_order, list_images, load_dataset
+from domainfusion.data.domains import MultiDomainDataset, load_dataset
+from domainfusion.data.folders import folder_address, in_order, list_images
 from domainfusion.data.images import read_image
 from domainfusion.diffusion.ldm import source_fingerprint
 from domainfusion.diffusion.ldm_folder import is_hub_id
