@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from domainfusion.config import DataConfig
 from domainfusion.data.benchmarks import BENCHMARKS
+from domainfusion.data.domains import load_folder
 from domainfusion.errors import DataError
 from verifying import check, kinds, only
 
@@ -140,3 +142,20 @@ def test_rows_without_an_image_images_without_a_row_and_domains_with_a_blank(ima
         DataError, match=r"none of the images that the metadata of .* names is there: .* \(106 in all\)"
     ):
         check(image_folder)
+
+
+def test_links_to_folders_that_are_gone_are_a_problem_and_a_note(image_folder: Path) -> None:
+    (image_folder / "art").symlink_to("/unmounted/art")
+    (image_folder / "photo" / "fish").symlink_to("/unmounted/fish")
+    (image_folder / ".hidden").symlink_to("/unmounted/hidden")
+    state = check(image_folder)
+    assert kinds(state) == {"dead-link"}
+    assert only(state, "dead-link").where == (
+        "art: a link to /unmounted/art", "photo/fish: a link to /unmounted/fish",
+    )  # fmt: skip
+    assert check(image_folder, quick=True).problems == state.problems
+    notes = load_folder(image_folder, DataConfig(size=20)).notes
+    assert notes == (
+        "art is a link to /unmounted/art, which does not exist: it was left out",
+        "photo/fish is a link to /unmounted/fish, which does not exist: it was left out",
+    )

@@ -13,6 +13,7 @@ import torch
 from domainfusion.config import DataConfig, DistillConfig, GenerateConfig, TrainConfig
 from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.data.splits import build_split
+from domainfusion.errors import LDMError
 from domainfusion.experiments import judging
 from domainfusion.experiments.judging import judge_ldm, slope_ranking, verdict
 from domainfusion.files import read_json
@@ -126,3 +127,9 @@ def test_options_are_followed_and_recorded(
     split = build_split(load_dataset(str(image_folder), DataConfig(size=16)), DataConfig(), None, 0)
     assert len(judged[0]) == 4
     assert set(np.concatenate(judged)) <= set(np.concatenate(list(split.validation.values())))  # not trained on
+
+
+def test_a_wrong_ldm_is_refused_before_anything_is_trained(image_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(LDMError, match=r"there is no folder \./absent"):
+        judge_ldm(str(image_folder), "./absent", 4, tmp_path / "judge", steps=2)
+    assert list((tmp_path / "judge").iterdir()) == []

@@ -40,6 +40,17 @@ def list_folders(folder: Path) -> list[Path]:
         raise DataError(f"{error.filename or folder} cannot be read: {error.strerror}; {UNREADABLE}") from error
 
 
+def dead_links(folder: Path) -> list[Path]:
+    """The links in `folder` that lead to nothing and are not called as images are, sorted: folders, for all one knows.
+
+    Hidden ones are left out, as `list_folders` leaves them.
+    """
+    return [
+        path for path in sorted(folder.iterdir())
+        if not path.name.startswith(".") and path.is_symlink() and not path.exists() and not is_image(path)
+    ]  # fmt: skip
+
+
 def list_files(folder: Path) -> list[Path]:
     """The files in `folder` and below it, folder by folder as ImageFolder goes; links to folders are not followed.
 
@@ -114,6 +125,8 @@ def list_folder(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str]
         raise DataError(
             f"{root} holds no folders; it should be laid out as {root}/DOMAIN/CLASS/IMAGE{how_to_lay_out(root)}"
         )
+    for link in [link for folder in (root, *visible) for link in dead_links(folder)]:
+        notes.append(f"{link.relative_to(root)} is a link to {link.readlink()}, which does not exist: it was left out")
     for domain in visible:
         if root.resolve().is_relative_to(domain.resolve()):
             raise DataError(f"{domain} is a link that leads back to {domain.resolve()}, which holds it: remove it")

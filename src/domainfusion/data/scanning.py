@@ -13,6 +13,7 @@ from domainfusion.data.findings import Finding, number, some
 from domainfusion.data.imagefolder import read_metadata, why_no_metadata
 from domainfusion.data.images import OTHER_PICTURES, SUFFIXES
 from domainfusion.data.listing import (
+    dead_links,
     how_to_lay_out,
     is_listed,
     list_files,
@@ -51,11 +52,13 @@ def scan_folder(root: Path) -> tuple[Listing, list[Finding], list[Finding]]:
     misplaced: list[str] = []
     unread: list[Path] = []
     other: list[str] = []
+    dead = dead_links(root)
     for domain in _folders(root):
         if root.resolve().is_relative_to(domain.resolve()):
             raise DataError(f"{domain} is a link that leads back to {domain.resolve()}, which holds it: remove it")
+        dead += dead_links(domain)
         for entry in _entries(domain):
-            if entry.name.startswith("."):
+            if entry.name.startswith(".") or entry in dead:
                 continue
             if is_listed(entry):
                 if entry.suffix.lower() in OTHER_PICTURES:
@@ -102,6 +105,14 @@ def scan_folder(root: Path) -> tuple[Listing, list[Finding], list[Finding]]:
         )
     empty = tuple(domain.name for domain in _folders(root) if not any(listing.get(domain.name, {}).values()))
     problems = []
+    if dead:
+        where = tuple(f"{link.relative_to(root)}: a link to {link.readlink()}" for link in dead)
+        problems.append(
+            Finding(
+                "dead-link", f"{number(len(dead), 'link')} to what does not exist", where=where,
+                effect="the images there are left out: mount what the links lead to, or remove them",
+            )
+        )  # fmt: skip
     if empty:
         problems.append(
             Finding(

@@ -18,6 +18,7 @@ from domainfusion.config import DataConfig, DistillConfig, GenerateConfig, Train
 from domainfusion.config_files import plain_values
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.data.transforms import to_float, to_uint8
+from domainfusion.devices import choose_device
 from domainfusion.diffusion.image_to_image import image_to_image
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.prompts import compose_prompts
@@ -56,6 +57,7 @@ def judge_ldm(
     make_folder(folder)
     reading, generate = reading or DataConfig(), generate or GenerateConfig()
     oracle_config = TrainConfig(algorithm="erm", steps=steps, data=reading)
+    ldm = LatentDiffusion.load(ldm_name, device=choose_device(oracle_config.device))  # a wrong name costs no training
     named = data if reading == DataConfig() else f"{data} {reading}"  # an oracle of its own for each way to read them
     oracle_folder = folder / ("oracle-" + hashlib.sha256(named.encode()).hexdigest()[:8])
     if not (oracle_folder / "result.json").exists():
@@ -70,7 +72,6 @@ def judge_ldm(
     dataset = context.dataset
     held = np.concatenate(list(context.split.validation.values()))
     rows = np.sort(derive_numpy_rng("judge", 0).choice(held, min(count, len(held)), replace=False))
-    ldm = LatentDiffusion.load(ldm_name, device=context.device)
     size = generate.image_size or ldm.image_size
     images = _pixels(dataset, rows, size)
     labels = dataset.labels[rows]

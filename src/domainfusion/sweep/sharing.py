@@ -108,8 +108,6 @@ def candidate_parts(job: Job, dataset: MultiDomainDataset, address: str) -> list
     cache = CandidateCache(path, dataset, job.config.generate.needed())
     cache.take_over(missing)
     missing = missing[~cache.done[missing]]
-    if not len(missing):
-        return []
     each = int(np.prod(cache.images.shape[1:]))
     size = max(1, min(PART, PART_BYTES // each))
 
@@ -119,6 +117,7 @@ def candidate_parts(job: Job, dataset: MultiDomainDataset, address: str) -> list
     return [
         Part(candidates_part, (job.data, job.config, job.number, rows), keep(rows))
         for rows in np.split(missing, range(size, len(missing), size))
+        if len(rows)
     ]
 
 
