@@ -53,6 +53,14 @@ def test_domainbeds_two_presets() -> None:
     assert (head.backbone, head.freeze_bn) == ("resnet50.ram_in1k", False)
 
 
+def test_quick_makes_one_candidate_once_for_half_as_many_synthetic_images() -> None:
+    options = options_of("quick")
+    generate = options.generate
+    assert (options.synthetic_share, generate.candidates, generate.generations, generate.steps) == (0.5, 1, 1, 3)
+    assert options.algorithm == "domainfusion"
+    assert generations_due(options.steps - 1, options.steps, 26, generate) == 1
+
+
 def test_the_papers_preset() -> None:
     options = options_of("paper")
     assert (options.epochs, options.batch_size, options.weight_decay) == (120, 16, 5e-4)
