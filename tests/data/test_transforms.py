@@ -73,6 +73,12 @@ def test_augmentation_is_a_function_of_the_generator_and_leaves_its_input_alone(
     assert torch.equal(images, kept)
 
 
+def test_augmentation_stays_on_the_device_of_its_images() -> None:
+    """As on a GPU: tensors of PyTorch's device without memory do not mix with those of the CPU, either."""
+    images = random_images().to("meta")
+    assert augment(images, DataConfig(jitter=0.3, grayscale=0.5), seeded(1)).device == images.device
+
+
 def test_augmentation_does_not_touch_the_global_generator() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)

@@ -55,7 +55,7 @@ def augment(images: torch.Tensor, config: DataConfig, generator: torch.Generator
         images = jitter_colours(images, config.jitter, generator)
     if config.grayscale > 0:
         grey = _luma(images).expand_as(images)
-        chosen = _uniform(len(images), 0, 1, generator) < config.grayscale
+        chosen = (_uniform(len(images), 0, 1, generator) < config.grayscale).to(images.device)
         images = torch.where(chosen.view(-1, 1, 1, 1), grey, images)
     return images
 
