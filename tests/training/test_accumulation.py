@@ -14,7 +14,7 @@ from timm.layers import convert_sync_batchnorm
 
 from domainfusion.algorithms.classifier import Classifier
 from domainfusion.algorithms.erm import ERM
-from domainfusion.algorithms.portions import in_portions
+from domainfusion.algorithms.portions import StatisticsLeftAlone, in_portions
 from domainfusion.config import DataConfig, TrainConfig
 from domainfusion.errors import TrainingError
 from domainfusion.experiments.runs import build_algorithm, build_context, train_run
@@ -129,6 +129,16 @@ def test_batch_norm_measures_its_portions_once() -> None:
     assert module[1].num_batches_tracked == 3
     torch.testing.assert_close(module[1].running_mean, reference[1].running_mean)
     assert module[1].track_running_stats
+
+
+def test_a_second_computation_can_be_entered_again() -> None:
+    """As checkpointing does before PyTorch 2.14, where a backward pass comes through it more than once."""
+    layer = torch.nn.BatchNorm2d(2, momentum=0.3)
+    again = StatisticsLeftAlone(layer)
+    for _ in range(2):
+        with again:
+            layer(torch.randn(3, 2, 4, 4))
+    assert (layer.momentum, int(layer.num_batches_tracked), layer.running_mean.tolist()) == (0.3, 0, [0, 0])
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)

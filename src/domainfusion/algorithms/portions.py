@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,7 +32,7 @@ def in_portions(
     found = [
         checkpoint(
             function, images[rows], use_reentrant=False,
-            context_fn=lambda: (contextlib.nullcontext(), statistics_left_alone(module)),
+            context_fn=lambda: (contextlib.nullcontext(), StatisticsLeftAlone(module)),
         )
         if torch.is_grad_enabled() else function(images[rows])
         for rows in portions
@@ -44,22 +45,28 @@ def least_at_once(module: nn.Module) -> int:
     return 2 if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in module.modules()) else 1
 
 
-@contextlib.contextmanager
-def statistics_left_alone(module: nn.Module) -> Iterator[None]:
+class StatisticsLeftAlone:
     """A block in which BatchNorm normalizes as before and its running averages stay: it is computed for a second time.
 
-    Layers that are in evaluation mode go on using their averages.
+    Layers that are in evaluation mode go on using their averages. The block can be entered again, as checkpointing does
+    (PyTorch before 2.14) where a backward pass goes through it more than once.
     """
-    layers = [
-        layer for layer in module.modules()
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training and layer.track_running_stats
-    ]  # fmt: skip
-    kept = [(layer, layer.momentum, layer.num_batches_tracked) for layer in layers]
-    for layer, _, count in kept:
-        layer.momentum = 0.0
-        layer.num_batches_tracked = None if count is None else count.clone()
-    try:
-        yield
-    finally:  # checkpointing ends a second computation by an exception, as soon as it has what it needs
-        for layer, momentum, count in kept:
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.kept: list[tuple[Any, float | None, torch.Tensor | None]] = []
+
+    def __enter__(self) -> None:
+        layers = [
+            layer for layer in self.module.modules()
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training and layer.track_running_stats
+        ]  # fmt: skip
+        self.kept = [(layer, layer.momentum, layer.num_batches_tracked) for layer in layers]
+        for layer, _, count in self.kept:
+            layer.momentum = 0.0
+            layer.num_batches_tracked = None if count is None else count.clone()
+
+    def __exit__(self, *error: object) -> None:
+        # Checkpointing ends a second computation by an exception, as soon as it has what it needs.
+        for layer, momentum, count in self.kept:
             layer.momentum, layer.num_batches_tracked = momentum, count
