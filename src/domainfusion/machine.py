@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
 import os
 import re
@@ -153,8 +154,11 @@ def altered_files(folder: Path, distribution: metadata.Distribution | None = Non
         installed = distribution or metadata.distribution("domainfusion")
     except metadata.PackageNotFoundError:
         return None
+    # `files` leaves out, from Python 3.12 on, what is no longer there.
     recorded = {
-        Path(str(file.locate())).resolve(): file.hash.value for file in installed.files or [] if file.hash is not None
+        Path(str(installed.locate_file(name))).resolve(): digest.removeprefix("sha256=")
+        for name, digest, _ in csv.reader((installed.read_text("RECORD") or "").splitlines())
+        if digest.startswith("sha256=")
     }
     inside = {path: value for path, value in recorded.items() if path.is_relative_to(folder.resolve())}
     if not inside:
