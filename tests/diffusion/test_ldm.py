@@ -96,6 +96,13 @@ def test_the_autoencoder_takes_few_pixels_at_once(
     assert sizes[4:] == [1, 1, 1]
 
 
+def test_batches_fill_the_device_unless_told_otherwise(ldm: LatentDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [ldm.at_once(wanted, 64) for wanted in (0, 1, 200)] == [64, 1, 200]
+    monkeypatch.setattr(ldm, "device", torch.device("cuda"))
+    assert [ldm.at_once(0, pixels) for pixels in (64, 128, 320, 512, 4096)] == [1024, 256, 40, 16, 16]
+    assert ldm.at_once(7, 64) == 7
+
+
 def test_shift_factor_is_taken_off_before_scaling(ldm: LatentDiffusion, images: torch.Tensor) -> None:
     plain = ldm.encode(images)
     ldm.vae.register_to_config(shift_factor=0.25)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from domainfusion.algorithms.erm import ERM
-from domainfusion.config import DataConfig, GenerateConfig, TrainConfig
+from domainfusion.config import DataConfig, DSIConfig, GenerateConfig, TrainConfig, ZeroShotConfig
 from domainfusion.config_files import to_toml
 from domainfusion.errors import FileError, Interrupted, UsageError
 from domainfusion.experiments.run_folder import refuse_other_options
@@ -228,6 +228,11 @@ class TestOtherOptions:
             f"(--config {folder / 'config.toml'})"
         )
         assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+    def test_how_much_the_ldm_does_at_once_may_change(self, images: Path, whole: Path) -> None:
+        other = ZeroShotConfig(batch_size=7), DSIConfig(batch_size=7), GenerateConfig(batch_size=7, worker="off")
+        result = run(images, whole, **dict(zip(("zero_shot", "dsi", "generate"), other, strict=True)))
+        assert result == read_json(whole / "result.json")
 
     def test_other_data_is_refused(self, images: Path, whole: Path, make_image_folder: Callable[..., Path]) -> None:
         other = make_image_folder("other")

@@ -135,9 +135,10 @@ class ZeroShot(abc.ABC):
         if len(prompts) < 2:
             raise UsageError("zero-shot classification chooses among classes: the data set has fewer than two")
         self.ldm, self.config = ldm, config.for_classes(len(prompts))
-        self.at_once = config.batch_size
         self.embeds = ldm.prompt_embeds(list(prompts))  # (K, L, D)
         self.image_size = image_size or ldm.image_size
+        self.batch = ldm.at_once(config.batch_size, self.image_size)
+        self.at_once = self.batch  # fewer when memory has run out
 
     @abc.abstractmethod
     def search(self) -> Search:
@@ -199,14 +200,14 @@ class ZeroShot(abc.ABC):
         """As many of the waiting images, encoded, as it takes to have enough passes ready."""
         ready = sum(len(image.search.wanted()) * len(image.search.remaining) for image in active)
         fresh = self.search()
-        lacking = BATCHES_READY * self.config.batch_size - ready
+        lacking = BATCHES_READY * self.batch - ready
         count = max(0, -(-lacking // (len(fresh.wanted()) * len(fresh.remaining))))
         rows = list(itertools.islice(waiting, count))
         if not rows:
             return []
         started = time.monotonic()
         images = resize(load(rows), self.image_size)
-        latents = torch.cat([self.ldm.encode(part) for part in images.split(self.config.batch_size)])
+        latents = torch.cat([self.ldm.encode(part) for part in images.split(self.batch)])
         each = (time.monotonic() - started) / len(rows)
         return [_Image(row, z, self.search(), seconds=each) for row, z in zip(rows, latents, strict=True)]
 

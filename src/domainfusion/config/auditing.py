@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from domainfusion.config.data import DataConfig
-from domainfusion.config.kinds import STRICT, Confidence, Count, Precision, Seed, Share, Template
+from domainfusion.config.kinds import STRICT, Confidence, Count, CountOrAuto, Precision, Seed, Share, Template
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -39,8 +39,8 @@ class AuditConfig:
     """Prompt of a label, in words."""
     image_size: Annotated[int, Field(ge=0, multiple_of=8)] = 0
     """Size of images at the LDM in pixels (0: the size it was trained at)."""
-    batch_size: Count = 64
-    """Passes of the U-Net at once."""
+    batch_size: CountOrAuto = 0
+    """Passes of the U-Net at once (0: 64 on a CPU, as many as fill it on a GPU)."""
     ldm: str = "embedded"
     """Latent diffusion model: embedded, a diffusers folder, or a hub id."""
     device: str = "auto"

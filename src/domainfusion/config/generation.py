@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from domainfusion.config.kinds import STRICT, Count, Interval, Seed, Share, StrengthRange, Template, Weight
+from domainfusion.config.kinds import STRICT, Count, CountOrAuto, Interval, Seed, Share, StrengthRange, Template, Weight
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -57,8 +57,8 @@ class GenerateConfig:
     """KL between channel statistics: as distributions through softmax (Algorithm 1), or per-channel Gaussians."""
     image_size: Annotated[int, Field(ge=0, multiple_of=8)] = 0
     """Size of images at the LDM in pixels, for candidates and distillation alike (0: the size it was trained at)."""
-    batch_size: Count = 64
-    """Candidates denoised at once."""
+    batch_size: CountOrAuto = 0
+    """Candidates denoised at once (0: 64 on a CPU, as many as fill it on a GPU)."""
     worker: Literal["auto", "on", "off"] = "auto"
     """A process that makes candidates of coming generations while the classifier trains: auto (where there is a second
     GPU, or two threads of the CPU), on, off. It changes no candidate by more than a rounding step."""

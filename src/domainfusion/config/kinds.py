@@ -11,6 +11,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Part = Annotated[float, Field(gt=0, lt=1)]
 Weight = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
+CountOrAuto = Annotated[int, Field(ge=0, le=10**9)]  # 0: chosen for the device
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 

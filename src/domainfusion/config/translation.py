@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 from domainfusion.config.kinds import (
     STRICT,
     Count,
+    CountOrAuto,
     DomainTemplate,
     DomainWords,
     Seed,
@@ -64,8 +65,8 @@ class DSIConfig:
     """Prediction where no start step was accepted: that of the image itself, or the mean at the last start step."""
     held_out: bool = True
     """Also test the target's held-out images, which results.jsonl needs for domainfusion collect."""
-    batch_size: Count = 64
-    """Images translated at once."""
+    batch_size: CountOrAuto = 0
+    """Images translated at once (0: 64 on a CPU, as many as fill it on a GPU)."""
 
     @model_validator(mode="after")
     def _starts_ascend(self) -> DSIConfig:

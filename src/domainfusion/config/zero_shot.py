@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from domainfusion.config.kinds import STRICT, Count, Seed
+from domainfusion.config.kinds import STRICT, Count, CountOrAuto, Seed
 
 # Stages (samples, keep) of Diffusion Classifier. Its authors take FEW up to the 37 classes of Oxford-IIIT Pets, and
 # MANY for the 100 of Aircraft, Food101 and Flowers102: between them, from the number on of which MANY's first stage,
@@ -36,8 +36,8 @@ class ZeroShotConfig:
     """diffusion_net: most draws for an image."""
     cutoff: Annotated[float, Field(ge=0, lt=1)] = 2e-3
     """diffusion_net: a class is ruled out when its paired t-test against the best has a smaller p-value."""
-    batch_size: Count = 64
-    """Passes of the U-Net at once, across images, draws and classes."""
+    batch_size: CountOrAuto = 0
+    """Passes of the U-Net at once, across images, draws and classes (0: 64 on a CPU, as many as fill it on a GPU)."""
     images: Annotated[int, Field(ge=0)] = 0
     """Classify only so many images of each part, drawn at random by the seed (0: all)."""
     validation: bool = False

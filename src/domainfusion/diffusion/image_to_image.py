@@ -30,7 +30,7 @@ def image_to_image(
     guidance_interval: tuple[float, float] = (0.0, 1.0),
     solver: SolverName = "unipc",
     spacing: Spacing = "karras",
-    batch_size: int = 64,
+    batch_size: int = 0,
     side: int | None = None,
 ) -> torch.Tensor:
     """Candidates (B, N, 3, H, W) in [-1, 1] of images (B, 3, H, W) in [-1, 1], on the CPU.
@@ -45,7 +45,7 @@ def image_to_image(
         guidance_interval: shares of the schedule between which guidance is applied; outside, one conditional pass
             (Kynkäänniemi et al. 2024, arXiv 2404.07724).
         solver, spacing: see `domainfusion.diffusion.solvers`.
-        batch_size: candidates denoised at once.
+        batch_size: candidates denoised at once (0: as `LatentDiffusion.at_once` has it).
         side: pixels that candidates are resized to on the LDM's device; the images' own where not given.
 
     Raises `Interrupted` between two steps where a signal has come (see `domainfusion.interruption`).
@@ -58,9 +58,11 @@ def image_to_image(
         )
     latents = ldm.encode(images.to(ldm.device), exact=False).repeat_interleave(candidates, dim=0)  # (B·N, C, h, w)
     if noise is None:
-        noise = torch.randn(latents.shape, generator=generator).to(ldm.device)
+        noise = torch.randn(latents.shape, generator=generator)
+    noise = noise.to(ldm.device)
     timesteps = denoising_timesteps(ldm.alphas_cumprod, strengths.reshape(-1), steps, spacing).to(ldm.device)
     embeds, empty = ldm.prompt_embeds(prompts), ldm.prompt_embeds([""])
+    batch_size = ldm.at_once(batch_size, images.shape[-1])
     result = torch.empty(count * candidates, *(images.shape[1:] if side is None else (images.shape[1], side, side)))
     for start in range(0, count * candidates, batch_size):
         part = slice(start, start + batch_size)
@@ -80,11 +82,14 @@ def _denoise(
 ) -> torch.Tensor:  # fmt: skip
     """Clean latents (b, C, h, w), from latents noised to the first of `timesteps` (steps, b) and down the others."""
     low, high = (share * (ldm.num_train_timesteps - 1) for share in guidance_interval)
+    everywhere = low <= 0 and high >= ldm.num_train_timesteps - 1
     z = ldm.add_noise(latents, noise, timesteps[0])
     for number, t in enumerate(timesteps):
         check()
-        guided = (t >= low) & (t <= high) if guidance_scale > 1 else torch.zeros_like(t, dtype=torch.bool)
-        some = guided.nonzero().flatten()
+        if everywhere or guidance_scale <= 1:  # known without looking: a GPU goes on meanwhile
+            some = torch.arange(len(z) if guidance_scale > 1 else 0, device=z.device)
+        else:
+            some = ((t >= low) & (t <= high)).nonzero().flatten()
         passes = torch.cat([z, z[some]])
         prompts = torch.cat([embeds, empty.expand(len(some), -1, -1)])
         predicted, without = ldm.predict_noise(passes, torch.cat([t, t[some]]), prompts).split([len(z), len(some)])

@@ -21,6 +21,10 @@ from domainfusion.diffusion.ldm_folder import PARTS, check_folder, embedded_fold
 from domainfusion.errors import LDMError, NoLDM
 from domainfusion.files import hash_of_file
 
+# A GPU takes so many pixels at once: passes of less leave it idle between the starts of its kernels. A CPU is busy with
+# 64 small images, and its memory is slower than its caches.
+PIXELS_THAT_FILL_A_GPU = 2**22
+LATENTS_AT_ONCE = 64
 # The autoencoder takes so many pixels at once: at Stable Diffusion's size it needs a gigabyte and more for an image of
 # 512 x 512, many times what the U-Net does, and gains nothing from more of them.
 PIXELS_AT_ONCE = 2**20
@@ -124,6 +128,15 @@ class LatentDiffusion:
     def num_train_timesteps(self) -> int:
         """Timesteps of the noise schedule."""
         return len(self.alphas_cumprod)
+
+    def at_once(self, wanted: int, pixels: int) -> int:
+        """Latents of images of `pixels` pixels that the U-Net takes at once: as `wanted`, or for 0 as many as keep the
+        device busy (64 on a CPU; on a GPU 1,024 of 64 pixels, 40 of 320, never fewer than 16)."""
+        if wanted:
+            return wanted
+        if self.device.type == "cpu":
+            return LATENTS_AT_ONCE
+        return max(16, PIXELS_THAT_FILL_A_GPU // pixels**2)
 
     def fingerprint(self) -> str:
         """A hash of all weights and of the settings that decide what the LDM draws, for caches.

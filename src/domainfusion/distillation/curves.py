@@ -170,12 +170,12 @@ class CurveStore:
             for _, found in ShardedTable(folder, "curves").read_all():
                 yield found["key"], found
 
-    def tabulate(self, ldm: LatentDiffusion, rows: np.ndarray, *, batch: int = 128, progress: bool = True) -> Curves:
+    def tabulate(self, ldm: LatentDiffusion, rows: np.ndarray, *, batch: int = 0, progress: bool = True) -> Curves:
         """Compute the curves of `rows` that no table has, and return all there are; see `fill`."""
         self.fill(ldm, self.take_over(rows), batch=batch, progress=progress)
         return self.load()
 
-    def fill(self, ldm: LatentDiffusion, missing: np.ndarray, *, batch: int = 128, progress: bool = True) -> None:
+    def fill(self, ldm: LatentDiffusion, missing: np.ndarray, *, batch: int = 0, progress: bool = True) -> None:
         """Compute the curves of rows `missing` (n,), ascending, shard by shard.
 
         Shards that another process has begun are left to it, and waited for; should it end before they are done, the
@@ -183,12 +183,14 @@ class CurveStore:
         the table is equal to the last bit (unless memory runs out, which makes batches smaller).
 
         Args:
-            batch: latents in a pass of the U-Net; halved where memory runs out.
+            batch: latents in a pass of the U-Net (0: 128 on a CPU, as many as fill it on a GPU); halved where memory
+                runs out.
 
         What is known so far is written when an error or a signal (see `domainfusion.interruption`) ends it.
         """
         estimator = SlopeEstimator(ldm, self.config)
         size = self.image_size or ldm.image_size
+        batch = batch or 2 * ldm.at_once(0, size)  # these passes are not guided
         if len(missing):
             make_folder(self.folder)
         per_call, at_once = max(1, batch // len(KNOTS)), batch

@@ -94,7 +94,8 @@ class EvidenceStore:
     """
 
     def __init__(self, dataset: MultiDomainDataset, ldm_fingerprint: str, config: AuditConfig) -> None:
-        self.dataset, self.config, self.at_once = dataset, config, config.batch_size
+        self.dataset, self.config = dataset, config
+        self.at_once = 0  # passes of the U-Net, once something is computed
         self.prompts = [config.template.format(label=word) for word in dataset.words()]
         options = {name: plain_values(config)[name] for name in SHAPING}
         settings = hash_of([FORMAT, self.prompts, ldm_fingerprint, options, config.image_size])
@@ -226,6 +227,7 @@ class EvidenceStore:
             config = dataclasses.replace(self.config, batch_size=size)
             return evidence_of(ldm, self.dataset, rows, tasks, self.prompts, config)
 
+        self.at_once = self.at_once or ldm.at_once(self.config.batch_size, self.config.image_size or ldm.image_size)
         found, self.at_once = halve_until_it_fits(work, self.at_once, "the audit (--batch-size)")
         return found
 
@@ -260,7 +262,7 @@ def evidence_of(
     keys = image_keys(stored)
     images = resize(from_uint8(stored), size).to(ldm.device)
     embeds = ldm.prompt_embeds(prompts)
-    levels, pairs = len(config.confidences), config.pairs
+    levels, pairs, at_once = len(config.confidences), config.pairs, ldm.at_once(config.batch_size, size)
     settings = DistillConfig(samples=pairs, min_timestep=config.min_timestep, max_timestep=config.max_timestep)
     estimator = SlopeEstimator(ldm, settings)
     at = torch.tensor(config.confidences).repeat(len(rows))
@@ -277,8 +279,8 @@ def evidence_of(
     found = torch.empty(len(passes), 2)
     task_image, task_label = torch.from_numpy(tasks[:, 0]), torch.from_numpy(tasks[:, 2])
     for part, (task, pair, level, sign) in zip(
-        torch.arange(len(passes)).split(config.batch_size),
-        (block.unbind(1) for block in passes.to(ldm.device).split(config.batch_size)), strict=True,
+        torch.arange(len(passes)).split(at_once),
+        (block.unbind(1) for block in passes.to(ldm.device).split(at_once)), strict=True,
     ):  # fmt: skip
         check()
         drawn = torch.from_numpy(place.reshape(-1)).to(ldm.device)[task]

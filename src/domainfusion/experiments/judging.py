@@ -88,7 +88,7 @@ def judge_ldm(
         return torch.cat([ldm.decode(ldm.encode(part)).clamp(-1, 1).cpu() for part in images.split(at_once)])
 
     what = "the making of candidates (--generate.batch-size)"
-    reconstructed, at_once = halve_until_it_fits(reconstruct, generate.batch_size, what)
+    reconstructed, at_once = halve_until_it_fits(reconstruct, ldm.at_once(generate.batch_size, size), what)
     squared = ((reconstructed - images) / 2).square().mean((1, 2, 3)).clamp_min(1e-10)
     figures: dict[str, Any] = {
         "ldm": ldm_name, "data": data, "images": len(rows), "image_size": size,

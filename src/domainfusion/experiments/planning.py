@@ -241,7 +241,8 @@ def _time_generations(algorithm: DomainFusion, plan: Plan) -> None:
 
     # A generation consists of passes of full batches; where even one image takes long, more are not waited for.
     seconds = per_image(rows[:1])
-    for count in (4, max(1, generate.batch_size // generate.candidates)):
+    full = algorithm.ldm.at_once(generate.batch_size, generate.image_size or algorithm.ldm.image_size)
+    for count in (4, max(1, full // generate.candidates)):
         if seconds * count < 2 * BUDGET:
             seconds = per_image(rows[:count])
     plan.each["generated_image"] = seconds / generate.candidates

@@ -43,8 +43,11 @@ def refuse_other_options(folder: Path, data: str, config: TrainConfig) -> None:
         for options in (there, config)
     )
     # The preset is where options came from; what they came to is compared. Steps follow from epochs and the data. Who
-    # makes candidates does not change what they are.
-    ignored = {"preset", "generate.worker", "generate.worker_device"} | ({"steps"} if config.epochs else set())
+    # makes candidates does not change what they are, nor does how much of its work the LDM does at once.
+    ignored = {
+        "preset", "generate.worker", "generate.worker_device", "generate.batch_size", "zero_shot.batch_size",
+        "dsi.batch_size",
+    } | ({"steps"} if config.epochs else set())  # fmt: skip
     if _recombines(there) == _recombines(config):
         ignored.add("generate.recombination")
     changed = [name for name in sorted((set(kept) | set(now)) - ignored) if kept.get(name) != now.get(name)]

@@ -103,12 +103,13 @@ class Making:
     ) -> None:  # fmt: skip
         self.ldm, self.dataset, self.rows, self.config = ldm, dataset, rows, config
         self.number, self.styles, self.current = number, styles, current
-        self.at_once = config.batch_size  # fewer when memory has run out
+        self.batch = ldm.at_once(config.batch_size, config.image_size or ldm.image_size)
+        self.at_once = self.batch  # fewer when memory has run out
         self._keys, self._known = np.zeros(len(rows), dtype=np.int64), np.zeros(len(rows), dtype=bool)
 
     def parts(self) -> list[slice]:
         """Positions that are made in one call, a few full batches each."""
-        count, per_call = len(self.rows), max(1, 4 * self.config.batch_size // self.config.candidates)
+        count, per_call = len(self.rows), max(1, 4 * self.batch // self.config.candidates)
         return [slice(start, min(start + per_call, count)) for start in range(0, count, per_call)]
 
     def recipes(self, positions: np.ndarray) -> list[Recipe]:
