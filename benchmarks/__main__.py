@@ -7,6 +7,7 @@ import json
 import platform
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ from benchmarks import (
     training,
     zero_shot,
 )
+from benchmarks.timing import device
+from domainfusion.files import write_json
 
 ROWS = {
     "startup": startup.startup,
@@ -60,21 +63,29 @@ def machine() -> dict[str, Any]:
     from domainfusion.experiments.descriptions import describe_environment
 
     found = describe_environment()
-    dtype = choose_dtype("auto", torch.device("cpu"))
-    return {"processor": found["processor"], "threads": torch.get_num_threads(), "type": str(dtype).split(".")[-1],
+    dtype = choose_dtype("auto", device())
+    gpu = {"gpu": found["gpu"]} if found["gpu"] else {}
+    return {**gpu, "processor": found["processor"], "threads": torch.get_num_threads(),
+            "type": str(dtype).split(".")[-1],
             "matmul_gflops": round(candidates.matmul_rate(dtype) / 1e9), "python": platform.python_version(),
             "versions": found["versions"]}  # fmt: skip
 
 
+def told(item: dict[str, Any]) -> str:
+    """A row for people, two lines."""
+    mark = "reached" if item["reached"] else "NOT reached"
+    return (
+        f"{item['row']}: {item['what']} against {item['against']}\n"
+        f"    {item['ratio']:.3g} (to reach: {item['target']}, {mark}); "
+        f"{item['ours']:.4g} against {item['theirs']:.4g} {item['unit']}"
+    )
+
+
 def text(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
     """The table for people."""
-    lines = [f"{about['processor']}, {about['threads']} threads, {about['type']} {about['matmul_gflops']} GFLOP/s", ""]
-    for item in rows:
-        mark = "reached" if item["reached"] else "NOT reached"
-        lines.append(f"{item['row']}: {item['what']} against {item['against']}")
-        lines.append(f"    {item['ratio']:.3g} (to reach: {item['target']}, {mark}); "
-                     f"{item['ours']:.4g} against {item['theirs']:.4g} {item['unit']}")  # fmt: skip
-    return "\n".join(lines)
+    named = about.get("gpu") or f"{about['processor']}, {about['threads']} threads"
+    lines = [f"{named}, {about['type']} {about['matmul_gflops']} GFLOP/s", ""]
+    return "\n".join([*lines, *map(told, rows)])
 
 
 def main() -> int:
@@ -82,12 +93,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"default: all of {', '.join(ROWS)}")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write JSON there too, after each row")
     arguments = parser.parse_args()
     unknown = set(arguments.rows) - set(ROWS)
     if unknown:
         parser.error(f"unknown row {min(unknown)!r}; rows: {', '.join(ROWS)}")
     rows: list[dict[str, Any]] = []
     failed = False
+    about = machine()
     for name in arguments.rows or ROWS:
         print(f"measuring {name} ...", file=sys.stderr)
         try:
@@ -96,8 +109,11 @@ def main() -> int:
             traceback.print_exc()
             failed = True
             continue
-        rows += found if isinstance(found, list) else [found]
-    about = machine()
+        found = found if isinstance(found, list) else [found]
+        rows += found
+        print(*map(told, found), sep="\n", file=sys.stderr)  # there, should a later row be stopped
+        if arguments.output:
+            write_json(arguments.output, {"machine": about, "rows": rows})
     print(json.dumps({"machine": about, "rows": rows}, indent=2) if arguments.json else text(rows, about))
     return int(failed)
 

@@ -14,7 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.candidates import pictures
-from benchmarks.timing import compare, row, seconds_of
+from benchmarks.timing import compare, device, row, seconds_of
 from domainfusion.config import GenerateConfig
 from domainfusion.diffusion.image_to_image import image_to_image
 from domainfusion.diffusion.ldm import LatentDiffusion
@@ -96,7 +96,7 @@ def denoise_with_reuse(
 
 def feature_reuse() -> list[dict[str, Any]]:
     """Error from the limit of many steps, by full passes alone and with reuse, against the processor time of each."""
-    ldm = LatentDiffusion.load("embedded")
+    ldm = LatentDiffusion.load("embedded", device=device())
     images, prompts = pictures(16)
     noise = torch.randn(ldm.encode(images).shape, generator=torch.Generator().manual_seed(0))
     limit = image_to_image(
@@ -169,11 +169,11 @@ def token_merging() -> list[dict[str, Any]]:
 
 def compiled() -> dict[str, Any]:
     """A pass of the U-Net compiled by `torch.compile`, beside the plain one; the time of compiling is told beside."""
-    ldm = LatentDiffusion.load("embedded")
+    ldm = LatentDiffusion.load("embedded", device=device())
     images, prompts = pictures(64)
     with torch.no_grad():
         latents, embeds = ldm.encode(images), ldm.prompt_embeds(prompts)
-    timesteps = torch.full((64,), 500)
+    timesteps = torch.full((64,), 500, device=ldm.device)
     plain = ldm.unet
     made = torch.compile(plain)
 

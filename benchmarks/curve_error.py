@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from benchmarks.direct_slopes import direct_slopes, relative
-from benchmarks.timing import row
+from benchmarks.timing import device, row
 from domainfusion.config import DataConfig, DistillConfig
 from domainfusion.data.content import image_keys
 from domainfusion.data.domains import load_dataset
@@ -32,7 +32,7 @@ OPTIONS = ((4, 2), (8, 2), (8, 4), (16, 2), (16, 4), (32, 2), (64, 2))  # draws 
 
 def curve_error() -> dict[str, Any]:
     """Root mean square error of curves over images and confidences, as a share of the slopes' size, by their cost."""
-    ldm, dataset = LatentDiffusion.load("embedded"), load_dataset("pictograms", DataConfig())
+    ldm, dataset = LatentDiffusion.load("embedded", device=device()), load_dataset("pictograms", DataConfig())
     rows = np.random.default_rng(0).choice(len(dataset), int(os.environ.get("CURVE_IMAGES", "8")), replace=False)
     config, words = DistillConfig(estimator="curve"), dataset.words()
     stored, given = dataset.images[rows], [words[label] for label in dataset.labels[rows]]

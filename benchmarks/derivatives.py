@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.candidates import pictures
 from benchmarks.direct_slopes import relative
-from benchmarks.timing import compare, row
+from benchmarks.timing import compare, device, row
 from domainfusion.config import DistillConfig
 from domainfusion.data.transforms import resize
 from domainfusion.diffusion.ldm import LatentDiffusion
@@ -35,8 +35,8 @@ def forward_mode(
 
 def derivatives() -> list[dict[str, Any]]:
     """Two rows, encoder and whole loss: time of the difference beside jvp's, and the error of each."""
-    ldm = LatentDiffusion.load("embedded")
-    exact = LatentDiffusion.load("embedded", precision="float32")
+    ldm = LatentDiffusion.load("embedded", device=device())
+    exact = LatentDiffusion.load("embedded", device=device(), precision="float32")
     stored, prompts = pictures(IMAGES)
     images = resize(stored, ldm.image_size)
     degraded = degrade(images, "contrast")

@@ -40,7 +40,8 @@ def direct_slopes(
                 torch.cat([drawn.noise, -drawn.noise]).expand(-1, points, -1, -1, -1), 0,
             )  # fmt: skip
             given = [prompt] * points
-            found[place] += estimator.slopes(many, given, torch.tensor(confidences), both, degraded=degraded) / rounds
+            slopes = estimator.slopes(many, given, torch.tensor(confidences), both, degraded=degraded)
+            found[place] += slopes.cpu() / rounds
     return found
 
 

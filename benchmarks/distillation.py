@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from benchmarks.candidates import pictures
-from benchmarks.timing import compare, row
+from benchmarks.timing import compare, device, row
 from domainfusion.config import DataConfig, DistillConfig
 from domainfusion.data.domains import load_dataset
 from domainfusion.data.splits import build_split
@@ -25,7 +25,7 @@ EPOCHS = 120
 
 def distillation_run() -> dict[str, Any]:
     """Seconds per training image: curves by the default options, beside Algorithm 2 to the letter for 120 epochs."""
-    ldm = LatentDiffusion.load("embedded")
+    ldm = LatentDiffusion.load("embedded", device=device())
     dataset = load_dataset("pictograms", DataConfig())
     rows = np.random.default_rng(0).choice(len(dataset), 48, replace=False)
     curve = SlopeEstimator(ldm, DistillConfig(estimator="curve"))
@@ -54,7 +54,7 @@ def distillation_run() -> dict[str, Any]:
 
 def slope_variance() -> dict[str, Any]:
     """Variance between repetitions of 16 passes: stratified antithetic pairs, beside 16 independent draws."""
-    ldm = LatentDiffusion.load("embedded")
+    ldm = LatentDiffusion.load("embedded", device=device())
     images, prompts = pictures(24)
     passes, repeats = 16, 16
     config = DistillConfig(samples=passes // 2)
@@ -83,22 +83,31 @@ from pathlib import Path
 import torch
 from benchmarks.candidates import random_stable_diffusion
 from domainfusion.config import DistillConfig
-from domainfusion.devices import choose_dtype
+from domainfusion.devices import choose_device, choose_dtype
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.distillation.slopes import SlopeEstimator, draw
 
+device = choose_device("auto")
+
 def held(name):
+    if device.type == "cuda":
+        read = torch.cuda.memory_allocated if name == "VmRSS" else torch.cuda.max_memory_allocated
+        return read() / 2**20
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(name))
 
 what = sys.argv[1]
-dtype = choose_dtype("auto", torch.device("cpu"))
+dtype = choose_dtype("auto", device)
 pipeline = random_stable_diffusion(dtype)
 ldm = LatentDiffusion(pipeline.vae.float(), pipeline.unet, pipeline.text_encoder.float(), pipeline.tokenizer,
-                      pipeline.scheduler, dtype=dtype)
-images = torch.rand(1, 3, 320, 320) * 2 - 1
+                      pipeline.scheduler, device=device, dtype=dtype)
+images = torch.rand(1, 3, 320, 320).to(device) * 2 - 1
 before = held("VmRSS")
-Path("/proc/self/clear_refs").write_text("5")  # the peak so far is that of building the model: start anew
+# The peak so far is that of building the model: start anew.
+if device.type == "cuda":
+    torch.cuda.reset_peak_memory_stats()
+else:
+    Path("/proc/self/clear_refs").write_text("5")
 config = DistillConfig(estimator="autograd" if what == "autograd" else "score", samples=1)
 draws = draw(ldm, 1, 320, config, torch.Generator().manual_seed(0))
 if what == "forward":
@@ -113,9 +122,9 @@ print(json.dumps([before, held("VmHWM")]))
 
 
 def distillation_memory() -> dict[str, Any]:
-    """Peak memory (MB of the process, while it is computed) of one slope at Stable Diffusion v1-4's size, 320 x 320.
+    """Peak memory (MB of the process or the GPU, while it is computed) of one slope at Stable Diffusion v1-4's size.
 
-    Linux alone tells the peak of a part of a process's life.
+    Without a GPU Linux alone tells the peak of a part of a process's life.
     """
     found = {}
     for what in ("forward", "score", "autograd"):

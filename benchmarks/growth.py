@@ -1,8 +1,9 @@
 """Rows about growth: time and memory of the LDM's work against images, classes, candidates and resolution.
 
 Each axis runs in a process of its own, from small to large by doubling, until the next size would take it past its
-budget of processor seconds (`GROWTH_SECONDS`, 20). Processor time is what is measured: other programs on the machine
-change it little. Points and plots go to runs/benchmarks/growth.json and growth.png.
+budget of seconds (`GROWTH_SECONDS`, 20). On a CPU that is processor time, which other programs on the machine change
+little, and the memory is the process's; with a GPU it is wall time and the GPU's memory. Points and plots go to
+runs/benchmarks/growth.json and growth.png.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.candidates import ours_of, pictures
-from benchmarks.timing import row
+from benchmarks.timing import device, row, seconds_of
 from domainfusion.algorithms.diffusion_classifier import DiffusionClassifier
 from domainfusion.config import DataConfig, DistillConfig, ZeroShotConfig
 from domainfusion.data.domains import load_dataset
@@ -69,18 +71,21 @@ AXES: dict[str, tuple[str, int, Callable[[int], float], Callable[[LatentDiffusio
 
 
 def measure(axis: str, budget: float) -> list[Point]:
-    """{"size", "seconds" of the processor, "megabytes" at most so far} of each size that the budget reaches."""
+    """{"size", "seconds", "megabytes" at most so far} of each size that the budget reaches."""
     _, size, counted, build = AXES[axis]
-    ldm = LatentDiffusion.load("embedded")
+    ldm = LatentDiffusion.load("embedded", device=device())
     build(ldm, size)()  # warm
     points: list[Point] = []
     spent = 0.0
     while True:
         work = build(ldm, size)
-        started = time.process_time()
-        work()
-        seconds = time.process_time() - started
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        if device().type == "cuda":
+            seconds, peak = seconds_of(work), torch.cuda.max_memory_allocated() / 2**20
+        else:
+            started = time.process_time()
+            work()
+            seconds = time.process_time() - started
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         points.append({"size": size, "seconds": seconds, "megabytes": peak})
         spent += seconds
         beyond = spent + seconds * counted(2 * size) / counted(size) > budget
@@ -112,7 +117,7 @@ def growth() -> list[dict[str, Any]]:
         first, last = points[0], points[-1]
         power = exponent(points, counted)
         rows.append(
-            row("growth", f"{what}: processor seconds at {axis} {last['size']:g}", f"{axis} {points[-2]['size']:g}",
+            row("growth", f"{what}: seconds at {axis} {last['size']:g}", f"{axis} {points[-2]['size']:g}",
                 ratio=power, target="power <= 1.1 of the size" + (" in pixels" if axis == "resolution" else ""),
                 reached=power <= 1.1, ours=last["seconds"], theirs=points[-2]["seconds"], unit="s",
                 megabytes=[first["megabytes"], last["megabytes"]], points=points)
@@ -144,7 +149,7 @@ def plot(found: dict[str, list[Point]], path: Path) -> None:
             axes_of.set_xticks([], minor=True)
         axes[0, column].set_title(what, fontsize=9)
         axes[1, column].set_xlabel(axis)
-    axes[0, 0].set_ylabel("processor seconds\n(dotted: in proportion)")
+    axes[0, 0].set_ylabel("seconds\n(dotted: in proportion)")
     axes[1, 0].set_ylabel("peak memory, MB")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

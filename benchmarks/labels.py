@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.timing import row
+from benchmarks.timing import device, row
 from domainfusion.config import AuditConfig, DataConfig
 from domainfusion.data.domains import load_dataset
 from domainfusion.diffusion.ldm import LatentDiffusion
@@ -27,7 +27,7 @@ def ranked(misfit: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
 
 def label_information() -> list[dict[str, Any]]:
     """One pair of noises for each image of Pictograms, timestep and confidence; `all` holds every figure."""
-    ldm = LatentDiffusion.load("embedded")
+    ldm = LatentDiffusion.load("embedded", device=device())
     dataset = load_dataset("pictograms", DataConfig())
     rows = np.sort(np.random.default_rng(1).permutation(len(dataset))[:IMAGES])
     labels, classes = dataset.labels[rows], len(dataset.classes)

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.candidates import pictures
 from benchmarks.direct_slopes import direct_slopes
-from benchmarks.timing import row
+from benchmarks.timing import device, row
 from domainfusion.config import DataConfig, DistillConfig, GenerateConfig
 from domainfusion.data.transforms import augment, resize
 from domainfusion.diffusion.image_to_image import image_to_image
@@ -30,7 +30,7 @@ def compared(found: torch.Tensor, own: torch.Tensor) -> dict[str, float]:
 
 def slope_views() -> list[dict[str, Any]]:
     """Slopes of augmented views and of candidates, beside those of the stored images, on the same draws."""
-    ldm = LatentDiffusion.load("embedded")
+    ldm = LatentDiffusion.load("embedded", device=device())
     pixels, prompts = pictures(IMAGES)
     stored = resize(pixels, ldm.image_size)
     generator = torch.Generator().manual_seed(0)

@@ -7,11 +7,28 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
+from domainfusion.devices import choose_device
+
+
+def device() -> torch.device:
+    """Where rows are measured: the first GPU, or the CPU (`CUDA_VISIBLE_DEVICES=` hides GPUs)."""
+    return choose_device("auto")
+
+
+def wait() -> None:
+    """Until a GPU has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
 
 def seconds_of(work: Callable[[], object]) -> float:
-    """Wall seconds of one call."""
+    """Wall seconds of one call, what it gives a GPU to do included."""
+    wait()
     started = time.perf_counter()
     work()
+    wait()
     return time.perf_counter() - started
 
 

@@ -58,6 +58,7 @@ def training_step() -> list[dict[str, Any]]:
         count = len(context.dataset)
         values = torch.randn(count, len(GRID), generator=torch.Generator().manual_seed(0))
         algorithm.curves = Curves(torch.tensor(GRID), values, values.abs(), torch.ones(count, dtype=torch.int64))
+        algorithm.curves = algorithm.curves.to(context.device)
         plain = dataclasses.replace(context, config=dataclasses.replace(config, algorithm="erm"))
         rows = []
         for by, ours, most in (("by curve", algorithm, 1.03), ("in the step (score, 8 images)", computing, None)):
@@ -173,6 +174,7 @@ def _parts_of_a_run(options: TrainConfig) -> RunParts:
         count = len(context.dataset)
         values = torch.zeros(count, len(GRID))
         algorithm.curves = Curves(torch.tensor(GRID), values, values, torch.ones(count, dtype=torch.int64))
+        algorithm.curves = algorithm.curves.to(context.device)
         plain = dataclasses.replace(context, config=dataclasses.replace(config, algorithm="erm"))
         steps = compare(stepper(algorithm), stepper(build_algorithm(plain).to(context.device)), STEPS, warm_up=3)
         rows = np.random.default_rng(0).choice(algorithm.rows, GENERATED, replace=False)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from benchmarks.candidates import pictures
-from benchmarks.timing import compare, row
+from benchmarks.timing import compare, device, row
 from domainfusion.algorithms.diffusion_classifier import DiffusionClassifier
 from domainfusion.algorithms.diffusion_net import DiffusionNet
 from domainfusion.algorithms.zero_shot import Scores, ZeroShot
@@ -27,6 +27,7 @@ def loop(method: ZeroShot, images: torch.Tensor, scores: list[Scores]) -> list[i
     The image is encoded once, each prompt was embedded before: what is left to batching and sharing is measured alone.
     """
     predictions = []
+    device = method.ldm.device
     for image, found in zip(images, scores, strict=True):
         latents = method.ldm.encode(image[None])
         means = []
@@ -34,10 +35,11 @@ def loop(method: ZeroShot, images: torch.Tensor, scores: list[Scores]) -> list[i
             total = 0.0
             for number in range(count):
                 moment, noise = method.draw(0, number, latents.shape[1:])
-                timesteps = torch.tensor([int(moment * method.ldm.num_train_timesteps)])
+                timesteps = torch.tensor([int(moment * method.ldm.num_train_timesteps)], device=device)
+                noise = noise.to(device)
                 noisy = method.ldm.add_noise(latents, noise[None], timesteps)
                 predicted = method.ldm.predict_noise(noisy, timesteps, method.embeds[label : label + 1])
-                weight = method.weights(torch.tensor([moment]), timesteps)
+                weight = method.weights(torch.tensor([moment], device=device), timesteps)
                 total += float(weight * (predicted - noise).square().sum())
             means.append(total / count)
         predictions.append(min(range(len(means)), key=means.__getitem__))
@@ -46,7 +48,7 @@ def loop(method: ZeroShot, images: torch.Tensor, scores: list[Scores]) -> list[i
 
 def zero_shot() -> list[dict[str, Any]]:
     """Images per second of both classifiers, embedded LDM, on the classes of Pictograms."""
-    ldm = LatentDiffusion.load("embedded")
+    ldm = LatentDiffusion.load("embedded", device=device())
     images, _ = pictures(IMAGES)
     words = load_dataset("pictograms", DataConfig()).words()
     rows = []

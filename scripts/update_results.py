@@ -49,9 +49,10 @@ def speed_table(summary: dict[str, Any]) -> str:
             f"| `{row['row']}` | {row['ratio']:.3g} | {row['target'].replace('<=', '≤').replace('>=', '≥')} | {mark} "
             f"| {ours} ({row['what']}) | {theirs} ({row['against']}) |"
         )
+    named = f"{about['gpu']}, " if about.get("gpu") else ""
     lines.append(
-        f"\n{about['processor']}, {about['threads']} thread(s), {about['type']}: a matrix product reaches "
-        f"{about['matmul_gflops']} GFLOP/s; torch {about['versions']['torch']}. `{summary['command']}`"
+        f"\n{named}{about['processor']}, {about['threads']} thread(s), {about['type']}: a matrix product reaches "
+        f"{about['matmul_gflops']:,} GFLOP/s; torch {about['versions']['torch']}. `{summary['command']}`"
     )
     return "\n".join(lines)
 

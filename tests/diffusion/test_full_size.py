@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from domainfusion.config import DistillConfig
+from domainfusion.devices import choose_device
 from domainfusion.diffusion.image_to_image import image_to_image
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.text_encoder import fit_tokenizer
@@ -56,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_a_candidate_and_a_slope_at_the_size_of_stable_diffusion(folder: Path) -> None:
     started = time.monotonic()
-    ldm = LatentDiffusion.load(str(folder), precision="auto")
+    ldm = LatentDiffusion.load(str(folder), device=choose_device("auto"), precision="auto")
     loaded = time.monotonic() - started
     assert 855e6 < sum(value.numel() for value in ldm.unet.parameters()) < 865e6
     assert 80e6 < sum(value.numel() for value in ldm.vae.parameters()) < 86e6
@@ -90,12 +91,13 @@ def test_the_papers_backbones_take_a_training_step(name: str) -> None:
     from domainfusion.config import TrainConfig
 
     torch.manual_seed(0)
-    classifier = build_classifier(TrainConfig(backbone=name, data={"size": 224}), 7)
+    device = choose_device("auto")
+    classifier = build_classifier(TrainConfig(backbone=name, data={"size": 224}), 7).to(device)
     optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-4, weight_decay=5e-4)
-    images, labels = torch.rand(6, 3, 224, 224), torch.arange(6) % 7
+    images, labels = torch.rand(6, 3, 224, 224, device=device), torch.arange(6, device=device) % 7
     before = classifier.head.weight.detach().clone()
     started = time.monotonic()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16):
         loss = torch.nn.functional.cross_entropy(classifier(images), labels)
     loss.backward()
     optimizer.step()
