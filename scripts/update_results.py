@@ -1,4 +1,4 @@
-"""Writes the tables of `docs/results/*.json` and `docs/speed.json` into the documentation, between their markers.
+"""Writes the tables of `docs/results/*.json` and `docs/speed*.json` into the documentation, between their markers.
 
     python scripts/update_results.py          # rewrite the tables
     python scripts/update_results.py --check  # fail where a table does not fit its JSON
