@@ -155,7 +155,7 @@ def solver_error() -> list[dict[str, Any]]:
     start = ldm.encode(images)
     noise = torch.randn(start.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        unmoved = ldm.decode(start).clamp(-1, 1)
+        unmoved = ldm.decode(start).clamp(-1, 1).cpu()
 
     def made_by(strength: float, steps: int, solver: str, spacing: str) -> torch.Tensor:
         made = image_to_image(
