@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -12,9 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL, DDIMScheduler
 
 from domainfusion.config import DSIConfig
 from domainfusion.diffusion import denoiser_training, finetuning
+from domainfusion.diffusion import ldm as ldm_module
 from domainfusion.diffusion.corpus import Corpus
 from domainfusion.diffusion.finetuning import FineTuned, load_source, plan_source, train_source, tuning_options
 from domainfusion.diffusion.ldm import LatentDiffusion
@@ -84,6 +88,65 @@ def test_the_unet_learns_without_prompts_and_the_rest_stays(
         "corpus.json", "done.json", "metrics.jsonl", "pipeline", "pretrain.toml", "samples-000004.png",
     ]  # fmt: skip
     assert "fine-tuning the LDM on 10 images of photo" in capsys.readouterr().err
+
+
+@pytest.fixture
+def odd_pipeline(tiny_pipeline: Path, tmp_path: Path) -> Path:
+    """An LDM whose noise schedule and latents are not Stable Diffusion v1's."""
+    folder = Path(shutil.copytree(tiny_pipeline, tmp_path / "odd"))
+    changes = {
+        "scheduler/scheduler_config.json": {"beta_schedule": "linear", "beta_start": 0.0015, "beta_end": 0.0195},
+        "vae/config.json": {"shift_factor": 0.5},
+    }
+    for name, values in changes.items():
+        path = folder / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    return folder
+
+
+def test_the_noise_schedule_and_the_latents_are_the_ldms_own(
+    images: np.ndarray, odd_pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = LatentDiffusion.load(str(odd_pipeline), precision="float32")
+    clean: list[torch.Tensor] = []
+    schedules: list[torch.Tensor] = []
+    add_noise = DDIMScheduler.add_noise
+
+    def seen(scheduler: DDIMScheduler, latents: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        clean.append(latents)
+        schedules.append(scheduler.alphas_cumprod)
+        return add_noise(scheduler, latents, *rest)
+
+    monkeypatch.setattr(DDIMScheduler, "add_noise", seen)
+    after = load_source(train(images, odd_pipeline), precision="float32")
+    assert torch.equal(after.alphas_cumprod, before.alphas_cumprod)
+    assert after.shift == before.shift == 0.5
+    assert schedules
+    assert all(torch.equal(schedule, before.alphas_cumprod) for schedule in schedules)
+    assert not torch.allclose(before.alphas_cumprod, denoiser_training.build_scheduler().alphas_cumprod, rtol=0.1)
+    held_out = Corpus(images, [""] * 10, [""] * 10, [""] * 10, np.ones(10)).held_out
+    pixels = torch.from_numpy(images[held_out].astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2)
+    torch.testing.assert_close(clean[-1], before.encode(pixels), atol=1e-3, rtol=1e-3)  # of the last loss on held-out
+
+
+def test_large_images_are_encoded_few_at_once(
+    images: np.ndarray, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ldm_module, "PIXELS_AT_ONCE", 2 * SIZE * SIZE + 1)
+    monkeypatch.setattr(denoiser_training, "LATENT_PIXELS_AT_ONCE", 1)
+    encoded, validated = [], []
+    encode, forward = AutoencoderKL.encode, denoiser_training.Denoiser.forward
+    monkeypatch.setattr(AutoencoderKL, "encode", lambda vae, x: encoded.append(len(x)) or encode(vae, x))
+
+    def seen(denoiser: torch.nn.Module, noisy: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        if not torch.is_grad_enabled():
+            validated.append(len(noisy))
+        return forward(denoiser, noisy, *rest)
+
+    monkeypatch.setattr(denoiser_training.Denoiser, "forward", seen)
+    train(np.concatenate([images] * 4), tiny_pipeline)
+    assert max(encoded) == 2
+    assert set(validated) == {1}
 
 
 def test_the_learning_rate_is_constant_after_its_warm_up() -> None:

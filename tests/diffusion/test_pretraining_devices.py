@@ -16,7 +16,7 @@ from domainfusion.config import PretrainConfig
 from domainfusion.diffusion import autoencoder_training, denoiser_training
 from domainfusion.diffusion.autoencoder_training import build_autoencoder, train_autoencoder
 from domainfusion.diffusion.corpus import Corpus
-from domainfusion.diffusion.denoiser_training import train_denoiser
+from domainfusion.diffusion.denoiser_training import build_scheduler, train_denoiser
 from domainfusion.diffusion.optimization import Averaged
 from domainfusion.diffusion.pretraining import build_denoiser, load_or_fit_tokenizer
 
@@ -61,7 +61,8 @@ def test_both_stages_keep_everything_on_the_device(tmp_path: Path) -> None:
     tuned = train_autoencoder(corpus(), dataclasses.replace(CONFIG, tune_vae_steps=3), tmp_path / "tuned", known=vae)
     assert next(tuned.parameters()).device.type == "cpu"
     tokenizer = load_or_fit_tokenizer(corpus(), CONFIG, tmp_path)
-    denoiser = train_denoiser(corpus(), vae, tokenizer, build_denoiser(tokenizer, CONFIG), CONFIG, tmp_path, [])
+    untrained, schedule = build_denoiser(tokenizer, CONFIG), build_scheduler()
+    denoiser = train_denoiser(corpus(), vae, tokenizer, untrained, CONFIG, tmp_path, [], schedule)
     assert {value.device.type for value in denoiser.parameters()} == {"cpu"}
 
 
@@ -78,7 +79,7 @@ def test_a_tensor_left_on_the_cpu_is_found(tmp_path: Path, monkeypatch: pytest.M
     tokenizer = load_or_fit_tokenizer(corpus(), CONFIG, tmp_path)
     denoiser, vae = build_denoiser(tokenizer, CONFIG), build_autoencoder(CONFIG).eval()
     with pytest.raises((RuntimeError, ValueError), match="device"):
-        train_denoiser(corpus(), vae, tokenizer, denoiser, CONFIG, tmp_path, [])
+        train_denoiser(corpus(), vae, tokenizer, denoiser, CONFIG, tmp_path, [], build_scheduler())
 
 
 def test_a_saved_average_goes_on_where_it_was() -> None:

@@ -23,6 +23,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from domainfusion.config import PretrainConfig
 from domainfusion.devices import choose_device
 from domainfusion.diffusion.corpus import Corpus, augment, compose_caption
+from domainfusion.diffusion.ldm import posterior_mean
 from domainfusion.diffusion.optimization import (
     Averaged,
     WorkingCopy,
@@ -37,6 +38,9 @@ from domainfusion.interruption import check, requested
 from domainfusion.json_lines import append_json_line, keep_json_lines
 from domainfusion.seeding import derive_numpy_rng
 from domainfusion.tensors import load_newest, save_state
+
+# The U-Net takes so many latent pixels at once where only a loss is measured: 16 images of 512 x 512.
+LATENT_PIXELS_AT_ONCE = 2**16
 
 
 def build_scheduler() -> DDIMScheduler:
@@ -79,9 +83,14 @@ class Denoiser(torch.nn.Module):
 
 
 def min_snr_weight(alphas_cumprod: torch.Tensor, gamma: float) -> torch.Tensor:
-    """min(SNR_t, γ)/SNR_t for every timestep, SNR_t = ᾱ_t/(1-ᾱ_t)."""
+    """min(SNR_t, γ)/SNR_t for every timestep, SNR_t = ᾱ_t/(1-ᾱ_t); 1 where nothing of the signal is left."""
     snr = alphas_cumprod / (1 - alphas_cumprod)
-    return snr.clamp(max=gamma) / snr
+    return (gamma / snr).clamp(max=1)
+
+
+def scaled_latents(vae: AutoencoderKL, means: torch.Tensor) -> torch.Tensor:
+    """The denoiser's latents (B, C, h, w) of the posterior's means, by the autoencoder's shift and scaling factor."""
+    return (means.float() - (vae.config.get("shift_factor") or 0.0)) * vae.config["scaling_factor"]
 
 
 def pool_images(config: PretrainConfig, images: int) -> int:
@@ -109,8 +118,7 @@ def encode_pool(
         )
         images = images.to(vae.device).contiguous(memory_format=torch.channels_last)
         with torch.autocast(vae.device.type, torch.bfloat16):
-            posterior = vae.encode(images).latent_dist
-        latents.append(posterior.mean.half().cpu())
+            latents.append(posterior_mean(vae, images).half().cpu())
         colours += words
     pool = {"latents": torch.cat(latents), "index": torch.from_numpy(index), "colours": colours}
     for old in folder.glob("pool-*.safetensors"):
@@ -134,7 +142,8 @@ def validation_loss(
     noise = torch.randn(latents.shape, generator=generator)
     noisy = scheduler.add_noise(latents, noise, timesteps)
     losses = []
-    for part in torch.arange(count).split(64):
+    few = min(64, max(1, LATENT_PIXELS_AT_ONCE // latents[0, 0].numel()))
+    for part in torch.arange(count).split(few):
         with torch.autocast(device.type, torch.bfloat16):
             predicted = denoiser(noisy[part].to(device), timesteps[part].to(device), token_ids[part].to(device))
         losses.append((predicted.float().cpu() - noise[part]).square().mean((1, 2, 3)))
@@ -145,11 +154,13 @@ def _tokens(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
     return tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 
-def build_pipeline(vae: AutoencoderKL, tokenizer: CLIPTokenizer, denoiser: Denoiser) -> StableDiffusionPipeline:
+def build_pipeline(
+    vae: AutoencoderKL, tokenizer: CLIPTokenizer, denoiser: Denoiser, scheduler: DDIMScheduler
+) -> StableDiffusionPipeline:
     """The parts as one diffusers pipeline."""
     return StableDiffusionPipeline(
         vae=vae, text_encoder=denoiser.text_encoder, tokenizer=tokenizer, unet=denoiser.unet,
-        scheduler=build_scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
 
 
@@ -169,9 +180,12 @@ def save_samples(pipeline: StableDiffusionPipeline, prompts: list[str], size: in
 
 def train_denoiser(
     corpus: Corpus, vae: AutoencoderKL, tokenizer: CLIPTokenizer, denoiser: Denoiser, config: PretrainConfig,
-    folder: Path, prompts: list[str],
+    folder: Path, prompts: list[str], scheduler: DDIMScheduler,
 ) -> Denoiser:  # fmt: skip
     """`denoiser`, trained (its exponential moving average); resumes from `folder` where that holds a state.
+
+    Args:
+        scheduler: whose noise schedule the denoiser learns, or knows from the LDM that it goes on from.
 
     Raises:
         TrainingError: the loss is not finite; the last saved state is kept.
@@ -187,13 +201,12 @@ def train_denoiser(
     keep_json_lines(folder / "metrics.jsonl", lambda r: r["stage"] != "denoiser" or r["step"] <= start)
     held_out = corpus.held_out
     training, validation = corpus.select(~held_out), corpus.select(held_out)
-    scheduler = build_scheduler()
     weights = min_snr_weight(scheduler.alphas_cumprod, config.min_snr).to(device)
     size = pool_images(config, len(training))
     steps_per_pool = max(1, size * config.pool_epochs // config.unet_batch_size)
     held_images = torch.from_numpy(validation.images[:512].astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2)
     with torch.no_grad():
-        held_latents = vae.encode(held_images.to(device)).latent_dist.mean.cpu()
+        held_latents = torch.cat([posterior_mean(vae, part.to(device)).cpu() for part in held_images.split(128)])
     parts = zip(validation.text, validation.category, validation.style, strict=True)
     captions = [", ".join(word for word in part if word) for part in parts][:512]
     held_tokens = _tokens(tokenizer, captions)
@@ -211,7 +224,6 @@ def train_denoiser(
                 factor = 1 / float(pool["latents"].float().std())
                 vae.register_to_config(scaling_factor=factor)
                 write_json(folder / "scaling.json", factor)
-        scale = vae.config["scaling_factor"]
         rng = derive_numpy_rng("denoiser", config.seed, step)
         chosen = rng.integers(0, size, config.unet_batch_size)
         texts = [
@@ -219,7 +231,7 @@ def train_denoiser(
             for i in chosen
         ]
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        latents = pool["latents"][torch.from_numpy(chosen)].float() * scale  # (B, C, h, w)
+        latents = scaled_latents(vae, pool["latents"][torch.from_numpy(chosen)])  # (B, C, h, w)
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = torch.randint(0, len(weights), (len(latents),), generator=generator)
         noisy = scheduler.add_noise(latents, noise, timesteps)
@@ -248,9 +260,9 @@ def train_denoiser(
         due = done % config.save_every == 0 or done == config.unet_steps
         if due:  # recorded before it is saved: a resumed training drops what was recorded after its state, and no more
             with averaged.applied_to(denoiser), torch.no_grad():
-                held = validation_loss(denoiser, held_latents * scale, held_tokens, scheduler)
+                held = validation_loss(denoiser, scaled_latents(vae, held_latents), held_tokens, scheduler)
                 if prompts:
-                    save_samples(build_pipeline(vae, tokenizer, denoiser), prompts, config.size,
+                    save_samples(build_pipeline(vae, tokenizer, denoiser, scheduler), prompts, config.size,
                                  folder / f"samples-{done:06d}.png")  # fmt: skip
             append_json_line(folder / "metrics.jsonl", {"stage": "denoiser", "step": done, "held_out_mse": held})
         if due or requested():

@@ -33,7 +33,7 @@ from domainfusion.files import cache_folder, hash_of, read_json, write_json
 from domainfusion.interruption import check, stoppable
 from domainfusion.locks import exclusive
 
-FORMAT = 1  # raised when the computation changes, so that LDMs of an older one are not taken for its own
+FORMAT = 2  # raised when the computation changes, so that LDMs of an older one are not taken for its own
 PAUSE = 5.0  # seconds between two looks at what another process is training
 # So large that min(SNR, γ)/SNR is 1 at every timestep.
 PLAIN_LOSS = 1e9
@@ -141,7 +141,7 @@ def _train(source: FineTuned, images: np.ndarray, ldm: str, config: DSIConfig, s
     )
     for path in [*folder.glob("pool-*.safetensors"), folder / "denoiser-state.safetensors", folder / "seconds.json"]:
         path.unlink(missing_ok=True)
-    for name in ("vae", "tokenizer"):  # the pipeline has them
+    for name in ("vae", "tokenizer", "scheduler"):  # the pipeline has them
         shutil.rmtree(folder / name, ignore_errors=True)
 
 

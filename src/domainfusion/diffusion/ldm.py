@@ -34,6 +34,12 @@ def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
+def posterior_mean(vae: Any, images: torch.Tensor) -> torch.Tensor:
+    """The means (B, C, h, w), not scaled, of the posteriors of images (B, 3, H, W); few images at once, if large."""
+    few = max(1, PIXELS_AT_ONCE // (images.shape[-2] * images.shape[-1]))
+    return _joined([vae.encode(part).latent_dist.mean for part in images.split(few)])
+
+
 class LatentDiffusion:
     """A frozen LDM: encoder, decoder, prompted noise prediction, and its noise schedule.
 
@@ -177,9 +183,8 @@ class LatentDiffusion:
             exact: in single precision, as slopes need it; otherwise in the LDM's own, which is faster.
         """
         images = images.to(self.device, self.vae.dtype).contiguous(memory_format=torch.channels_last)
-        few = max(1, PIXELS_AT_ONCE // (images.shape[-2] * images.shape[-1]))
         with single_precision(self.device) if exact else self._own_precision():
-            mean = _joined([self.vae.encode(part).latent_dist.mean.to(images.dtype) for part in images.split(few)])
+            mean = posterior_mean(self.vae, images).to(images.dtype)
         return (mean - self.shift) * self.scaling_factor
 
     def _own_precision(self) -> torch.autocast:

@@ -12,14 +12,20 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DDIMScheduler
 from transformers import CLIPTokenizer
 
 from domainfusion.config import PretrainConfig
 from domainfusion.config_files import build_config, load_toml, plain_values, to_toml
 from domainfusion.diffusion.autoencoder_training import train_autoencoder
 from domainfusion.diffusion.corpus import Corpus, load_corpus
-from domainfusion.diffusion.denoiser_training import Denoiser, build_pipeline, build_unet, train_denoiser
+from domainfusion.diffusion.denoiser_training import (
+    Denoiser,
+    build_pipeline,
+    build_scheduler,
+    build_unet,
+    train_denoiser,
+)
 from domainfusion.diffusion.labelled_corpus import (
     SEEN,
     Seen,
@@ -78,11 +84,12 @@ def train_pipeline(corpus: Corpus, config: PretrainConfig, folder: Path, seen: S
     vae = load_or_train_autoencoder(corpus, config, folder)
     tokenizer = load_or_fit_tokenizer(corpus, config, folder)
     denoiser = build_denoiser(tokenizer, config)
-    denoiser = train_denoiser(corpus, vae, tokenizer, denoiser, config, folder, sample_prompts(corpus))
+    scheduler = load_or_build_scheduler(folder)
+    denoiser = train_denoiser(corpus, vae, tokenizer, denoiser, config, folder, sample_prompts(corpus), scheduler)
     if seen:  # before the weights: a pipeline that is cut short here does not pass for one that has seen nothing
         make_folder(folder / "pipeline")
         write_json(folder / "pipeline" / SEEN, seen)
-    return save_pipeline(vae, tokenizer, denoiser, corpus.versatile_styles, folder / "pipeline")
+    return save_pipeline(vae, tokenizer, denoiser, scheduler, corpus.versatile_styles, folder / "pipeline")
 
 
 KNOWN = "vae-before"  # folder of the autoencoder that training goes on from
@@ -109,7 +116,7 @@ def refuse_other_options(corpus: Corpus, config: PretrainConfig, folder: Path) -
 
 
 def take_over(config: PretrainConfig, folder: Path) -> None:
-    """Copy autoencoder and tokenizer of the LDM `config.init` to `folder`, where that has none yet.
+    """Copy autoencoder, tokenizer and noise schedule of the LDM `config.init` to `folder`, where that has none yet.
 
     Raises `UsageError` where the LDM does not predict noise, which is what the denoiser is trained to do.
     """
@@ -124,7 +131,8 @@ def take_over(config: PretrainConfig, folder: Path) -> None:
     ldm.tokenizer.save_pretrained(work)
     shutil.rmtree(folder / "tokenizer", ignore_errors=True)
     work.rename(folder / "tokenizer")
-    work = folder / ".vae.tmp"
+    ldm.scheduler.save_pretrained(folder / "scheduler")
+    work = folder / ".vae.tmp"  # the last one: where it is, all are
     shutil.rmtree(work, ignore_errors=True)
     ldm.vae.save_pretrained(work)
     work.rename(folder / name)
@@ -168,6 +176,13 @@ def read_scaling(path: Path) -> float:
     return value
 
 
+def load_or_build_scheduler(folder: Path) -> DDIMScheduler:
+    """The noise schedule of the LDM that training goes on from, where `folder` has one, or else Stable Diffusion v1's."""
+    if (folder / "scheduler" / "scheduler_config.json").exists():
+        return DDIMScheduler.from_pretrained(folder / "scheduler")
+    return build_scheduler()
+
+
 def load_or_fit_tokenizer(corpus: Corpus, config: PretrainConfig, folder: Path) -> CLIPTokenizer:
     """The tokenizer of `folder`, or one fitted to the captions."""
     target = folder / "tokenizer"
@@ -192,15 +207,16 @@ def sample_prompts(corpus: Corpus, count: int = 16) -> list[str]:
 
 
 def save_pipeline(
-    vae: AutoencoderKL, tokenizer: CLIPTokenizer, denoiser: Denoiser, styles: list[str], target: Path
-) -> Path:
+    vae: AutoencoderKL, tokenizer: CLIPTokenizer, denoiser: Denoiser, scheduler: DDIMScheduler, styles: list[str],
+    target: Path,
+) -> Path:  # fmt: skip
     """Write the pipeline, and the style words that prompts may name (`styles.json`).
 
     U-Net and autoencoder are written in half precision. The text encoder, few of the bytes, stays in single:
     transformers loads a file in the type it was written in, diffusers in float32, and a pipeline of both types does
     not run.
     """
-    pipeline = build_pipeline(vae, tokenizer, denoiser)
+    pipeline = build_pipeline(vae, tokenizer, denoiser, scheduler)
     vae.half()
     denoiser.unet.half()
     pipeline.save_pretrained(target, safe_serialization=True)
