@@ -57,6 +57,7 @@ def test_timms_feature_size_is_found_out(name: str) -> None:
         ("torchvision:resnet18.IMAGENET1K_V9", "unknown weights 'IMAGENET1K_V9'; did you mean 'IMAGENET1K_V1'"),
         ("torchvision:googlenet", "does not end in one linear layer"),  # auxiliary classifiers beside it
         ("resnet81", "unknown backbone 'resnet81'"),
+        ("EFFICIENTNET_LITE0", "did you mean 'efficientnet_lite0'"),
     ],
 )
 def test_other_names_are_refused_with_the_nearest(name: str, message: str) -> None:

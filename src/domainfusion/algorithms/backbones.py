@@ -180,7 +180,8 @@ def _fill_from_file(config: TrainConfig, module: nn.Module, heads: tuple[str, ..
 
 
 def _near(name: str, known: list[str]) -> list[str]:
-    return difflib.get_close_matches(name, known, n=5, cutoff=0.3) or ["resnet10t", "resnet18"]
+    """Names like `name`, nearest first; models' names have no capital letters."""
+    return difflib.get_close_matches(name.lower(), known, n=5, cutoff=0.3) or ["resnet10t", "resnet18"]
 
 
 def _near_timm(name: str) -> list[str]:
