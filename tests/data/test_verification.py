@@ -106,6 +106,10 @@ def test_a_known_other_version_is_named(pacs: Path) -> None:
     assert "this is the version that is the small one" in only(check(pacs, other), "count").message
     other = dataclasses.replace(PACS, versions=(Version("another", total=29), Version("by domain", (7, 7, 7, 7))))
     assert "this is the version that is by domain" in only(check(pacs, other), "count").message
+    first, *rest = PACS.counts
+    mixed = dataclasses.replace(PACS, counts=(first, 7, 7, 7), versions=(Version("the old one", (7, *rest)),))
+    message = only(check(pacs, mixed), "count").message
+    assert message.endswith("; art_painting is of the version that is the old one")
 
 
 def test_a_class_that_a_domain_lacks_shifts_the_labels_of_tools_that_number_folders(pacs: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from domainfusion.config import DataConfig
@@ -165,23 +166,30 @@ def _compare_counts(state: Verification, benchmark: Benchmark) -> None:
         return
     where = [f"{name}: {totals[name]} for {expected[name]} ({totals[name] - expected[name]:+d})" for name in different]
     where += [line for name in different for line in wrong.get(name, [])]
-    known = next(
-        (
-            version.meaning
-            for version in benchmark.versions
-            if all(totals[name] == count for name, count in zip(benchmark.domains, version.counts, strict=False))
-            and (version.counts or sum(totals.values()) == version.total)
-        ),
-        None,
-    )
+    known = _known_version(benchmark, totals, different)
     message = f"the number of images differs in {number(len(different), 'domain')} of {len(benchmark.domains)}"
     state.problems.append(
         Finding(
-            "count", message + (f"; this is the version that is {known}" if known else ""),
+            "count", message + (f"; {known}" if known else ""),
             effect="DomainBed's splits are drawn from the number of images: other images are held out",
             where=tuple(where),
         )
     )  # fmt: skip
+
+
+def _known_version(benchmark: Benchmark, totals: Mapping[str, int], different: Sequence[str]) -> str:
+    """Which known version these numbers of images by domain are, in words: all of them, or those that differ."""
+    for version in benchmark.versions:
+        if not version.counts:
+            if sum(totals.values()) == version.total:
+                return f"this is the version that is {version.meaning}"
+            continue
+        of_version = dict(zip(benchmark.domains, version.counts, strict=True))
+        if all(totals[name] == of_version[name] for name in different):
+            whole = all(totals[name] == count for name, count in of_version.items())
+            what = "this is" if whole else f"{', '.join(different)} {'is' if len(different) == 1 else 'are'} of"
+            return f"{what} the version that is {version.meaning}"
+    return ""
 
 
 def _other_class_counts(benchmark: Benchmark, by_class: dict[str, dict[str, int]]) -> dict[str, list[str]]:
