@@ -49,9 +49,19 @@ def test_results_have_every_trial_and_their_command(path):
     if "methods" in found:  # costs
         assert set(found["methods"]) == {"dsi", "cdga", "domainfusion"}
         return
+    if "figure" in found:
+        assert path.with_suffix(".png").exists()
+        assert found["texts"]
+        return
     counts = {len(values) for by_target in found["accuracy"].values() for values in by_target.values()}
     assert len(counts) == 1
     assert counts.pop() >= 1
+
+
+def test_figures_have_their_facts():
+    pictures = sorted((ROOT / "docs" / "results").glob("fig*.png"))
+    assert pictures
+    assert [picture.name for picture in pictures if not picture.with_suffix(".json").exists()] == []
 
 
 @pytest.mark.parametrize("name", ALGORITHMS.names())

@@ -140,7 +140,7 @@ def test_every_gpu_can_be_chosen() -> None:
 
 
 def test_figures_and_costs_go_to_the_page(image_folder: Path, config: TrainConfig, tmp_path: Path) -> None:
-    found = reproduce(["table1", "fig2", "fig5"], [str(image_folder)], config, 1, [], tmp_path / "out")
+    found = reproduce(["table1", "fig2", "fig5"], [str(image_folder)], config, 1, [], tmp_path / "out", command="c")
     page = Path(found["report"]).read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 2
     said = "The costs of table 1 on images, figure 2 on images and figure 5 on images."
@@ -149,9 +149,11 @@ def test_figures_and_costs_go_to_the_page(image_folder: Path, config: TrainConfi
     for name in ("fig2", "fig5"):
         with Image.open(tmp_path / "out" / f"{name}-images.png") as picture:
             assert min(picture.size) > 200
-        assert read_json(tmp_path / "out" / f"{name}-images.json")
+        facts = read_json(tmp_path / "out" / f"{name}-images.json")
+        assert (facts["figure"], facts["command"]) == (name, "c")
+        assert "torch" in facts["versions"]
     costs = read_json(tmp_path / "out" / "table1-images.json")
-    assert (costs["dataset"], costs["command"]) == ("images", "")
+    assert (costs["dataset"], costs["command"]) == ("images", "c")
     assert "torch" in costs["versions"]
 
 

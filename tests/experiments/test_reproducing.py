@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,8 @@ import pytest
 from domainfusion.config import DataConfig, TrainConfig
 from domainfusion.config_files import build_config, load_toml
 from domainfusion.errors import DomainFusionError, UsageError
-from domainfusion.experiments import runs
-from domainfusion.experiments.comparison import compare, table_rows
+from domainfusion.experiments import paper_tables, runs
+from domainfusion.experiments.comparison import compare, rows_over_data_sets, table_rows
 from domainfusion.experiments.paper_tables import ERM, TABLES, Arm, Table, find_table
 from domainfusion.experiments.reproducing import headline, part_of, reproduce, reproduction_text, run_table
 from domainfusion.files import read_json
@@ -174,6 +175,42 @@ def test_the_papers_figures_are_found_by_a_benchmarks_folder(dataset: str, cell:
     assert compare(made, "domainfusion", dataset).paper == pytest.approx(difference)
     row = next(row for row in table_rows(made) if row[0] == "DomainFusion")
     assert row[-3] == (cell or "67.5 (5 data sets)")
+
+
+def test_several_data_sets_make_one_table_of_averages() -> None:
+    def on(dataset: str, trials: list[int], **accuracy: dict[str, list[float]]) -> dict[str, Any]:
+        made = summary([0.0], [0.0]) | {"dataset": dataset, "trials": trials, "accuracy": accuracy}
+        made["arms"]["erm"]["paper"] = {"PACS": 85.5, "OfficeHome": 66.5}
+        made["arms"]["slow"]["paper"] = {"PACS": 90.0}
+        return made
+
+    pacs = on("PACS", [0, 1], erm={"a": [50.0, 52.0], "b": [60.0, 64.0]}, slow={"a": [40.0, 40.0], "b": [60.0, 60.0]})
+    home = on("office_home", [0, 1], erm={"c": [30.0, 32.0]}, slow={"c": [10.0, 20.0]})
+    assert rows_over_data_sets([pacs, home]) == [
+        ["", "PACS", "PACS, paper", "office_home", "office_home, paper", "average", "average, paper"],
+        ["ERM", "56.5 ± 1.5", "85.5", "31.0 ± 1.0", "66.5", "43.8 ± 1.2", "76.0"],
+        ["ERM, slower & worse", "50.0 ± 0.0", "90.0", "15.0 ± 5.0", "–", "32.5 ± 2.5", "–"],
+    ]
+    mine = on("mine", [1], erm={"x": [100.0]}, slow={"x": [0.0]})
+    assert rows_over_data_sets([pacs, mine]) == [
+        ["", "PACS", "PACS, paper", "mine", "average"],
+        ["ERM", "56.5 ± 1.5", "85.5", "100.0", "79.0"],  # of trial 1, which both have
+        ["ERM, slower & worse", "50.0 ± 0.0", "90.0", "0.0", "25.0"],
+    ]
+    assert rows_over_data_sets([pacs, on("mine", [])]) == []
+
+
+def test_a_table_on_several_data_sets_ends_in_one_over_all(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = shutil.copytree(images, tmp_path / "others")
+    monkeypatch.setattr(paper_tables, "TABLES", {"small": SMALL})
+    found = reproduce(["small"], [str(images), str(other)], OPTIONS, 1, ["photo"], tmp_path / "out")
+    assert found["together"]["small"][0] == ["", "images", "others", "average"]
+    assert "small on all data sets" in reproduction_text(found)
+    assert "small, all data sets" in Path(found["report"]).read_text(encoding="utf-8")
+    alone = reproduce(["small"], [str(images)], OPTIONS, 1, ["photo"], tmp_path / "out")
+    assert alone["together"] == {}
 
 
 def test_without_tables_the_page_says_what_is_there(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ class ReproduceCommand:
     noise, any image and busy ones), fig5 (heat maps), all."""
     options: Annotated[TrainConfig, Flat]
     dataset: tuple[str, ...] = ("pictograms",)
-    """Embedded benchmarks or folders DOMAIN/CLASS/IMAGE."""
+    """Embedded benchmarks or folders DOMAIN/CLASS/IMAGE. Of several, each table is made over all of them too."""
     trials: int = 3
     """Number of trials (splits and seeds 0, 1, ...)."""
     targets: tuple[str, ...] = ()

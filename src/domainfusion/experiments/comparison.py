@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from domainfusion.data.benchmarks import canonical_name
@@ -65,6 +65,41 @@ def table_rows(summary: Mapping[str, Any]) -> list[list[str]]:
             cells += ["" if found.paper is None else f"{found.paper:+z.1f}", found.agrees]
         rows.append([arm["title"], *cells])
     return rows
+
+
+def rows_over_data_sets(summaries: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """One table on several data sets, as the paper's Table 5: averages over the targets of each, and over all of them.
+
+    The paper's average stands beside that of a data set that it has; both averages over all are of the data sets here,
+    over the trials that are complete in each. Without a complete trial in two data sets there are no rows.
+    """
+    there = [summary for summary in summaries if summary["accuracy"]]
+    if len(there) < 2:
+        return []
+    arms = there[0]["arms"]
+    names = [str(summary["dataset"]) for summary in there]
+    trials = [trial for trial in there[0]["trials"] if all(trial in summary["trials"] for summary in there)]
+    known = [any(canonical_name(name) in arm["paper"] for arm in arms.values()) for name in names]
+    heading = [""]
+    for name, has in zip(names, known, strict=True):
+        heading += [name, *([f"{name}, paper"] if has else [])]
+    rows = [[*heading, "average", *(["average, paper"] if all(known) else [])]]
+    for key, arm in arms.items():
+        means = [dict(zip(each["trials"], trial_means(each["accuracy"][key]), strict=True)) for each in there]
+        papers = [arm["paper"].get(canonical_name(name)) for name in names]
+        cells = [arm["title"]]
+        for values, paper, has in zip(means, papers, known, strict=True):
+            cells += [str(estimate(list(values.values()))), *([_one_decimal(paper)] if has else [])]
+        over = [sum(values[trial] for values in means) / len(means) for trial in trials]
+        cells += [str(estimate(over)) if over else "–"]
+        if all(known):
+            cells += [_one_decimal(None if None in papers else sum(papers) / len(papers))]
+        rows.append(cells)
+    return rows
+
+
+def _one_decimal(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
 
 
 def _difference_cell(found: Comparison, arm: Mapping[str, Any], arms: Mapping[str, Any]) -> str:

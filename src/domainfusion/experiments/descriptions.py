@@ -52,6 +52,12 @@ def describe_environment() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def describe_making(command: str) -> dict[str, Any]:
+    """What a committed result says of how it was made: {"command", "versions", "processor"}."""
+    environment = describe_environment()
+    return {"command": command, "versions": environment["versions"], "processor": environment["processor"]}
+
+
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -12,14 +12,13 @@ How many images each fine-tunes on, generates and trains on is the paper's for D
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from typing import Any
 
 import torch
 
 from domainfusion.config import TrainConfig
 from domainfusion.data.benchmarks import get_benchmark
-from domainfusion.errors import UsageError
+from domainfusion.errors import UsageError, nearest
 from domainfusion.experiments.costs import (
     PassCosts,
     Workload,
@@ -81,10 +80,10 @@ def find_scale(name: str, config: TrainConfig) -> Scale:
     benchmark = get_benchmark(dataset)
     domain = benchmark.domain_of(target)
     if domain is None:
-        near = difflib.get_close_matches(target, benchmark.domains, n=1) or benchmark.domains
+        near = nearest(target, benchmark.domains) or benchmark.domains[0]
         raise UsageError(
             f"--counted-for {name}: {target or 'no target'} is none of {benchmark.name}'s domains; write "
-            f"{benchmark.name}/{near[0]}, say"
+            f"{benchmark.name}/{near}, say"
         )
     tested = benchmark.counts[benchmark.domains.index(domain)]
     held, sources = sum(benchmark.counts) - tested, len(benchmark.domains) - 1

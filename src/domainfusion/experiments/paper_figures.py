@@ -15,6 +15,7 @@ from domainfusion.data.transforms import from_uint8, resize
 from domainfusion.devices import choose_device
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.experiments.arms import arm_config, run_folder, run_key
+from domainfusion.experiments.descriptions import describe_making
 from domainfusion.experiments.paper_tables import FIGURES, TABLES
 from domainfusion.experiments.runs import train_run
 from domainfusion.files import write_json
@@ -28,8 +29,10 @@ IMAGES = {"fig2": 3, "fig3": 5, "fig4": 5, "fig5": 4}
 LABELS = 4  # of an image in fig5: its own and three others
 
 
-def draw_figure(name: str, data: str, config: TrainConfig, folder: Path, target: str | None = None) -> dict[str, Any]:
-    """Draw a figure to `folder/NAME-DATASET.png`, its facts beside it as JSON.
+def draw_figure(
+    name: str, data: str, config: TrainConfig, folder: Path, target: str | None = None, *, command: str = ""
+) -> dict[str, Any]:
+    """Draw a figure to `folder/NAME-DATASET.png`, its facts with the command and versions beside it as JSON.
 
     Figures 3 and 4 are of the run of Algorithm 1 (each generation from the last) on `target`, or the first domain, in
     trial 0, which is made where it is not there.
@@ -63,7 +66,7 @@ def draw_figure(name: str, data: str, config: TrainConfig, folder: Path, target:
                 f"{count}); heat maps of other labels correlate with it by "
                 f"{facts['mean_likeness_of_mismatched']:.2f} on average."
             ]
-    write_json(path.with_suffix(".json"), facts)
+    write_json(path.with_suffix(".json"), describe_making(command) | {"figure": name, "texts": texts} | facts)
     return {
         "figure": name, "dataset": dataset.name, "title": FIGURES[name], "picture": str(path), "texts": texts,
         "facts": facts,

@@ -19,9 +19,9 @@ from domainfusion.data.splits import build_split
 from domainfusion.errors import UsageError
 from domainfusion.experiments.arms import arm_config, as_many_steps, resolve_arm, run_folder, run_key
 from domainfusion.experiments.benchmark import Run, config_of, finished, summarize_runs
-from domainfusion.experiments.comparison import compare, table_rows
+from domainfusion.experiments.comparison import compare, rows_over_data_sets, table_rows
 from domainfusion.experiments.cost_table import NOTE, cost_rows, cost_title, measure_costs
-from domainfusion.experiments.descriptions import describe_environment
+from domainfusion.experiments.descriptions import describe_environment, describe_making
 from domainfusion.experiments.paper_costs import PAPER_SCALE, find_scale
 from domainfusion.experiments.paper_figures import draw_figure
 from domainfusion.experiments.paper_tables import COSTS, FIGURES, ITEMS, Arm, Table, find_table
@@ -118,7 +118,7 @@ def reproduce(
     `gpu` and `scale` (DATASET/TARGET) are those that Table 1 is counted for.
 
     Returns {"tables": [what `run_table` returns], "others": costs and figures, "left": names of those that time did not
-    allow, "report": path}.
+    allow, "together": {table: its rows over all data sets, of several}, "report": path}.
 
     Raises `UsageError` where two data sets have the same name, before anything is made.
     """
@@ -152,13 +152,11 @@ def reproduce(
                     left.append(f"{name} on {Path(data).name}")
                 elif name == COSTS:
                     costs = measure_costs(data, config, targets[0] if targets else None, gpu=gpu, scale=scale)
-                    environment = describe_environment()
-                    about = {"command": command, **{key: environment[key] for key in ("versions", "processor")}}
-                    write_json(folder / f"{name}-{Path(data).name}.json", about | costs)
+                    write_json(folder / f"{name}-{Path(data).name}.json", describe_making(command) | costs)
                     others.append({"table": name, **costs})
                     parts.append(costs_part(costs))
                 elif name in FIGURES:
-                    figure = draw_figure(name, data, config, folder, targets[0] if targets else None)
+                    figure = draw_figure(name, data, config, folder, targets[0] if targets else None, command=command)
                     others.append(figure)
                     parts.append(figure_part(figure))
                 else:
@@ -169,7 +167,23 @@ def reproduce(
                     found.append(summary)
                     parts.append(part_of(summary))
                 write()  # what is there can be read while the rest is made
-    return {"tables": found, "others": others, "left": left, "report": str(write())}
+        together = {name: rows for name in wanted if (rows := rows_over_data_sets(_of_table(found, name)))}
+        parts += [over_data_sets_part(find_table(name), rows) for name, rows in together.items()]
+        report = write()
+    return {"tables": found, "others": others, "left": left, "together": together, "report": str(report)}
+
+
+def _of_table(found: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
+    return [summary for summary in found if summary["table"] == name]
+
+
+def over_data_sets_part(table: Table, rows: Sequence[Sequence[str]]) -> Part:
+    """A table over several data sets as a section of the page."""
+    return Part(
+        id=f"{table.name}-together", name=f"{table.name}, all data sets",
+        title=f"{table.title} ({table.name}, all data sets)", rows=tuple(map(tuple, rows)),
+        texts=("Averages over the targets of each data set, and over the data sets.",),
+    )  # fmt: skip
 
 
 def refuse_equal_names(datasets: Sequence[str]) -> None:
@@ -274,6 +288,8 @@ def reproduction_text(found: Mapping[str, Any]) -> str:
         if summary["runs"] < summary["planned"]:
             heading += f" ({summary['runs']} of {summary['planned']} runs; the same command goes on)"
         lines += [heading, "", text_table(table_rows(summary)), ""]
+    for name, rows in found["together"].items():
+        lines += [f"{name} on all data sets: {find_table(name).title}", "", text_table(rows), ""]
     if found["left"]:
         lines += [f"not made for want of time (the same command goes on): {', '.join(found['left'])}", ""]
     return "\n".join([*lines, f"everything is in {found['report']}"])
