@@ -177,7 +177,7 @@ def read_scaling(path: Path) -> float:
 
 
 def load_or_build_scheduler(folder: Path) -> DDIMScheduler:
-    """The noise schedule of the LDM that training goes on from, where `folder` has one, or else Stable Diffusion v1's."""
+    """The noise schedule of the LDM that training goes on from, where `folder` has one, or Stable Diffusion v1's."""
     if (folder / "scheduler" / "scheduler_config.json").exists():
         return DDIMScheduler.from_pretrained(folder / "scheduler")
     return build_scheduler()
