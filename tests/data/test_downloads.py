@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import dataclasses
 import hashlib
 import http.server
@@ -33,6 +34,7 @@ class Server:
     cut: int | None = None  # bytes after which each connection breaks off
     fail: int = 0  # requests to answer with 503 first
     length: bool = True
+    goog_hash: tuple[str, ...] = ()
     ahead: int = 0  # bytes by which what is sent begins after what was asked for
     requests: list[tuple[str, str | None, int]] = dataclasses.field(default_factory=list)  # path, range, status
 
@@ -68,6 +70,8 @@ def server() -> Iterator[Server]:
                 self.send_header(name, value)
             if state.length:
                 self.send_header("Content-Length", str(len(body)))
+            for value in state.goog_hash:
+                self.send_header("x-goog-hash", value)
             if state.etag:
                 self.send_header("ETag", state.etag)
             self.end_headers()
@@ -96,6 +100,24 @@ def test_a_file_arrives_with_its_checksums(server: Server, tmp_path: Path) -> No
     assert found["sha256"] == hashlib.sha256(DATA).hexdigest()
     assert (found["size"], found["md5_known"]) == (300_000, True)
     assert [path.name for path in tmp_path.iterdir()] == ["file.zip"]
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("have", [0, 100_000, 300_000])
+def test_the_servers_own_checksum_is_compared(server: Server, tmp_path: Path, together: bool, have: int) -> None:
+    """Google's servers announce it, in one header or two, of the whole file in answer to a range too."""
+    values = ("crc32c=AAAAAA==", f"md5={base64.b64encode(hashlib.md5(DATA).digest()).decode()}")
+    server.goog_hash = (",".join(values),) if together else values
+    if have:
+        (tmp_path / "file.zip.part").write_bytes(DATA[:have])
+    assert get(server, tmp_path / "file.zip")["md5_known"] is True
+    damaged = tmp_path / "again" / "file.zip"
+    damaged.parent.mkdir()
+    (damaged.parent / "file.zip.part").write_bytes(b"x" + DATA[1:100_000])
+    with pytest.raises(DataError, match=r"which its server announces: it is damaged; kept as .*file\.zip\.wrong"):
+        get(server, damaged)
+    server.goog_hash = ("md5=no base64", "crc32c=AAAAAA==")
+    assert get(server, tmp_path / "unknown.zip")["md5_known"] is False
 
 
 def test_what_has_arrived_is_not_loaded_again(server: Server, tmp_path: Path) -> None:

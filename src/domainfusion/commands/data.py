@@ -118,7 +118,7 @@ class DownloadCommand:
     dataset: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATASET")]
     """PACS, VLCS, OfficeHome, TerraIncognita or DomainNet."""
     output: Path | None = None
-    """Folder for the files (default: downloads/DATASET)."""
+    """Folder for the files (default: downloads/domain_net or downloads/terra_incognita)."""
     mirror: str | None = None
     """Address of a server that has the same files, by name."""
     json: bool = False

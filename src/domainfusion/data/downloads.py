@@ -1,11 +1,15 @@
 """Where the benchmarks' files are published, and a download that resumes and is checked.
 
 Sizes and checksums are given where several independent projects agree on them (DomainNet's MD5), or where the server's
-size was recorded (Caltech Camera Traps). What is downloaded is recorded with its SHA-256 in `downloads.json`.
+size was recorded (Caltech Camera Traps). Where no MD5 is known, one that the server announces is compared, which finds
+damage on the way. What is downloaded is recorded with its SHA-256 in `downloads.json`.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
+import contextlib
 import dataclasses
 import hashlib
 import http.client
@@ -143,7 +147,7 @@ def fetch(remote: Remote, path: Path, *, attempts: int = 4, wait: float = 1.0, p
         while True:
             before = part.stat().st_size if part.exists() else 0
             try:
-                total = _load(remote, part, bar)
+                total, announced = _load(remote, part, bar)
                 break
             except (OSError, http.client.HTTPException) as error:
                 if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code != 429:
@@ -158,20 +162,23 @@ def fetch(remote: Remote, path: Path, *, attempts: int = 4, wait: float = 1.0, p
             f"note: {remote.file} has {total} bytes, not {remote.size}: it was changed at its source", file=sys.stderr
         )
     md5, sha256 = _checksums(part, progress)
-    if remote.md5 is not None and md5 != remote.md5:
+    expected = remote.md5 or announced
+    if expected is not None and md5 != expected:
         broken = path.with_name(path.name + ".wrong")
         os.replace(part, broken)
+        what = "it is damaged or another file" if remote.md5 else "which its server announces: it is damaged"
         raise DataError(
-            f"{remote.file} from {remote.url} has the MD5 {md5}, not {remote.md5}: it is damaged or another file; "
+            f"{remote.file} from {remote.url} has the MD5 {md5}, not {expected}{':' if remote.md5 else ','} {what}; "
             f"kept as {broken}"
         )
     os.replace(part, path)
-    return _record(remote, total, md5, sha256)
+    return _record(remote, total, md5, sha256, announced)
 
 
-def _record(remote: Remote, size: int, md5: str, sha256: str) -> dict[str, Any]:
+def _record(remote: Remote, size: int, md5: str, sha256: str, announced: str | None = None) -> dict[str, Any]:
     return {
-        "url": remote.url, "size": size, "md5": md5, "sha256": sha256, "md5_known": remote.md5 is not None,
+        "url": remote.url, "size": size, "md5": md5, "sha256": sha256,
+        "md5_known": (remote.md5 or announced) is not None,
         "loaded": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }  # fmt: skip
 
@@ -183,8 +190,21 @@ def _reason(error: Exception) -> str:
     return f"{type(reason).__name__}: {reason}" if isinstance(reason, Exception) else str(reason)
 
 
-def _load(remote: Remote, part: Path, bar: Any) -> int:
-    """Load what `part` lacks; returns the size of the whole. Raises `OSError` where the connection breaks off."""
+def announced_md5(headers: Any) -> str | None:
+    """The whole file's MD5, in hexadecimal digits, where an answer's headers have it as Google's servers do."""
+    for value in ",".join(headers.get_all("x-goog-hash", [])).split(","):
+        kind, _, coded = value.strip().partition("=")
+        if kind == "md5":
+            with contextlib.suppress(binascii.Error):
+                return base64.b64decode(coded, validate=True).hex()
+    return None
+
+
+def _load(remote: Remote, part: Path, bar: Any) -> tuple[int, str | None]:
+    """Load what `part` lacks; returns the size of the whole and the MD5 that the server announces, if any.
+
+    Raises `OSError` where the connection breaks off.
+    """
     have = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": AGENT, "Accept-Encoding": "identity"}
     if have:
@@ -197,7 +217,7 @@ def _load(remote: Remote, part: Path, bar: Any) -> int:
     except urllib.error.HTTPError as error:
         whole = (error.headers.get("Content-Range") or "").rpartition("/")[2]
         if error.code == 416 and have and whole in (str(have), ""):
-            return have  # nothing is missing
+            return have, announced_md5(error.headers)  # nothing is missing
         if error.code == 416 and have:  # the part is longer than the file
             part.unlink()
             return _load(remote, part, bar)
@@ -215,6 +235,7 @@ def _load(remote: Remote, part: Path, bar: Any) -> int:
                     f"{part.parent} has {free / 1e9:.1f} GB free; {remote.file} needs {(total - have) / 1e9:.1f} GB "
                     "more; free some space"
                 )
+        announced = announced_md5(answer.headers)
         _validator(part, answer.headers.get("ETag") or answer.headers.get("Last-Modified") or "")
         bar.total = total
         bar.n = have
@@ -227,7 +248,7 @@ def _load(remote: Remote, part: Path, bar: Any) -> int:
     if total is not None and have != total:
         raise ConnectionError(f"the connection ended after {have} of {total} bytes")
     _validator_path(part).unlink(missing_ok=True)
-    return have
+    return have, announced
 
 
 def _read(answer: Any) -> bytes:

@@ -194,7 +194,9 @@ TABLES: Mapping[str, Table] = MappingProxyType(
                 reference="erm",
                 note=(
                     "Averages over targets. The paper's figure for OfficeHome is 72.4 here and 83.4 in its Tables 2 to "
-                    "4; it does not say why, a larger backbone being the likely reason."
+                    "4; it does not say why, a larger backbone being the likely reason. The LDM alone is asked with "
+                    "the bare label unless `--generate.plain-template` says otherwise; with Stable Diffusion, the "
+                    "authors of Diffusion Classifier ask for “a photo of a {label}.”"
                 ),
             ),
             Table(
