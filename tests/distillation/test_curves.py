@@ -269,7 +269,7 @@ def test_the_fingerprint_of_a_source_is_that_of_its_files(tiny_pipeline: Path, t
 def test_the_table_of_pictograms_comes_with_the_package_and_is_what_the_embedded_ldm_says() -> None:
     config = TrainConfig(target="ink")
     store = curve_store("pictograms", config)
-    assert reads_curves(config, store.dataset, images=1700, batch=64)
+    assert reads_curves(config, store.dataset, np.arange(1700), 64)
     assert not list(store.folder.glob("shard-*"))  # nothing but what is shipped
     shipped = store.load()
     assert (shipped.rounds > 0).all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 
 from domainfusion.config import DataConfig, DistillConfig, GenerateConfig, TrainConfig
@@ -78,13 +79,14 @@ def test_rows_are_compared_with_the_one_that_lacks_nothing_else() -> None:
 def test_corruptions_differ_in_nothing_but_the_corruption() -> None:
     """Of Pictograms a table of curves comes with the package, of contrast reduction alone."""
     dataset, table = load_dataset("pictograms", DataConfig()), TABLES["table4"]
+    rows = np.arange(3000)
 
     def estimators(config: TrainConfig) -> set[tuple[bool, str]]:
         found = [arm_config(config, arm) for arm in table.arms]
-        return {(reads_curves(c, dataset, 3000, 64), c.distill.method) for c in found if c.distill_weight > 0}
+        return {(reads_curves(c, dataset, rows, 64), c.distill.method) for c in found if c.distill_weight > 0}
 
-    assert reads_curves(TrainConfig(), dataset, 3000, 64)
-    assert not reads_curves(TrainConfig(distill=DistillConfig(corruption="blur")), dataset, 3000, 64)
+    assert reads_curves(TrainConfig(), dataset, rows, 64)
+    assert not reads_curves(TrainConfig(distill=DistillConfig(corruption="blur")), dataset, rows, 64)
     assert estimators(TrainConfig()) == {(False, "score")}
     assert estimators(TrainConfig(distill=DistillConfig(curve_of="autograd"))) == {(False, "autograd")}
     assert estimators(TrainConfig(distill=DistillConfig(estimator="curve"))) == {(True, "score")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import subprocess
 import sys
@@ -186,6 +187,24 @@ def test_candidates_and_curves_are_made_in_parts_by_the_cluster(
     difference = made.images[rows].astype(int) - np.concatenate([part for _, _, part in alone]).astype(int)
     assert np.abs(difference).max() <= 1  # batched otherwise
     assert len(curve_store(str(image_folder), config).missing(rows)) == 0
+
+
+def test_runs_that_would_tabulate_nothing_alone_share_a_table(
+    image_folder: Path, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    """A run takes 1,600 passes, its table 3,712; two runs 3,200, and the table of both 5,568 and more."""
+    distill = DistillConfig(curve_samples=2, curve_rounds=2)
+    config = dataclasses.replace(CONFIG, ldm=str(tiny_pipeline), distill=distill, steps=200, synthetic_weight=0.0)
+
+    def kinds(trials: int) -> list[str]:
+        plan = build_plan(
+            sweep_of(image_folder, algorithms=("domainfusion",), trials=trials), config, tmp_path / str(trials)
+        )
+        entries = Ledger(plan).entries.values()
+        return [job.kind for job in find_jobs(plan, [(e.run, e.config) for e in entries if e.config is not None])]
+
+    assert kinds(1) == []
+    assert kinds(6) == ["curves"]
 
 
 def test_a_driver_that_is_asked_to_stop_has_its_runs_saved(image_folder: Path, tmp_path: Path) -> None:

@@ -110,6 +110,10 @@ class Algorithm(nn.Module, abc.ABC):
         """`tester` of the finished run in `folder`, whose selected weights are in `classifier`."""
         return None
 
+    def described(self) -> dict[str, Any]:
+        """What was decided when the run began and holds for all of it, for `data.json`."""
+        return {}
+
     def findings(self) -> dict[str, Any]:
         """What the method found out beside accuracies, for result.json."""
         return {}

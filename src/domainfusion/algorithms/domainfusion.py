@@ -19,11 +19,12 @@ import torch.nn.functional as F
 from domainfusion.algorithms.base import Algorithm, Batch, Context
 from domainfusion.algorithms.classifier import judge_images
 from domainfusion.data.transforms import from_uint8, resize
-from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
+from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.prompts import allowed_styles
-from domainfusion.distillation.curves import Curves, CurveStore, reads_curves
+from domainfusion.distillation.curves import Curves, reads_curves, store_of
 from domainfusion.distillation.noise_pictures import write_noise_sheet
 from domainfusion.distillation.slopes import SlopeEstimator, distillation_loss, draw
+from domainfusion.files import read_json_object
 from domainfusion.fusion.ahead import Ahead, Order
 from domainfusion.fusion.candidate_cache import CandidateCache, cache_path
 from domainfusion.fusion.candidates import Making
@@ -51,8 +52,7 @@ class DomainFusion(Algorithm):
         self._pool: CandidatePool | None = None
         self._ldm: LatentDiffusion | None = None
         self.curves: Curves | None = None
-        batch = config.batch_size * len(context.split.sources)
-        if reads_curves(config, context.dataset, len(self.rows), batch):
+        if self.takes_curves():
             self.curves = self.load_curves()
         elif config.distill_weight > 0:
             self.load_ldm()
@@ -74,14 +74,28 @@ class DomainFusion(Algorithm):
         """The frozen LDM."""
         return self.load_ldm()
 
+    def takes_curves(self) -> bool:
+        """Whether this run reads its slopes from a table; what a begun one did it goes on doing."""
+        context, path = self.context, self.context.folder / "data.json"
+        begun = read_json_object(path) if path.exists() else {}
+        batch = self.config.batch_size * len(context.split.sources)
+        # Runs of before that was recorded knew no tables but the package's.
+        found = begun["slopes"] == "curve" if "slopes" in begun else reads_curves(
+            self.config, context.dataset, self.rows, batch, made=not begun
+        )  # fmt: skip
+        return not context.processes.any(not found, context.device)
+
+    def described(self) -> dict[str, Any]:
+        """What is decided when a run begins: how slopes are found."""
+        if self.config.distill_weight == 0:
+            return {}
+        return {"slopes": "curve" if self.curves is not None else self.config.distill.method}
+
     def load_curves(self) -> Curves:
         """The training images' curves, on the run's device; what has not been tabulated yet is now."""
         started = time.monotonic()
         config = self.config
-        store = CurveStore(
-            self.context.dataset, source_fingerprint(config.ldm_source), config.distill, config.generate.plain_template,
-            config.generate.image_size,
-        )  # fmt: skip
+        store = store_of(config, self.context.dataset)
         if len(missing := store.take_over(self.rows)):
             store.fill(self.ldm, missing, progress=self.context.progress)
         self.spent["distillation_seconds"] += time.monotonic() - started

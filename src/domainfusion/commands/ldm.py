@@ -84,7 +84,7 @@ class DistillCommand:
     """Tabulate the slopes of latent distillation for every image of DATA; the same command again goes on.
 
     Started several times at once, on one cache, it shares out the work; so do runs that tabulate what they miss.
-    Training with --distill.estimator curve and the same --ldm, --distill and --generate options reads the table.
+    Training with the same --ldm, --distill and --generate options reads the table when it is whole.
     --target fills {target} in --ldm, no more; other options of a run are taken too, and change nothing.
     """
 

@@ -17,7 +17,8 @@ class DistillConfig:
     estimator: Literal["auto", "score", "autograd", "curve"] = "auto"
     """score: U-Net Jacobian dropped, forward passes only; autograd: the literal Algorithm 2 (slow, much memory);
     curve: slopes tabulated once for every image and label (domainfusion distill), read while training;
-    auto: curve where its table comes with the package or takes fewer passes of the U-Net than training would."""
+    auto: curve where its table comes with the package, was made before, or takes fewer passes of the U-Net than
+    training would."""
     curve_of: Literal["score", "autograd"] = "score"
     """What curve tabulates, and auto computes."""
     curve_samples: Annotated[int, Field(ge=2, multiple_of=2)] = 16

@@ -7,6 +7,7 @@ The same code path serves the embedded LDM and Stable Diffusion v1-4: what is re
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 from collections.abc import Iterator
@@ -238,16 +239,33 @@ def single_precision(device: torch.device) -> Iterator[None]:
 
 
 def source_fingerprint(source: str) -> str:
-    """A hash of the LDM at `source`, in whatever precision it will run; a local one is not loaded for it."""
+    """A hash of the LDM at `source`, in whatever precision it will run; a local one is not loaded for it.
+
+    It is computed once in a process, of a folder again where a file in it has changed.
+    """
     folder = embedded_folder() if source == "embedded" else Path(source)
     if not folder.is_dir():
-        return LatentDiffusion.load(source, precision="float32").fingerprint()
+        return _fingerprint_on_the_hub(source)
     check_folder(folder)
+    files = [
+        path
+        for part in PARTS
+        for path in sorted((folder / part).rglob("*"))
+        if path.suffix in (".safetensors", ".json", ".txt")
+    ]
+    return _fingerprint_of(folder, tuple((path, (known := path.stat()).st_size, known.st_mtime_ns) for path in files))
+
+
+@functools.lru_cache(maxsize=16)
+def _fingerprint_on_the_hub(source: str) -> str:
+    return LatentDiffusion.load(source, precision="float32").fingerprint()
+
+
+@functools.lru_cache(maxsize=16)
+def _fingerprint_of(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
     digest = hashlib.sha256()
-    for part in PARTS:
-        for path in sorted((folder / part).rglob("*")):
-            if path.suffix in (".safetensors", ".json", ".txt"):
-                digest.update(f"{path.relative_to(folder)} {hash_of_file(path)}\n".encode())
+    for path, _, _ in files:
+        digest.update(f"{path.relative_to(folder)} {hash_of_file(path)}\n".encode())
     return digest.hexdigest()[:16]
 
 

@@ -25,10 +25,9 @@ from domainfusion.config import TrainConfig
 from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.data.folders import folder_address, in_order, list_images
 from domainfusion.data.images import read_image
-from domainfusion.diffusion.ldm import source_fingerprint
 from domainfusion.diffusion.ldm_folder import is_hub_id
 from domainfusion.distillation.curve_rounds import GRID, curves_of
-from domainfusion.distillation.curves import CurveStore, reads_curves
+from domainfusion.distillation.curves import reads_curves, store_of
 from domainfusion.errors import DataError, LDMError
 from domainfusion.experiments.runs import build_algorithm, context_of
 from domainfusion.files import cache_folder
@@ -128,9 +127,9 @@ def outline(data: str, config: TrainConfig, plan: Plan) -> MultiDomainDataset:
 def _by_curves(context: Context) -> bool:
     """Whether the run is DomainFusion's and reads its slopes from a table."""
     config, split = context.config, context.split
-    count = sum(len(split.train[domain]) for domain in split.sources)
+    rows = np.sort(np.concatenate([split.train[domain] for domain in split.sources]))
     batch = config.batch_size * len(split.sources)
-    return config.algorithm == "domainfusion" and reads_curves(config, context.dataset, count, batch)
+    return config.algorithm == "domainfusion" and reads_curves(config, context.dataset, rows, batch)
 
 
 def _build(context: Context, plan: Plan) -> Algorithm:
@@ -257,10 +256,7 @@ def _time_curves(context: Context, plan: Plan) -> None:
     from domainfusion.distillation.slopes import SlopeEstimator
 
     config, dataset = context.config, context.dataset
-    store = CurveStore(
-        dataset, source_fingerprint(config.ldm_source), config.distill, config.generate.plain_template,
-        config.generate.image_size,
-    )  # fmt: skip
+    store = store_of(config, dataset)
     rows = np.sort(np.concatenate([context.split.train[domain] for domain in context.split.sources]))
     missing = store.missing(rows)
     if "decoding" not in plan.seconds:  # else one image stands for all (`outline`), and they cannot be known again

@@ -26,6 +26,7 @@ from domainfusion.experiments.paper_costs import PAPER_SCALE, find_scale
 from domainfusion.experiments.paper_figures import draw_figure
 from domainfusion.experiments.paper_tables import COSTS, FIGURES, ITEMS, Arm, Table, find_table
 from domainfusion.experiments.runs import train_run
+from domainfusion.experiments.tabulating import make_shared_tables
 from domainfusion.files import make_folder, no_empty_folder, write_json
 from domainfusion.report.tables_page import Part, Picture, write_tables_page
 from domainfusion.results.tables import text_table
@@ -62,18 +63,27 @@ def run_table(
     planned = [(trial, target, key) for trial in trials for target in chosen for key in arms if same[key] == key]
     results: dict[Run, dict[str, Any]] = {}
 
-    def make(run: Run) -> dict[str, Any]:
+    def place(run: Run) -> Path:
+        trial, target, key = run
+        return run_folder(folder, data, run_key(config, table.arm(key)), target, trial)
+
+    def options_of(run: Run) -> TrainConfig:
         trial, target, key = run
         arm = table.arm(key)
-        where = run_folder(folder, data, run_key(config, arm), target, trial)
-        if deadline is not None and time.monotonic() > deadline and not (where / "result.json").exists():
-            raise OutOfBudget
         options = dataclasses.replace(config_of(arms[key], run), algorithm=arm.algorithm)
         if arm.all_images and config.epochs:
             split = build_split(dataset, config.data, target, trial, config.second_target)
             options = as_many_steps(options, config, split)
-        return train_run(data, options, where)
+        return options
 
+    def make(run: Run) -> dict[str, Any]:
+        if deadline is not None and time.monotonic() > deadline and not (place(run) / "result.json").exists():
+            raise OutOfBudget
+        return train_run(data, options_of(run), place(run))
+
+    if deadline is None:  # a table may take longer than what was given
+        left = [run for run in planned if not (place(run) / "result.json").exists()]
+        make_shared_tables(data, dataset, [options_of(run) for run in left])
     try:
         for run, result in finished(planned, make):
             results[run] = result

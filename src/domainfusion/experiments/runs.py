@@ -154,7 +154,7 @@ def _run(data: str, context: Context, described: dict[str, Any]) -> dict[str, An
         _note_unfamiliar_images(data)
     write_text(folder / "config.toml", f"# domainfusion train {data!r}\n{to_toml(config)}")
     write_json(folder / "environment.json", describe_environment())
-    write_json(folder / "data.json", described)
+    write_json(folder / "data.json", described | (algorithm.described() if algorithm else {}))
     context.recorded()
     started = time.monotonic()
     result = _classify(kind, context) if algorithm is None else _train(algorithm)

@@ -80,7 +80,9 @@ def find_tables(study: Study, dataset: MultiDomainDataset) -> list[Read]:
             try:
                 path = run.folder / "config.toml"
                 config = build_config(TrainConfig, load_toml(path), str(path))
-                if not _read_a_table(run, config, dataset):
+                split = build_split(dataset, config.data, config.target, config.trial, config.second_target)
+                used = [int(row) for domain in split.sources for row in split.train[domain]]
+                if not _read_a_table(run, config, dataset, np.array(used)):
                     continue
                 if config.ldm_source not in fingerprints:
                     fingerprints[config.ldm_source] = source_fingerprint(config.ldm_source)
@@ -88,22 +90,21 @@ def find_tables(study: Study, dataset: MultiDomainDataset) -> list[Read]:
                     dataset, fingerprints[config.ldm_source], config.distill, config.generate.plain_template,
                     config.generate.image_size,
                 )  # fmt: skip
-                split = build_split(dataset, config.data, config.target, config.trial, config.second_target)
             except DomainFusionError:
                 continue  # options of another version, an LDM that is gone
             read = tables.setdefault(store.key, Read([], config, store, set()))
             read.arms += [arm] if arm not in read.arms else []
-            read.rows.update(int(row) for domain in split.sources for row in split.train[domain])
+            read.rows.update(used)
     return list(tables.values())
 
 
-def _read_a_table(run: Run, config: TrainConfig, dataset: MultiDomainDataset) -> bool:
+def _read_a_table(run: Run, config: TrainConfig, dataset: MultiDomainDataset, rows: np.ndarray) -> bool:
     """Whether the run read its slopes from a table, of an LDM that need not be loaded to tell which it is."""
     if config.ldm_source != "embedded" and not Path(config.ldm_source).is_dir():
         return False
-    sources = run.data["sources"]
-    images = sum(run.data["train"][domain] for domain in sources)
-    return reads_curves(config, dataset, images, config.batch_size * len(sources))
+    if "slopes" in run.data:
+        return bool(run.data["slopes"] == "curve")
+    return reads_curves(config, dataset, rows, config.batch_size * len(run.data["sources"]), made=False)
 
 
 def summarize(curves: Curves, rows: np.ndarray) -> Summary:

@@ -21,17 +21,14 @@ import torch
 from domainfusion.algorithms.domainfusion import DomainFusion
 from domainfusion.config import TrainConfig
 from domainfusion.config_files import plain_values
-from domainfusion.data.batches import steps_per_epoch, with_steps
 from domainfusion.data.domains import MultiDomainDataset
-from domainfusion.data.splits import build_split
 from domainfusion.diffusion.ldm_folder import embedded_folder, read_styles
 from domainfusion.diffusion.prompts import allowed_styles
-from domainfusion.distillation.curves import SHAPING as CURVE_SHAPING
 from domainfusion.distillation.curves import reads_curves
 from domainfusion.distillation.shards import SHARD
 from domainfusion.errors import DomainFusionError
 from domainfusion.experiments.generating import candidates_address, candidates_part
-from domainfusion.experiments.tabulating import curve_store, tabulate_part
+from domainfusion.experiments.tabulating import Asked, curve_store, tables_worth_making, tabulate_part
 from domainfusion.files import cache_folder, hash_of
 from domainfusion.fusion.candidate_cache import SHAPING, CandidateCache, cached_rows, candidate_keys
 from domainfusion.fusion.schedule import generations_due
@@ -57,37 +54,38 @@ class Job:
 def find_jobs(plan: Plan, runs: Iterable[tuple[Run, TrainConfig]]) -> list[Job]:
     """What the runs will ask the caches for, each once, with the rows that any of them uses."""
     jobs: dict[str, Job] = {}
+    asked: list[Asked] = []
+
+    def ask(run: Asked, kind: str, number: int, key: list[Any]) -> None:
+        config = run.config
+        named = [run.data, plain_values(config.data), config.ldm_source, config.precision, kind, number, *key]
+        job = jobs.setdefault(hash_of(named), Job(kind, run.data, config, number, run.rows))
+        job.rows = np.union1d(job.rows, run.rows)
+
     for run, config in runs:
         if not issubclass(ALGORITHMS.load(config.algorithm), DomainFusion):
             continue
         dataset = plan.datasets[run.place.data]
-        split = build_split(dataset, config.data, config.target, config.trial)
-        config = with_steps(config, split)
-        rows = np.sort(np.concatenate([split.train[domain] for domain in split.sources]))
-        curves = reads_curves(config, dataset, len(rows), config.batch_size * len(split.sources))
-        for kind, number, key in _wanted(config, steps_per_epoch(split, config.batch_size), curves):
-            job = jobs.setdefault(
-                hash_of(
-                    [run.place.data, plain_values(config.data), config.ldm_source, config.precision, kind, number, *key]
-                ),
-                Job(kind, run.place.data, config, number, rows),
-            )
-            job.rows = np.union1d(job.rows, rows)
+        mine = Asked.of_run(run.place.data, config, dataset)
+        asked.append(mine)
+        if reads_curves(mine.config, dataset, mine.rows, mine.batch):
+            ask(mine, "curves", 0, [mine.table()])
+        for number, key in _generations(mine.config, mine.epoch):
+            ask(mine, "candidates", number, key)
+    for table in tables_worth_making(asked):
+        ask(table, "curves", 0, [table.table()])
     return list(jobs.values())
 
 
-def _wanted(config: TrainConfig, epoch: int, curves: bool) -> Iterator[tuple[str, int, list[Any]]]:
-    """(kind, generation, what else it depends on) of everything that a run reads from the caches."""
-    distill, generate = plain_values(config.distill), plain_values(config.generate.needed())
-    if curves:
-        key = [{name: distill[name] for name in CURVE_SHAPING}, generate["plain_template"], generate["image_size"]]
-        yield "curves", 0, key
+def _generations(config: TrainConfig, epoch: int) -> Iterator[tuple[int, list[Any]]]:
+    """(generation, what else its candidates depend on) of every generation that a run reads from the cache."""
+    generate = plain_values(config.generate.needed())
     if config.synthetic_weight > 0:
         due = generations_due(config.steps - 1, config.steps, epoch, config.generate)
         folder = embedded_folder() if config.ldm_source == "embedded" else Path(config.ldm_source)
         styles = allowed_styles(read_styles(folder), config.target, config.second_target)
         for number in range(min(due, 1) if config.generate.updating else due):  # later ones start from a run's own
-            yield "candidates", number, [{name: generate[name] for name in SHAPING}, styles]
+            yield number, [{name: generate[name] for name in SHAPING}, styles]
 
 
 @dataclasses.dataclass(frozen=True)
