@@ -1,10 +1,5 @@
-"""Pretraining on a device that is not the CPU.
+"""Pretraining on a device that is not the CPU; no GPU is needed for it (`meta_device`)."""
 
-No GPU is needed for it: torch's meta device computes shapes only, and refuses tensors of another device as a GPU does.
-What training asks a device's values for (a loss, a tensor back on the CPU) is answered in its place.
-"""
-
-import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -19,6 +14,7 @@ from domainfusion.diffusion.corpus import Corpus
 from domainfusion.diffusion.denoiser_training import build_scheduler, train_denoiser
 from domainfusion.diffusion.optimization import Averaged
 from domainfusion.diffusion.pretraining import build_denoiser, load_or_fit_tokenizer
+from meta_device import answer_for_meta_tensors
 
 CONFIG = PretrainConfig(
     size=32, latent_channels=4, vae_channels=(8, 16), vae_steps=2, vae_batch_size=4, unet_channels=(32,),
@@ -34,22 +30,8 @@ def corpus() -> Corpus:
 
 @pytest.fixture
 def meta(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answers where a meta tensor has none."""
-    kept = {name: getattr(torch.Tensor, name) for name in ("item", "tolist", "cpu", "__bool__", "__float__")}
-    answers = {
-        "item": lambda tensor: 1.0,
-        "tolist": lambda tensor: [1.0] * tensor.numel(),
-        "cpu": lambda tensor: torch.ones(tensor.shape).cumsum(0).to(tensor.dtype),
-        "__bool__": lambda tensor: True,
-        "__float__": lambda tensor: 1.0,
-    }
-    for name, answer in answers.items():
-        monkeypatch.setattr(
-            torch.Tensor, name,
-            lambda tensor, name=name, answer=answer: answer(tensor) if tensor.is_meta else kept[name](tensor),
-        )  # fmt: skip
+    answer_for_meta_tensors(monkeypatch)
     monkeypatch.setattr(torch.nn.Module, "cpu", lambda module: module.to_empty(device="cpu"))
-    monkeypatch.setattr(torch, "autocast", lambda *_: contextlib.nullcontext())
     for module in (autoencoder_training, denoiser_training):  # the fused optimizer knows no meta device
         monkeypatch.setattr(module, "build_optimizer", lambda p, lr, weight_decay: torch.optim.AdamW(p, lr))
 
