@@ -13,12 +13,19 @@ import pytest
 import torch
 
 
+def _on_the_cpu(tensor: torch.Tensor) -> torch.Tensor:
+    """Ascending numbers; of integers, which may be places in a table, zeros."""
+    if not tensor.dtype.is_floating_point:
+        return torch.zeros(tensor.shape, dtype=tensor.dtype)
+    return torch.ones(tensor.shape).cumsum(0).to(tensor.dtype)
+
+
 def answer_for_meta_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers where a meta tensor has none; autocast, which knows no meta device, does nothing."""
     answers = {
         "item": lambda tensor: 1.0,
         "tolist": lambda tensor: [1.0] * tensor.numel(),
-        "cpu": lambda tensor: torch.ones(tensor.shape).cumsum(0).to(tensor.dtype),
+        "cpu": _on_the_cpu,
         "numpy": lambda tensor: np.ones(tensor.shape),
         "__bool__": lambda tensor: True,
         "__float__": lambda tensor: 1.0,
