@@ -17,6 +17,8 @@ import torch
 from PIL import Image
 
 import domainfusion
+from domainfusion.config import TrainConfig
+from domainfusion.config_files import build_config, flat_values, load_toml, plain_values
 from domainfusion.registry import ALGORITHMS
 
 ROOT = Path(__file__).parents[1]
@@ -166,3 +168,11 @@ def test_a_stale_notebook_is_named(maker: ModuleType, tmp_path: Path) -> None:
 def test_a_script_of_another_form_is_refused(maker: ModuleType, script: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         maker.notebook(script)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.toml")), ids=lambda path: path.stem)
+def test_options_in_files_are_understood(path: Path) -> None:
+    """As `--config` takes them; and what is in them differs from the defaults."""
+    found = build_config(TrainConfig, load_toml(path), str(path))
+    assert flat_values(load_toml(path)).items() <= flat_values(plain_values(found)).items()
+    assert found != TrainConfig()

@@ -116,8 +116,10 @@ def test_the_servers_own_checksum_is_compared(server: Server, tmp_path: Path, to
     (damaged.parent / "file.zip.part").write_bytes(b"x" + DATA[1:100_000])
     with pytest.raises(DataError, match=r"which its server announces: it is damaged; kept as .*file\.zip\.wrong"):
         get(server, damaged)
-    server.goog_hash = ("md5=no base64", "crc32c=AAAAAA==")
-    assert get(server, tmp_path / "unknown.zip")["md5_known"] is False
+    for unusable in ("md5=no base64", "md5=", "md5=QUJD", "md5=\xe9", "crc32c=AAAAAA=="):
+        server.goog_hash = (unusable,)
+        (tmp_path / "unknown.zip").unlink(missing_ok=True)
+        assert get(server, tmp_path / "unknown.zip")["md5_known"] is False
 
 
 def test_what_has_arrived_is_not_loaded_again(server: Server, tmp_path: Path) -> None:

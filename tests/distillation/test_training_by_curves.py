@@ -19,16 +19,10 @@ from domainfusion.diffusion import ldm as ldm_module
 from domainfusion.diffusion.ldm import source_fingerprint
 from domainfusion.distillation import curves as curves_module
 from domainfusion.distillation.curve_rounds import GRID
-from domainfusion.distillation.curves import CurveStore, reads_curves, table_passes, training_passes
+from domainfusion.distillation.curves import CurveStore, reads_curves
 from domainfusion.experiments.planning import plan_run
 from domainfusion.experiments.runs import build_algorithm, build_context, train_run
-from domainfusion.experiments.tabulating import (
-    Asked,
-    make_shared_tables,
-    tables_worth_making,
-    tabulate_curves,
-    tabulation_text,
-)
+from domainfusion.experiments.tabulating import tabulate_curves, tabulation_text
 from domainfusion.files import cache_folder, read_json, write_json
 from domainfusion.training.step import make_batch
 
@@ -158,31 +152,3 @@ def test_auto_reads_a_table_that_was_made_and_a_begun_run_goes_on_as_it_began(
 def read_json_of(images: Path, options: TrainConfig, folder: Path) -> dict[str, Any]:
     train_run(str(images), options, folder, progress=False)
     return read_json(folder / "data.json")
-
-
-def test_a_table_is_made_where_runs_share_what_none_would_make_alone(
-    few_images: Path, config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    auto = dataclasses.replace(config, distill=dataclasses.replace(config.distill, estimator="auto"))
-    dataset = load_dataset(str(few_images), config.data)
-
-    def asked(count: int, **changes: Any) -> list[Asked]:
-        options = [dataclasses.replace(auto, **{"seed": seed, **changes}) for seed in range(count)]
-        return [Asked.of_run(str(few_images), each, dataset) for each in options]
-
-    (run,) = asked(1)
-    one = training_passes(run.config, run.batch)
-    table = table_passes(len(run.rows), run.config.distill)
-    needed = -(-table // one)
-    assert (one, len(run.rows)) == (3 * 8, 10)
-    assert tables_worth_making(asked(needed - 1)) == []
-    (found,) = tables_worth_making(asked(needed))
-    assert found.rows.tolist() == run.rows.tolist()
-    assert tables_worth_making(asked(needed, distill_weight=0.0)) == []
-    assert tables_worth_making([*asked(needed - 1), *asked(5, lr=0.1, distill=config.distill)]) == []
-    others = [*asked(needed // 2, target="photo"), *asked(needed // 2)]
-    assert tables_worth_making(others) == []  # more images, as many passes
-    make_shared_tables(str(few_images), dataset, [each.config for each in asked(needed)])
-    assert f"tabulating slopes of {len(run.rows)} images" in capsys.readouterr().err
-    assert reads_curves(run.config, dataset, run.rows, run.batch)
-    assert tables_worth_making(asked(needed)) == []

@@ -79,9 +79,10 @@ class DomainFusion(Algorithm):
         context, path = self.context, self.context.folder / "data.json"
         begun = read_json_object(path) if path.exists() else {}
         batch = self.config.batch_size * len(context.split.sources)
-        # Runs of before that was recorded knew no tables but the package's.
+        # A run that began before that was recorded, or has lost its record, knows no tables but the package's.
+        new = not begun and not (context.folder / "checkpoints").exists()
         found = begun["slopes"] == "curve" if "slopes" in begun else reads_curves(
-            self.config, context.dataset, self.rows, batch, made=not begun
+            self.config, context.dataset, self.rows, batch, made=new
         )  # fmt: skip
         return not context.processes.any(not found, context.device)
 

@@ -218,7 +218,7 @@ def download(command: DownloadCommand) -> int:
     records = download_files(benchmark.name, folder, mirror=command.mirror)
     lines = []
     for name, record in records.items():
-        checked = "MD5 as known" if record["md5_known"] else "no checksum known to compare with"
+        checked = "MD5 as expected" if record["md5_known"] else "no checksum known to compare with"
         lines.append(f"{folder / name}: {record['size']} bytes, {checked}, SHA-256 {record['sha256']}")
     lines.append(f"next: domainfusion data prepare {benchmark.name} {folder} OUTPUT")
     show(records, "\n".join(lines), command.json)

@@ -8,7 +8,6 @@ damage on the way. What is downloaded is recorded with its SHA-256 in `downloads
 from __future__ import annotations
 
 import base64
-import binascii
 import contextlib
 import dataclasses
 import hashlib
@@ -192,11 +191,16 @@ def _reason(error: Exception) -> str:
 
 def announced_md5(headers: Any) -> str | None:
     """The whole file's MD5, in hexadecimal digits, where an answer's headers have it as Google's servers do."""
+    if (
+        headers.get("x-goog-stored-content-encoding", "identity") != "identity"
+    ):  # of what is stored, not of what is sent
+        return None
     for value in ",".join(headers.get_all("x-goog-hash", [])).split(","):
         kind, _, coded = value.strip().partition("=")
         if kind == "md5":
-            with contextlib.suppress(binascii.Error):
-                return base64.b64decode(coded, validate=True).hex()
+            with contextlib.suppress(ValueError):
+                digest = base64.b64decode(coded, validate=True)
+                return digest.hex() if len(digest) == 16 else None
     return None
 
 

@@ -179,7 +179,8 @@ def read_scaling(path: Path) -> float:
 def load_or_build_scheduler(folder: Path) -> DDIMScheduler:
     """The noise schedule of the LDM that training goes on from, where `folder` has one, or Stable Diffusion v1's."""
     if (folder / "scheduler" / "scheduler_config.json").exists():
-        return DDIMScheduler.from_pretrained(folder / "scheduler")
+        # What diffusers' pipelines ask of every scheduler, with a warning where they have to change it.
+        return DDIMScheduler.from_pretrained(folder / "scheduler", steps_offset=1, clip_sample=False)
     return build_scheduler()
 
 

@@ -30,6 +30,7 @@ from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
 from domainfusion.distillation.curve_rounds import GRID, KNOTS, curves_of
 from domainfusion.distillation.shards import SHARD, ShardedTable
 from domainfusion.distillation.slopes import SlopeEstimator
+from domainfusion.errors import LDMError
 from domainfusion.files import cache_folder, hash_of, make_folder
 from domainfusion.interruption import check
 from domainfusion.memory import halve_until_it_fits
@@ -306,9 +307,17 @@ def reads_curves(
         return config.distill_weight > 0 and config.distill.estimator == "curve"
     if table_passes(len(rows), config.distill) <= training_passes(config, batch):
         return True
+    return has_table(config, dataset, rows, made=made)
+
+
+def has_table(config: TrainConfig, dataset: MultiDomainDataset, rows: np.ndarray, *, made: bool = True) -> bool:
+    """Whether the slopes of all of `rows` are tabulated: see `reads_curves`."""
     # What tables are of takes the LDM's fingerprint, for which a hub's is loaded.
     made = made and next((cache_folder() / "curves").glob("*/*"), None) is not None
     if config.ldm_source != "embedded" and not made:  # tables are shipped for this one
         return False
-    store = store_of(config, dataset)
+    try:
+        store = store_of(config, dataset)
+    except LDMError:  # the run that asks for it says so
+        return False
     return store.shipped.exists() or (made and not len(store.missing(rows)))

@@ -16,7 +16,7 @@ from domainfusion.errors import Busy, UsageError, show_note
 from domainfusion.experiments.descriptions import describe_environment
 from domainfusion.experiments.runs import train_run
 from domainfusion.experiments.search import SELECTIONS, Plan, PlannedRun, Search, choose
-from domainfusion.experiments.tabulating import make_shared_tables
+from domainfusion.experiments.shared_tables import make_shared_tables
 from domainfusion.files import write_json
 from domainfusion.registry import ALGORITHMS
 
@@ -53,8 +53,7 @@ def run_benchmark(
     results: dict[PlannedRun, dict[str, Any]] = {}
     summary: dict[str, Any] = {}
 
-    left = [run for run in runs if not (folder / run.place / "result.json").exists()]
-    make_shared_tables(data, dataset, [options[run] for run in left])
+    make_shared_tables(data, [(options[run], folder / run.place) for run in runs], progress=progress)
 
     def make(run: PlannedRun) -> dict[str, Any]:
         return train_run(data, options[run], folder / run.place, progress=progress, track=track)

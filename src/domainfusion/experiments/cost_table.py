@@ -26,10 +26,10 @@ from domainfusion.data.batches import steps_per_epoch, with_steps
 from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.data.splits import Split
 from domainfusion.data.transforms import from_uint8, resize
-from domainfusion.diffusion.denoiser_training import Denoiser
+from domainfusion.diffusion.denoiser_training import Denoiser, scaled_latents
 from domainfusion.diffusion.finetuning import tuning_options
 from domainfusion.diffusion.image_to_image import image_to_image
-from domainfusion.diffusion.ldm import LatentDiffusion
+from domainfusion.diffusion.ldm import LatentDiffusion, posterior_mean
 from domainfusion.diffusion.optimization import Averaged, WorkingCopy, build_optimizer
 from domainfusion.distillation.curve_rounds import curves_of
 from domainfusion.distillation.slopes import SlopeEstimator, draw
@@ -190,8 +190,8 @@ def _tuning_step(ldm: LatentDiffusion, images: torch.Tensor, config: TrainConfig
     images = images.to(ldm.device)
 
     def step() -> None:
-        with torch.no_grad():
-            latents = ldm.encode(images, exact=False).float()
+        with torch.no_grad(), torch.autocast(ldm.device.type, torch.bfloat16):
+            latents = scaled_latents(ldm.vae, posterior_mean(ldm.vae, images))
         noise = torch.randn_like(latents)
         timesteps = torch.linspace(20, ldm.num_train_timesteps - 20, len(images)).long().to(ldm.device)
         noisy = ldm.add_noise(latents, noise, timesteps).to(torch.bfloat16)

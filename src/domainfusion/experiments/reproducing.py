@@ -24,9 +24,9 @@ from domainfusion.experiments.cost_table import NOTE, cost_rows, cost_title, mea
 from domainfusion.experiments.descriptions import describe_environment, describe_making
 from domainfusion.experiments.paper_costs import PAPER_SCALE, find_scale
 from domainfusion.experiments.paper_figures import draw_figure
-from domainfusion.experiments.paper_tables import COSTS, FIGURES, ITEMS, Arm, Table, find_table
+from domainfusion.experiments.paper_tables import COSTS, FIGURES, ITEMS, TABLES, Arm, Table, find_table
 from domainfusion.experiments.runs import train_run
-from domainfusion.experiments.tabulating import make_shared_tables
+from domainfusion.experiments.shared_tables import make_shared_tables
 from domainfusion.files import make_folder, no_empty_folder, write_json
 from domainfusion.report.tables_page import Part, Picture, write_tables_page
 from domainfusion.results.tables import text_table
@@ -50,40 +50,18 @@ def run_table(
         and "planned"; "accuracy" is empty until one trial is complete.
     """
     dataset = load_dataset(data, config.data)
-    if not trials:
-        raise UsageError("a table needs one trial at least: --trials 1")
-    for trial in trials:
-        build_split(dataset, config.data, None, trial)
+    plan = plan_table(table, data, config, trials, targets, folder)
     chosen = list(dict.fromkeys(targets or dataset.domains))
-    for target in chosen:
-        dataset.index_of(target)
-    arms = {arm.key: arm_config(config, arm) for arm in table.arms}
-    # With the user's options (a preset's, say) two rows may be the same runs, which are made once.
-    same = {key: next(first for first in arms if arms[first] == arms[key]) for key in arms}
-    planned = [(trial, target, key) for trial in trials for target in chosen for key in arms if same[key] == key]
+    same = same_rows(table, config)
+    planned = list(plan)
     results: dict[Run, dict[str, Any]] = {}
 
-    def place(run: Run) -> Path:
-        trial, target, key = run
-        return run_folder(folder, data, run_key(config, table.arm(key)), target, trial)
-
-    def options_of(run: Run) -> TrainConfig:
-        trial, target, key = run
-        arm = table.arm(key)
-        options = dataclasses.replace(config_of(arms[key], run), algorithm=arm.algorithm)
-        if arm.all_images and config.epochs:
-            split = build_split(dataset, config.data, target, trial, config.second_target)
-            options = as_many_steps(options, config, split)
-        return options
-
     def make(run: Run) -> dict[str, Any]:
-        if deadline is not None and time.monotonic() > deadline and not (place(run) / "result.json").exists():
+        options, place = plan[run]
+        if deadline is not None and time.monotonic() > deadline and not (place / "result.json").exists():
             raise OutOfBudget
-        return train_run(data, options_of(run), place(run))
+        return train_run(data, options, place)
 
-    if deadline is None:  # a table may take longer than what was given
-        left = [run for run in planned if not (place(run) / "result.json").exists()]
-        make_shared_tables(data, dataset, [options_of(run) for run in left])
     try:
         for run, result in finished(planned, make):
             results[run] = result
@@ -93,7 +71,7 @@ def run_table(
     made = len(results)
     results |= {
         (trial, target, key): results[trial, target, same[key]]
-        for trial in whole for target in chosen for key in arms if same[key] != key
+        for trial in whole for target in chosen for key in same if same[key] != key
     }  # fmt: skip
     summary: dict[str, Any] = {
         "command": command, "table": table.name, "title": table.title, "note": table.note, "dataset": dataset.name,
@@ -101,9 +79,46 @@ def run_table(
         "arms": {arm.key: describe_arm(resolve_arm(config, arm), same[arm.key]) for arm in table.arms},
     }  # fmt: skip
     if whole:
-        summary |= summarize_runs(results, whole, chosen, list(arms))
+        summary |= summarize_runs(results, whole, chosen, list(same))
     write_json(folder / f"{table.name}-{Path(data).name}.json", summary)
     return summary
+
+
+def same_rows(table: Table, config: TrainConfig) -> dict[str, str]:
+    """{key of a row: that of the first row which comes to the same runs}: with the user's options (a preset's, say) two
+    rows may, and these are made once."""
+    arms = {arm.key: arm_config(config, arm) for arm in table.arms}
+    return {key: next(first for first in arms if arms[first] == arms[key]) for key in arms}
+
+
+def plan_table(
+    table: Table, data: str, config: TrainConfig, trials: Sequence[int], targets: Sequence[str] | None, folder: Path
+) -> dict[Run, tuple[TrainConfig, Path]]:
+    """The runs of a table on a data set, each once: their options and folders.
+
+    Raises `UsageError` for a trial or target that the data set or its protocol does not have.
+    """
+    dataset = load_dataset(data, config.data)
+    if not trials:
+        raise UsageError("a table needs one trial at least: --trials 1")
+    for trial in trials:
+        build_split(dataset, config.data, None, trial)
+    chosen = list(dict.fromkeys(targets or dataset.domains))
+    for target in chosen:
+        dataset.index_of(target)
+    found: dict[Run, tuple[TrainConfig, Path]] = {}
+    for trial in trials:
+        for target in chosen:
+            for key, first in same_rows(table, config).items():
+                if key != first:
+                    continue
+                arm, run = table.arm(key), (trial, target, key)
+                options = dataclasses.replace(config_of(arm_config(config, arm), run), algorithm=arm.algorithm)
+                if arm.all_images and config.epochs:
+                    split = build_split(dataset, config.data, target, trial, config.second_target)
+                    options = as_many_steps(options, config, split)
+                found[run] = options, run_folder(folder, data, run_key(config, arm), target, trial)
+    return found
 
 
 def describe_arm(arm: Arm, same: str) -> dict[str, Any]:
@@ -156,6 +171,12 @@ def reproduce(
     with no_empty_folder(folder):
         make_folder(folder)
         for data in datasets:
+            if deadline is None:  # a table may take longer than what was given
+                plans = [
+                    plan_table(find_table(name), data, config, range(trials), targets or None, folder)
+                    for name in wanted if name in TABLES
+                ]  # fmt: skip
+                make_shared_tables(data, [each for plan in plans for each in plan.values()])
             for name in wanted:
                 other = name == COSTS or name in FIGURES  # a table stops between its runs
                 if other and deadline is not None and time.monotonic() > deadline:

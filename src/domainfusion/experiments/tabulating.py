@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from domainfusion.algorithms.domainfusion import DomainFusion
 from domainfusion.config import TrainConfig
-from domainfusion.config_files import plain_values
-from domainfusion.data.batches import steps_per_epoch, with_steps
-from domainfusion.data.domains import MultiDomainDataset, load_dataset
-from domainfusion.data.findings import number
-from domainfusion.data.splits import build_split
+from domainfusion.data.domains import load_dataset
 from domainfusion.devices import choose_device
 from domainfusion.diffusion.ldm import LatentDiffusion
-from domainfusion.distillation.curves import SHAPING, CurveStore, reads_curves, store_of, table_passes, training_passes
+from domainfusion.distillation.curves import CurveStore, store_of
 from domainfusion.distillation.shards import SHARD
-from domainfusion.errors import UsageError, printable, show_note
+from domainfusion.errors import UsageError, printable
 from domainfusion.experiments.informative import COLUMNS, describe_classes, describe_images
-from domainfusion.files import hash_of, write_text
+from domainfusion.files import write_text
 from domainfusion.interruption import stoppable
-from domainfusion.registry import ALGORITHMS
 from domainfusion.results.tables import csv_table, text_table
 
 SHOWN = 3  # classes and images with the largest slopes that the summary names
@@ -87,76 +80,6 @@ def curve_store(data: str, config: TrainConfig) -> CurveStore:
     """The store of the curves that a run with `config` reads."""
     options = dataclasses.replace(config.distill, estimator="curve")
     return store_of(dataclasses.replace(config, distill=options), load_dataset(data, config.data))
-
-
-@dataclasses.dataclass
-class Asked:
-    """What a run of DomainFusion will ask for slopes of: its options with steps, the rows of its training images, how
-    many of them are in a step, and the steps of an epoch."""
-
-    data: str
-    config: TrainConfig
-    dataset: MultiDomainDataset
-    rows: np.ndarray
-    batch: int
-    epoch: int
-
-    @classmethod
-    def of_run(cls, data: str, config: TrainConfig, dataset: MultiDomainDataset) -> Asked:
-        """That of a run with `config`."""
-        split = build_split(dataset, config.data, config.target, config.trial, config.second_target)
-        rows = np.sort(np.concatenate([split.train[domain] for domain in split.sources]))
-        batch, epoch = config.batch_size * len(split.sources), steps_per_epoch(split, config.batch_size)
-        return cls(data, with_steps(config, split), dataset, rows, batch, epoch)
-
-    def table(self) -> str:
-        """Which table has its slopes, among those of one data set read with the same options."""
-        config, options = self.config, plain_values(self.config.distill)
-        shaping = [
-            {name: options[name] for name in SHAPING},
-            config.generate.plain_template,
-            config.generate.image_size,
-        ]
-        return hash_of([self.data, plain_values(config.data), config.ldm_source, config.precision, shaping])
-
-
-def tables_worth_making(runs: Iterable[Asked]) -> list[Asked]:
-    """Tables that take fewer passes of the U-Net than runs which share them do together, though no run alone does.
-
-    Of each the first run that would read it, with the rows of all of them. When it is made, `auto` reads it.
-    """
-    found: dict[str, Asked] = {}
-    passes: dict[str, int] = {}
-    for run in runs:
-        distill = run.config.distill
-        if distill.estimator != "auto" or run.config.distill_weight == 0:
-            continue
-        if reads_curves(run.config, run.dataset, run.rows, run.batch):
-            continue
-        first = found.setdefault(key := run.table(), dataclasses.replace(run))
-        first.rows = np.union1d(first.rows, run.rows)
-        passes[key] = passes.get(key, 0) + training_passes(run.config, run.batch)
-    return [run for key, run in found.items() if table_passes(len(run.rows), run.config.distill) <= passes[key]]
-
-
-def make_shared_tables(data: str, dataset: MultiDomainDataset, runs: Iterable[TrainConfig]) -> None:
-    """Tabulate what `tables_worth_making` of runs on one data set; several processes share the work."""
-    asked = [
-        Asked.of_run(data, config, dataset) for config in runs
-        if issubclass(ALGORITHMS.load(config.algorithm), DomainFusion)
-    ]  # fmt: skip
-    for table in tables_worth_making(asked):
-        store = store_of(table.config, dataset)
-        if len(missing := store.take_over(table.rows)):
-            show_note(
-                f"tabulating slopes of {number(len(missing), 'image')}, which takes less than computing them in the "
-                "steps of all these runs (--distill.estimator score does that)"
-            )
-            ldm = LatentDiffusion.load(
-                table.config.ldm_source, device=choose_device(table.config.device), precision=table.config.precision
-            )
-            with stoppable():
-                store.fill(ldm, missing)
 
 
 def tabulate_part(data: str, config: TrainConfig, rows: np.ndarray) -> int:

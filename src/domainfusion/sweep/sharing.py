@@ -18,22 +18,20 @@ import numpy as np
 import ray
 import torch
 
-from domainfusion.algorithms.domainfusion import DomainFusion
 from domainfusion.config import TrainConfig
 from domainfusion.config_files import plain_values
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.diffusion.ldm_folder import embedded_folder, read_styles
 from domainfusion.diffusion.prompts import allowed_styles
-from domainfusion.distillation.curves import reads_curves
 from domainfusion.distillation.shards import SHARD
 from domainfusion.errors import DomainFusionError
 from domainfusion.experiments.generating import candidates_address, candidates_part
-from domainfusion.experiments.tabulating import Asked, curve_store, tables_worth_making, tabulate_part
+from domainfusion.experiments.shared_tables import Asked, Inquiry, tables_worth_making
+from domainfusion.experiments.tabulating import curve_store, tabulate_part
 from domainfusion.files import cache_folder, hash_of
 from domainfusion.fusion.candidate_cache import SHAPING, CandidateCache, cached_rows, candidate_keys
 from domainfusion.fusion.schedule import generations_due
 from domainfusion.interruption import check
-from domainfusion.registry import ALGORITHMS
 from domainfusion.sweep.plan import Plan, Run
 
 PART = 64  # images in a task, at most
@@ -62,18 +60,18 @@ def find_jobs(plan: Plan, runs: Iterable[tuple[Run, TrainConfig]]) -> list[Job]:
         job = jobs.setdefault(hash_of(named), Job(kind, run.data, config, number, run.rows))
         job.rows = np.union1d(job.rows, run.rows)
 
+    inquiry = Inquiry()
     for run, config in runs:
-        if not issubclass(ALGORITHMS.load(config.algorithm), DomainFusion):
+        mine = inquiry.ask(run.place.data, config)
+        if mine is None:
             continue
-        dataset = plan.datasets[run.place.data]
-        mine = Asked.of_run(run.place.data, config, dataset)
         asked.append(mine)
-        if reads_curves(mine.config, dataset, mine.rows, mine.batch):
-            ask(mine, "curves", 0, [mine.table()])
+        if mine.reads:
+            ask(mine, "curves", 0, [mine.table])
         for number, key in _generations(mine.config, mine.epoch):
             ask(mine, "candidates", number, key)
     for table in tables_worth_making(asked):
-        ask(table, "curves", 0, [table.table()])
+        ask(table, "curves", 0, [table.table])
     return list(jobs.values())
 
 
