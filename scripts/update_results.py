@@ -21,7 +21,7 @@ from domainfusion.results.tables import accuracy_rows, markdown_table
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "docs/results/README.md", "docs/speed.md")
-BLOCK = re.compile(r"(<!-- results: (\S+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- results: (\S+) -->\n)(?:(?!<!-- ).)*(<!-- end -->)", re.DOTALL)  # an empty one too
 
 
 def table(name: str) -> str:
@@ -65,7 +65,7 @@ def main() -> None:
     for page in PAGES:
         path = ROOT / page
         old = path.read_text(encoding="utf-8")
-        new = BLOCK.sub(lambda match: match[1] + table(match[2]) + match[3], old)
+        new = BLOCK.sub(lambda match: f"{match[1]}{table(match[2])}\n{match[3]}", old)
         if new != old:
             stale.append(page)
             if not check:
