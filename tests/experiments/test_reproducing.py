@@ -160,6 +160,8 @@ def test_signs_are_compared_with_the_papers(slow: list[float], sign: str) -> Non
     assert found.ours.mean == pytest.approx(sum(b - a for a, b in zip(erm, slow, strict=True)) / 3)
     assert found.agrees == sign
     rows = table_rows(summary(erm, slow))
+    turned = table_rows(summary(erm, slow) | {"order": ["slow", "erm"]})
+    assert turned == [rows[0], rows[2], rows[1]]
     assert rows[2][-3:] == ["60.0 (OfficeHome)", "-6.5", sign]
     assert rows[1][-1] == ""
     assert f"{int(sign.startswith('yes'))} of 1 differences" in headline([summary(erm, slow)])

@@ -54,8 +54,8 @@ def table_rows(summary: Mapping[str, Any]) -> list[list[str]]:
     paper = any(arm["paper"] for arm in arms.values())
     heading = ["", *targets, "average", f"minus {arms[reference]['title']}"]
     rows = [heading + (["paper", "paper's difference", "same sign"] if paper else [])]
-    for key, arm in arms.items():
-        by_target = accuracy.get(key, {})
+    for key in summary.get("order", arms):
+        arm, by_target = arms[key], accuracy.get(key, {})
         found = compare(summary, key, summary["dataset"])
         cells = [str(estimate(by_target[target])) for target in targets]
         cells += [str(estimate(trial_means(by_target))) if by_target else "–"]
@@ -84,7 +84,8 @@ def rows_over_data_sets(summaries: Sequence[Mapping[str, Any]]) -> list[list[str
     for name, has in zip(names, known, strict=True):
         heading += [name, *([f"{name}, paper"] if has else [])]
     rows = [[*heading, "average", *(["average, paper"] if all(known) else [])]]
-    for key, arm in arms.items():
+    for key in there[0].get("order", arms):
+        arm = arms[key]
         means = [dict(zip(each["trials"], trial_means(each["accuracy"][key]), strict=True)) for each in there]
         papers = [arm["paper"].get(canonical_name(name)) for name in names]
         cells = [arm["title"]]

@@ -47,7 +47,7 @@ def run_table(
 
     Returns:
         what `benchmark.json` holds, its algorithms being the arms' keys, with "table", "arms", "reference", "runs" made
-        and "planned"; "accuracy" is empty until one trial is complete.
+        and "planned", "order" of the rows; "accuracy" is empty until one trial is complete.
     """
     dataset = load_dataset(data, config.data)
     plan = plan_table(table, data, config, trials, targets, folder)
@@ -77,6 +77,7 @@ def run_table(
         "command": command, "table": table.name, "title": table.title, "note": table.note, "dataset": dataset.name,
         "reference": table.reference, "runs": made, "planned": len(planned), "trials": whole, "accuracy": {},
         "arms": {arm.key: describe_arm(resolve_arm(config, arm), same[arm.key]) for arm in table.arms},
+        "order": [arm.key for arm in table.arms],  # which a JSON object does not keep
     }  # fmt: skip
     if whole:
         summary |= summarize_runs(results, whole, chosen, list(same))
