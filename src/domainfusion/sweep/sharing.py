@@ -161,7 +161,8 @@ def compute_shared(
             _compute(parts, submit, slots)
         except (ray.exceptions.RayError, DomainFusionError) as error:
             cause = getattr(error, "cause", None) or error
-            say(f"note: {name} were not all made ahead ({str(cause).splitlines()[0]}); the runs make what they lack")
+            first = str(cause).splitlines()[0]
+            say(f"note: {name} were not all made ahead ({first}); the runs do without, or make what they lack")
 
 
 def _compute(parts: list[Part], submit: Callable[..., Any], slots: int) -> None:
