@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from domainfusion import cli
-from domainfusion.data import downloads
+from domainfusion.data import fetching
 from domainfusion.data.benchmarks import BENCHMARKS
-from domainfusion.data.downloads import DOWNLOADS, Remote, download, fetch
+from domainfusion.data.downloads import DOWNLOADS, download
+from domainfusion.data.fetching import Remote, fetch
 from domainfusion.errors import DataError, FileError, UsageError
 
 DATA = np.random.default_rng(0).integers(0, 256, 300_000, dtype=np.uint8).tobytes()
@@ -142,7 +143,7 @@ def test_a_server_that_is_busy_is_given_more_and_more_time(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited: list[float] = []
-    monkeypatch.setattr(downloads.time, "sleep", waited.append)
+    monkeypatch.setattr(fetching.time, "sleep", waited.append)
     server.fail = 3
     fetch(Remote(f"{server.url}/file.zip"), tmp_path / "file.zip", wait=0.5, progress=False)
     assert waited == [0.5, 1.0, 2.0]
@@ -274,6 +275,6 @@ def test_every_benchmark_is_loaded_or_explained(name: str, tmp_path: Path) -> No
 
 
 def test_an_unreachable_server_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(downloads.time, "sleep", lambda _: None)
+    monkeypatch.setattr(fetching.time, "sleep", lambda _: None)
     with pytest.raises(DataError, match=r"cannot be loaded \(ConnectionRefusedError: .*; by hand: "):
         download("TerraIncognita", tmp_path, mirror="http://127.0.0.1:9", progress=False)

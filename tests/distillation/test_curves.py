@@ -19,8 +19,9 @@ from domainfusion.config import TrainConfig
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
 from domainfusion.distillation import curves as curves_module
+from domainfusion.distillation.curve_choice import reads_curves
 from domainfusion.distillation.curve_rounds import GRID, KNOTS, curves_of
-from domainfusion.distillation.curves import Curves, CurveStore, reads_curves
+from domainfusion.distillation.curves import Curves, CurveStore
 from domainfusion.distillation.shards import ShardedTable
 from domainfusion.distillation.slopes import SlopeEstimator
 from domainfusion.errors import Interrupted, UsageError

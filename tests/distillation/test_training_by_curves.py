@@ -18,8 +18,9 @@ from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.diffusion import ldm as ldm_module
 from domainfusion.diffusion.ldm import source_fingerprint
 from domainfusion.distillation import curves as curves_module
+from domainfusion.distillation.curve_choice import reads_curves
 from domainfusion.distillation.curve_rounds import GRID
-from domainfusion.distillation.curves import CurveStore, reads_curves
+from domainfusion.distillation.curves import CurveStore
 from domainfusion.experiments.planning import plan_run
 from domainfusion.experiments.runs import build_algorithm, build_context, train_run
 from domainfusion.experiments.tabulating import tabulate_curves, tabulation_text

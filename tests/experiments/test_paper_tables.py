@@ -11,7 +11,7 @@ import pytest
 from domainfusion.config import DataConfig, DistillConfig, GenerateConfig, TrainConfig
 from domainfusion.config_files import build_config, plain_values
 from domainfusion.data.domains import load_dataset
-from domainfusion.distillation.curves import reads_curves
+from domainfusion.distillation.curve_choice import reads_curves
 from domainfusion.experiments.arms import arm_config, resolve_arm, run_key
 from domainfusion.experiments.paper_tables import OURS, TABLES, Arm, Table
 from domainfusion.fusion.schedule import generations_due

@@ -17,7 +17,8 @@ from domainfusion.errors import DomainFusionError, UsageError
 from domainfusion.experiments import paper_tables, runs
 from domainfusion.experiments.comparison import compare, rows_over_data_sets, table_rows
 from domainfusion.experiments.paper_tables import ERM, TABLES, Arm, Table, find_table
-from domainfusion.experiments.reproducing import headline, part_of, reproduce, reproduction_text, run_table
+from domainfusion.experiments.reproducing import headline, part_of, reproduce, reproduction_text
+from domainfusion.experiments.table_runs import run_table
 from domainfusion.files import read_json
 from domainfusion.report.tables_page import Part, write_tables_page
 
@@ -86,7 +87,8 @@ def test_a_budget_stops_between_runs_and_the_rest_is_made_later(
     monkeypatch.setattr("domainfusion.experiments.reproducing.find_table", lambda name: SMALL)
     ticks = iter([0.0, 0.0, 59.0])  # at the beginning, and before each run
     clock = types.SimpleNamespace(monotonic=lambda: next(ticks, 61.0))
-    monkeypatch.setattr("domainfusion.experiments.reproducing.time", clock)
+    for module in ("reproducing", "table_runs"):
+        monkeypatch.setattr(f"domainfusion.experiments.{module}.time", clock)
     some = reproduce(["small"], [str(images)], OPTIONS, 1, ["photo", "sketch"], tmp_path / "out", minutes=1)
     assert (some["tables"][0]["runs"], some["tables"][0]["accuracy"]) == (2, {})
     page = (tmp_path / "out" / "reproduce.html").read_text(encoding="utf-8")
@@ -126,7 +128,8 @@ def test_a_row_may_be_compared_with_another_than_the_tables_reference() -> None:
 def test_what_time_does_not_allow_is_named(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter([0.0])
     clock = types.SimpleNamespace(monotonic=lambda: next(ticks, 61.0))
-    monkeypatch.setattr("domainfusion.experiments.reproducing.time", clock)
+    for module in ("reproducing", "table_runs"):
+        monkeypatch.setattr(f"domainfusion.experiments.{module}.time", clock)
     for name in ("measure_costs", "draw_figure"):
         monkeypatch.setattr(f"domainfusion.experiments.reproducing.{name}", None)  # neither is begun
     found = reproduce(["table1", "fig3"], [str(images)], OPTIONS, 1, [], tmp_path / "out", minutes=1)

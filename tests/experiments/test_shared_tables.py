@@ -13,7 +13,8 @@ import pytest
 from domainfusion.config import DataConfig, DistillConfig, GenerateConfig, TrainConfig
 from domainfusion.data.domains import load_dataset
 from domainfusion.diffusion.labelled_corpus import SEEN
-from domainfusion.distillation.curves import CurveStore, store_of, table_passes, training_passes
+from domainfusion.distillation.curve_choice import table_passes, training_passes
+from domainfusion.distillation.curves import CurveStore, store_of
 from domainfusion.errors import UsageError
 from domainfusion.experiments.benchmark import run_benchmark
 from domainfusion.experiments.paper_tables import ERM, OURS, TABLES, Table
@@ -157,9 +158,9 @@ def test_benchmarks_and_reproductions_ask_for_all_their_runs(
     def stop(*_: object, **__: object) -> None:
         raise Stopped
 
-    for module in ("benchmark", "reproducing"):
-        monkeypatch.setattr(f"domainfusion.experiments.{module}.make_shared_tables", note)
-        monkeypatch.setattr(f"domainfusion.experiments.{module}.train_run", stop)
+    for made, asked_by in (("benchmark", "benchmark"), ("table_runs", "reproducing")):
+        monkeypatch.setattr(f"domainfusion.experiments.{asked_by}.make_shared_tables", note)
+        monkeypatch.setattr(f"domainfusion.experiments.{made}.train_run", stop)
     out = tmp_path / "b"
     with pytest.raises(Stopped):
         run_benchmark(str(images), config, ["erm", "domainfusion"], [0], ["photo"], out, progress=False)

@@ -21,10 +21,10 @@ from domainfusion.algorithms.classifier import judge_images
 from domainfusion.data.transforms import from_uint8, resize
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.prompts import allowed_styles
-from domainfusion.distillation.curves import Curves, reads_curves, store_of
+from domainfusion.distillation.curve_choice import goes_on_with_curves
+from domainfusion.distillation.curves import Curves, store_of
 from domainfusion.distillation.noise_pictures import write_noise_sheet
 from domainfusion.distillation.slopes import SlopeEstimator, distillation_loss, draw
-from domainfusion.files import read_json_object
 from domainfusion.fusion.ahead import Ahead, Order
 from domainfusion.fusion.candidate_cache import CandidateCache, cache_path
 from domainfusion.fusion.candidates import Making
@@ -76,15 +76,10 @@ class DomainFusion(Algorithm):
 
     def takes_curves(self) -> bool:
         """Whether this run reads its slopes from a table; what a begun one did it goes on doing."""
-        context, path = self.context, self.context.folder / "data.json"
-        begun = read_json_object(path) if path.exists() else {}
+        context = self.context
         batch = self.config.batch_size * len(context.split.sources)
-        # A run that began before that was recorded, or has lost its record, knows no tables but the package's.
-        new = not begun and not (context.folder / "checkpoints").exists()
-        found = begun["slopes"] == "curve" if "slopes" in begun else reads_curves(
-            self.config, context.dataset, self.rows, batch, made=new
-        )  # fmt: skip
-        return not context.processes.any(not found, context.device)
+        found = goes_on_with_curves(context.folder, self.config, context.dataset, self.rows, batch)
+        return not context.processes.any(not found, context.device)  # all of them, or none
 
     def described(self) -> dict[str, Any]:
         """What is decided when a run begins: how slopes are found."""

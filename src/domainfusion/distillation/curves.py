@@ -30,7 +30,6 @@ from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
 from domainfusion.distillation.curve_rounds import GRID, KNOTS, curves_of
 from domainfusion.distillation.shards import SHARD, ShardedTable
 from domainfusion.distillation.slopes import SlopeEstimator
-from domainfusion.errors import LDMError
 from domainfusion.files import cache_folder, hash_of, make_folder
 from domainfusion.interruption import check
 from domainfusion.memory import halve_until_it_fits
@@ -274,50 +273,9 @@ def _shipped(path: Path) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     return keys, {name: value.long() if name == "rounds" else value.float() for name, value in state.items()}
 
 
-def table_passes(images: int, distill: DistillConfig) -> int:
-    """Passes of the U-Net that the curves of so many images take, at most."""
-    return images * len(KNOTS) * distill.curve_samples * distill.curve_rounds
-
-
-def training_passes(config: TrainConfig, batch: int) -> int:
-    """Passes of the U-Net that a run takes where slopes are computed in its steps, of `batch` raw images each."""
-    distill = config.distill
-    return config.steps * min(batch, distill.images_per_step or batch) * distill.samples
-
-
 def store_of(config: TrainConfig, dataset: MultiDomainDataset) -> CurveStore:
     """The curves of a data set that a run with `config` reads, where it reads any."""
     generate = config.generate
     return CurveStore(
         dataset, source_fingerprint(config.ldm_source), config.distill, generate.plain_template, generate.image_size
     )
-
-
-def reads_curves(
-    config: TrainConfig, dataset: MultiDomainDataset, rows: np.ndarray, batch: int, *, made: bool = True
-) -> bool:
-    """Whether a run reads its slopes from a table: by its options, its data, and the tables that there are.
-
-    Args:
-        rows: of the training images, which a table would have curves of.
-        batch: raw images in a step.
-        made: a table that was made on this machine counts; else, of tables, those alone that come with the package.
-    """
-    if config.distill_weight == 0 or config.distill.estimator != "auto":
-        return config.distill_weight > 0 and config.distill.estimator == "curve"
-    if table_passes(len(rows), config.distill) <= training_passes(config, batch):
-        return True
-    return has_table(config, dataset, rows, made=made)
-
-
-def has_table(config: TrainConfig, dataset: MultiDomainDataset, rows: np.ndarray, *, made: bool = True) -> bool:
-    """Whether the slopes of all of `rows` are tabulated: see `reads_curves`."""
-    # What tables are of takes the LDM's fingerprint, for which a hub's is loaded.
-    made = made and next((cache_folder() / "curves").glob("*/*"), None) is not None
-    if config.ldm_source != "embedded" and not made:  # tables are shipped for this one
-        return False
-    try:
-        store = store_of(config, dataset)
-    except LDMError:  # the run that asks for it says so
-        return False
-    return store.shipped.exists() or (made and not len(store.missing(rows)))

@@ -26,8 +26,9 @@ from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.data.folders import folder_address, in_order, list_images
 from domainfusion.data.images import read_image
 from domainfusion.diffusion.ldm_folder import is_hub_id
+from domainfusion.distillation.curve_choice import reads_curves
 from domainfusion.distillation.curve_rounds import GRID, curves_of
-from domainfusion.distillation.curves import reads_curves, store_of
+from domainfusion.distillation.curves import store_of
 from domainfusion.errors import DataError, LDMError
 from domainfusion.experiments.runs import build_algorithm, context_of
 from domainfusion.files import cache_folder

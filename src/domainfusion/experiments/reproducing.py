@@ -7,7 +7,6 @@ what runs can share beneath (the LDM's candidates, curves) they do. The same com
 from __future__ import annotations
 
 import base64
-import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,122 +14,18 @@ from typing import Any
 
 from domainfusion.config import TrainConfig
 from domainfusion.data.domains import load_dataset
-from domainfusion.data.splits import build_split
 from domainfusion.errors import UsageError
-from domainfusion.experiments.arms import arm_config, as_many_steps, resolve_arm, run_folder, run_key
-from domainfusion.experiments.benchmark import Run, config_of, finished, summarize_runs
 from domainfusion.experiments.comparison import compare, rows_over_data_sets, table_rows
 from domainfusion.experiments.cost_table import NOTE, cost_rows, cost_title, measure_costs
 from domainfusion.experiments.descriptions import describe_environment, describe_making
 from domainfusion.experiments.paper_costs import PAPER_SCALE, find_scale
 from domainfusion.experiments.paper_figures import draw_figure
-from domainfusion.experiments.paper_tables import COSTS, FIGURES, ITEMS, TABLES, Arm, Table, find_table
-from domainfusion.experiments.runs import train_run
+from domainfusion.experiments.paper_tables import COSTS, FIGURES, ITEMS, TABLES, Table, find_table
 from domainfusion.experiments.shared_tables import make_shared_tables
+from domainfusion.experiments.table_runs import plan_table, run_table
 from domainfusion.files import make_folder, no_empty_folder, write_json
 from domainfusion.report.tables_page import Part, Picture, write_tables_page
 from domainfusion.results.tables import text_table
-
-
-class OutOfBudget(Exception):
-    """The time that was given is up; what has been made is kept."""
-
-
-def run_table(
-    table: Table, data: str, config: TrainConfig, trials: Sequence[int], targets: Sequence[str] | None, folder: Path,
-    *, command: str = "", deadline: float | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """Make the runs of a table on a data set, as far as time allows, and return (and write) what they came to.
-
-    Args:
-        deadline: `time.monotonic()` after which no further run is begun.
-
-    Returns:
-        what `benchmark.json` holds, its algorithms being the arms' keys, with "table", "arms", "reference", "runs" made
-        and "planned", "order" of the rows; "accuracy" is empty until one trial is complete.
-    """
-    dataset = load_dataset(data, config.data)
-    plan = plan_table(table, data, config, trials, targets, folder)
-    chosen = list(dict.fromkeys(targets or dataset.domains))
-    same = same_rows(table, config)
-    planned = list(plan)
-    results: dict[Run, dict[str, Any]] = {}
-
-    def make(run: Run) -> dict[str, Any]:
-        options, place = plan[run]
-        if deadline is not None and time.monotonic() > deadline and not (place / "result.json").exists():
-            raise OutOfBudget
-        return train_run(data, options, place)
-
-    try:
-        for run, result in finished(planned, make):
-            results[run] = result
-    except OutOfBudget:
-        pass
-    whole = [trial for trial in trials if all(run in results for run in planned if run[0] == trial)]
-    made = len(results)
-    results |= {
-        (trial, target, key): results[trial, target, same[key]]
-        for trial in whole for target in chosen for key in same if same[key] != key
-    }  # fmt: skip
-    summary: dict[str, Any] = {
-        "command": command, "table": table.name, "title": table.title, "note": table.note, "dataset": dataset.name,
-        "reference": table.reference, "runs": made, "planned": len(planned), "trials": whole, "accuracy": {},
-        "arms": {arm.key: describe_arm(resolve_arm(config, arm), same[arm.key]) for arm in table.arms},
-        "order": [arm.key for arm in table.arms],  # which a JSON object does not keep
-    }  # fmt: skip
-    if whole:
-        summary |= summarize_runs(results, whole, chosen, list(same))
-    write_json(folder / f"{table.name}-{Path(data).name}.json", summary)
-    return summary
-
-
-def same_rows(table: Table, config: TrainConfig) -> dict[str, str]:
-    """{key of a row: that of the first row which comes to the same runs}: with the user's options (a preset's, say) two
-    rows may, and these are made once."""
-    arms = {arm.key: arm_config(config, arm) for arm in table.arms}
-    return {key: next(first for first in arms if arms[first] == arms[key]) for key in arms}
-
-
-def plan_table(
-    table: Table, data: str, config: TrainConfig, trials: Sequence[int], targets: Sequence[str] | None, folder: Path
-) -> dict[Run, tuple[TrainConfig, Path]]:
-    """The runs of a table on a data set, each once: their options and folders.
-
-    Raises `UsageError` for a trial or target that the data set or its protocol does not have.
-    """
-    dataset = load_dataset(data, config.data)
-    if not trials:
-        raise UsageError("a table needs one trial at least: --trials 1")
-    for trial in trials:
-        build_split(dataset, config.data, None, trial)
-    chosen = list(dict.fromkeys(targets or dataset.domains))
-    for target in chosen:
-        dataset.index_of(target)
-    found: dict[Run, tuple[TrainConfig, Path]] = {}
-    for trial in trials:
-        for target in chosen:
-            for key, first in same_rows(table, config).items():
-                if key != first:
-                    continue
-                arm, run = table.arm(key), (trial, target, key)
-                options = dataclasses.replace(config_of(arm_config(config, arm), run), algorithm=arm.algorithm)
-                if arm.all_images and config.epochs:
-                    split = build_split(dataset, config.data, target, trial, config.second_target)
-                    options = as_many_steps(options, config, split)
-                found[run] = options, run_folder(folder, data, run_key(config, arm), target, trial)
-    return found
-
-
-def describe_arm(arm: Arm, same: str) -> dict[str, Any]:
-    """What the table's JSON says of a row: {"title", "options", "paper"}; "against" where it is not compared with the
-    table's reference, "same" where its runs are those of another row."""
-    found: dict[str, Any] = {"title": arm.title, "options": arm.described(), "paper": dict(arm.paper)}
-    if arm.against is not None:
-        found["against"] = arm.against
-    if same != arm.key:
-        found["same"] = same
-    return found
 
 
 def reproduce(
@@ -167,14 +62,13 @@ def reproduce(
             environment=describe_environment(),
         )  # fmt: skip
 
-    for data in datasets:  # all of them are there, before the first is begun
-        load_dataset(data, config.data)
+    loaded = {data: load_dataset(data, config.data) for data in datasets}  # all are there, before the first is begun
     with no_empty_folder(folder):
         make_folder(folder)
-        for data in datasets:
+        for data, dataset in loaded.items():
             if deadline is None:  # a table may take longer than what was given
                 plans = [
-                    plan_table(find_table(name), data, config, range(trials), targets or None, folder)
+                    plan_table(find_table(name), data, dataset, config, range(trials), targets or None, folder)
                     for name in wanted if name in TABLES
                 ]  # fmt: skip
                 make_shared_tables(data, [each for plan in plans for each in plan.values()])

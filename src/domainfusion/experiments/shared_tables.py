@@ -22,7 +22,8 @@ from domainfusion.data.splits import build_split
 from domainfusion.devices import choose_device
 from domainfusion.diffusion.labelled_corpus import refuse_seen_target
 from domainfusion.diffusion.ldm import LatentDiffusion
-from domainfusion.distillation.curves import SHAPING, has_table, reads_curves, store_of, table_passes, training_passes
+from domainfusion.distillation.curve_choice import has_table, reads_curves, table_passes, training_passes
+from domainfusion.distillation.curves import SHAPING, store_of
 from domainfusion.errors import LDMError, show_note
 from domainfusion.experiments.run_folder import recorded_data, refuse_other_options
 from domainfusion.files import hash_of

@@ -19,7 +19,8 @@ from domainfusion.config_files import build_config, load_toml
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.data.splits import build_split
 from domainfusion.diffusion.ldm import source_fingerprint
-from domainfusion.distillation.curves import Curves, CurveStore, reads_curves
+from domainfusion.distillation.curve_choice import reads_curves
+from domainfusion.distillation.curves import Curves, CurveStore
 from domainfusion.errors import DomainFusionError, show_note
 from domainfusion.report.charts import TICK, WIDTH, Line, element, line_chart, series_class, ticks
 from domainfusion.report.reading import Run
