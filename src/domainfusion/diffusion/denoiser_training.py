@@ -178,6 +178,29 @@ def save_samples(pipeline: StableDiffusionPipeline, prompts: list[str], size: in
     Image.fromarray((np.concatenate(rows, 0) * 255).round().astype(np.uint8)).save(path)
 
 
+def predict_noise(
+    working: WorkingCopy, noisy: torch.Tensor, timesteps: torch.Tensor, token_ids: torch.Tensor
+) -> torch.Tensor:
+    """The working copy's prediction (B, C, h, w) in float32, as `Denoiser` makes it, ready for its derivative."""
+    noisy = noisy.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    # On a CPU the backward pass of fused attention takes ten times that of plain products at these lengths (64).
+    with sdpa_kernel(SDPBackend.MATH) if noisy.device.type == "cpu" else contextlib.nullcontext():
+        found: torch.Tensor = working.module(noisy, timesteps, token_ids)
+    return found.float()
+
+
+def follow_gradient(
+    loss: torch.Tensor, denoiser: Denoiser, working: WorkingCopy, optimizer: torch.optim.Optimizer, averaged: Averaged
+) -> None:
+    """One step of the optimizer down a loss of the working copy (gradients clipped to norm 1), and of the average."""
+    loss.backward()
+    working.give_gradients()
+    torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
+    optimizer.step()
+    working.take_values()
+    averaged.update(denoiser)
+
+
 def train_denoiser(
     corpus: Corpus, vae: AutoencoderKL, tokenizer: CLIPTokenizer, denoiser: Denoiser, config: PretrainConfig,
     folder: Path, prompts: list[str], scheduler: DDIMScheduler,
@@ -234,24 +257,16 @@ def train_denoiser(
         latents = scaled_latents(vae, pool["latents"][torch.from_numpy(chosen)])  # (B, C, h, w)
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = torch.randint(0, len(weights), (len(latents),), generator=generator)
-        noisy = scheduler.add_noise(latents, noise, timesteps)
-        noisy = noisy.to(device, torch.bfloat16).contiguous(memory_format=torch.channels_last)
+        noisy = scheduler.add_noise(latents, noise, timesteps).to(device)
         noise, timesteps, token_ids = noise.to(device), timesteps.to(device), _tokens(tokenizer, texts).to(device)
         for group in optimizer.param_groups:
             group["lr"] = config.unet_lr * learning_rate_factor(step, config.unet_steps, config.decay)
-        # On a CPU the backward pass of fused attention takes ten times that of plain products at these lengths (64).
-        with sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext():
-            predicted = working.module(noisy, timesteps, token_ids)
-        per_sample = (predicted.float() - noise).square().mean((1, 2, 3))  # (B,)
+        predicted = predict_noise(working, noisy, timesteps, token_ids)
+        per_sample = (predicted - noise).square().mean((1, 2, 3))  # (B,)
         loss = (weights[timesteps] * per_sample).mean()
         if not torch.isfinite(loss):
             raise TrainingError(f"the denoiser's loss is {loss.item()} at step {step}; lower --unet-lr and resume")
-        loss.backward()
-        working.give_gradients()
-        torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
-        optimizer.step()
-        working.take_values()
-        averaged.update(denoiser)
+        follow_gradient(loss, denoiser, working, optimizer, averaged)
         done = step + 1
         if done % config.log_every == 0 or done == config.unet_steps:
             record = {"stage": "denoiser", "step": done, "loss": loss.item(), "mse": per_sample.mean().item(),

@@ -7,7 +7,6 @@ multiplied by how many each method needs for one target. There: operations are c
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import tempfile
@@ -18,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from domainfusion.algorithms.base import Context
 from domainfusion.config import TrainConfig
@@ -26,7 +24,7 @@ from domainfusion.data.batches import steps_per_epoch, with_steps
 from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.data.splits import Split
 from domainfusion.data.transforms import from_uint8, resize
-from domainfusion.diffusion.denoiser_training import Denoiser, scaled_latents
+from domainfusion.diffusion.denoiser_training import Denoiser, follow_gradient, predict_noise, scaled_latents
 from domainfusion.diffusion.finetuning import tuning_options
 from domainfusion.diffusion.image_to_image import image_to_image
 from domainfusion.diffusion.ldm import LatentDiffusion, posterior_mean
@@ -194,15 +192,9 @@ def _tuning_step(ldm: LatentDiffusion, images: torch.Tensor, config: TrainConfig
             latents = scaled_latents(ldm.vae, posterior_mean(ldm.vae, images))
         noise = torch.randn_like(latents)
         timesteps = torch.linspace(20, ldm.num_train_timesteps - 20, len(images)).long().to(ldm.device)
-        noisy = ldm.add_noise(latents, noise, timesteps).to(torch.bfloat16)
-        with sdpa_kernel(SDPBackend.MATH) if ldm.device.type == "cpu" else contextlib.nullcontext():
-            found = working.module(noisy.contiguous(memory_format=torch.channels_last), timesteps, tokens)
-        F.mse_loss(found.float(), noise).backward()
-        working.give_gradients()
-        torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
-        optimizer.step()
-        working.take_values()
-        averaged.update(denoiser)
+        noisy = ldm.add_noise(latents, noise, timesteps)
+        loss = F.mse_loss(predict_noise(working, noisy, timesteps, tokens), noise)
+        follow_gradient(loss, denoiser, working, optimizer, averaged)
 
     return step
 
