@@ -164,11 +164,11 @@ def test_zero_shot_evaluation(images: Path, config: TrainConfig, tmp_path: Path,
         scores = []
         for folder in (whole, killed):
             (path,) = (folder / "cache" / "zero_shot").rglob("images.jsonl")
-            scores.append({record["row"]: record for record in read_json_lines(path)})
+            scores.append({record["key"]: record for record in read_json_lines(path)})
         assert scores[0].keys() == scores[1].keys()
-        for row, record in scores[0].items():
-            assert record["draws"] == scores[1][row]["draws"]
-            np.testing.assert_allclose(record["errors"], scores[1][row]["errors"], rtol=1e-5)
+        for key, record in scores[0].items():
+            assert record["draws"] == scores[1][key]["draws"]
+            np.testing.assert_allclose(record["errors"], scores[1][key]["errors"], rtol=1e-5)
         assert len(read_json_lines(killed / "run" / "results.jsonl")) == 1
 
     survive(

@@ -48,7 +48,7 @@ def test_scores_are_mean_squared_errors_on_shared_draws(exact_ldm, image):
 
 def test_paired_errors_are_what_the_classifier_takes_means_of(exact_ldm, image):
     classifier = DiffusionClassifier(exact_ldm, PROMPTS, ZeroShotConfig(samples=(6,), keep=(1,)))
-    errors = classifier.paired_errors(image.double(), range(6), row=4)
+    errors = classifier.paired_errors(image.double(), range(6), number=4)
     assert errors.shape == (6, 3)
     np.testing.assert_allclose(errors.mean(0), classifier.classify(image[None].double(), [4])[0].errors, rtol=1e-6)
 

@@ -5,8 +5,9 @@
 with the same draws (t, ε) for all classes: what they share, most of the error's variance, cancels in the comparison.
 The methods differ in how t is drawn, in the weight w(t), and in the rule that ends the trial of a class (`Search`).
 
-Draw m of the image in row r is a function of (seed, r, m) alone, so what an image's scores are depends neither on the
-images beside it nor on the batch size (but for the rounding of the U-Net).
+Draw m of image number i is a function of (seed, i, m) alone, so what an image's scores are depends neither on the
+images beside it nor on the batch size (but for the rounding of the U-Net). Runs take for numbers the keys of what
+images show (`domainfusion.data.content`).
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class Search(abc.ABC):
 class _Image:
     """An image on its way through its search."""
 
-    row: int
+    number: int
     latents: torch.Tensor  # (C, h, w)
     search: Search
     passes: int = 0
@@ -139,6 +140,7 @@ class ZeroShot(abc.ABC):
         self.image_size = image_size or ldm.image_size
         self.batch = ldm.at_once(config.batch_size, self.image_size)
         self.at_once = self.batch  # fewer when memory has run out
+        self.name_of: Callable[[int], str] = "image {}".format  # what messages call an image, by its number
 
     @abc.abstractmethod
     def search(self) -> Search:
@@ -152,28 +154,28 @@ class ZeroShot(abc.ABC):
     def weights(self, times: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """w(t), (B,), of ‖ε - ε_φ‖² at times (B,) in [0, 1), which are timesteps (B,) of the LDM's schedule."""
 
-    def classify(self, images: torch.Tensor, rows: Sequence[int] | None = None) -> list[Scores]:
+    def classify(self, images: torch.Tensor, numbers: Sequence[int] | None = None) -> list[Scores]:
         """The scores of images (B, 3, S, S) in [-1, 1].
 
         Args:
-            rows: the images' numbers, which their draws are a function of (default: 0 to B - 1).
+            numbers: the images', which their draws are a function of (default: 0 to B - 1).
         """
-        numbers = list(range(len(images))) if rows is None else [int(row) for row in rows]
-        place = {row: i for i, row in enumerate(numbers)}
-        found = dict(self.run(numbers, lambda wanted: images[[place[row] for row in wanted]]))
-        return [found[row] for row in numbers]
+        asked = list(range(len(images))) if numbers is None else [int(number) for number in numbers]
+        place = {number: i for i, number in enumerate(asked)}
+        found = dict(self.run(asked, lambda wanted: images[[place[number] for number in wanted]]))
+        return [found[number] for number in asked]
 
     @torch.no_grad()
-    def run(self, rows: Iterable[int], load: Callable[[list[int]], torch.Tensor]) -> Iterator[tuple[int, Scores]]:
-        """(row, scores) of each image as soon as it is known, in whatever order.
+    def run(self, numbers: Iterable[int], load: Callable[[list[int]], torch.Tensor]) -> Iterator[tuple[int, Scores]]:
+        """(number, scores) of each image as soon as it is known, in whatever order.
 
         Args:
-            rows: the images' numbers; the next is asked for when there is room for it.
+            numbers: the images', which their draws are a function of; the next is asked for when there is room for it.
             load: images (n, 3, S, S) in [-1, 1] of some of these numbers.
 
         Raises `Interrupted` before the next batch where a signal asks to stop; the images under way are lost then.
         """
-        waiting = iter(rows)
+        waiting = iter(numbers)
         active: list[_Image] = []
         while True:
             active += self._admit(waiting, load, active)
@@ -192,7 +194,7 @@ class ZeroShot(abc.ABC):
                 if image.search.wanted():
                     active.append(image)
                 else:
-                    yield image.row, image.scores()
+                    yield image.number, image.scores()
 
     def _admit(
         self, waiting: Iterator[int], load: Callable[[list[int]], torch.Tensor], active: list[_Image]
@@ -202,23 +204,23 @@ class ZeroShot(abc.ABC):
         fresh = self.search()
         lacking = BATCHES_READY * self.batch - ready
         count = max(0, -(-lacking // (len(fresh.wanted()) * len(fresh.remaining))))
-        rows = list(itertools.islice(waiting, count))
-        if not rows:
+        numbers = list(itertools.islice(waiting, count))
+        if not numbers:
             return []
         started = time.monotonic()
-        images = resize(load(rows), self.image_size)
+        images = resize(load(numbers), self.image_size)
         latents = torch.cat([self.ldm.encode(part) for part in images.split(self.batch)])
-        each = (time.monotonic() - started) / len(rows)
-        return [_Image(row, z, self.search(), seconds=each) for row, z in zip(rows, latents, strict=True)]
+        each = (time.monotonic() - started) / len(numbers)
+        return [_Image(number, z, self.search(), seconds=each) for number, z in zip(numbers, latents, strict=True)]
 
     @torch.no_grad()
-    def paired_errors(self, image: torch.Tensor, draws: Sequence[int], row: int = 0) -> np.ndarray:
+    def paired_errors(self, image: torch.Tensor, draws: Sequence[int], number: int = 0) -> np.ndarray:
         """(draws, K) errors of an image (3, S, S) in [-1, 1]: every class on the same draws, none ruled out.
 
         What `run` takes the means of; the differences of two columns tell how sure the order of two classes is.
         """
         latents = self.ldm.encode(resize(image[None], self.image_size))[0]
-        task = _Task(_Image(row, latents, self.search()), list(draws), list(range(len(self.embeds))))
+        task = _Task(_Image(number, latents, self.search()), list(draws), list(range(len(self.embeds))))
         return self._errors([task])[0]
 
     def _errors(self, tasks: list[_Task]) -> list[np.ndarray]:
@@ -237,9 +239,8 @@ class ZeroShot(abc.ABC):
         parts = np.split(values, bounds)
         for task, part in zip(tasks, parts, strict=True):
             if not np.isfinite(part).all():
-                raise LDMError(
-                    f"{self.ldm.name}: its prediction for image {task.image.row} is not finite; use --precision float32"
-                )
+                image = self.name_of(task.image.number)
+                raise LDMError(f"{self.ldm.name}: its prediction for {image} is not finite; use --precision float32")
         return [part.reshape(len(task.draws), -1) for task, part in zip(tasks, parts, strict=True)]
 
     def _batch(self, tasks: list[_Task], passes: list[tuple[int, int, int]]) -> np.ndarray:
@@ -250,7 +251,7 @@ class ZeroShot(abc.ABC):
         which = torch.tensor([pairs[task, number] for task, number, _ in passes], device=device)
         classes = torch.tensor([c for _, _, c in passes], device=device)
         latents = torch.stack([tasks[task].image.latents for task, _ in pairs])
-        drawn = [self.draw(tasks[task].image.row, number, latents.shape[1:]) for task, number in pairs]
+        drawn = [self.draw(tasks[task].image.number, number, latents.shape[1:]) for task, number in pairs]
         times = torch.tensor([t for t, _ in drawn], dtype=torch.float64)
         timesteps = (times * self.ldm.num_train_timesteps).long().to(device)
         noise = torch.stack([noise for _, noise in drawn]).to(device, latents.dtype)
@@ -260,8 +261,8 @@ class ZeroShot(abc.ABC):
         weights = self.weights(times.to(device, torch.float32), timesteps)[which]
         return (weights * squares).cpu().double().numpy()
 
-    def draw(self, row: int, number: int, shape: Sequence[int]) -> tuple[float, torch.Tensor]:
-        """Time in [0, 1) and noise, of `shape`, of draw `number` of the image `row`."""
-        generator = torch.Generator().manual_seed(seed_hash("zero-shot", self.config.seed, int(row), number))
+    def draw(self, image: int, number: int, shape: Sequence[int]) -> tuple[float, torch.Tensor]:
+        """Time in [0, 1) and noise, of `shape`, of draw `number` of image number `image`."""
+        generator = torch.Generator().manual_seed(seed_hash("zero-shot", self.config.seed, int(image), number))
         moment = self.time_of(number, generator)
         return moment, torch.randn(*shape, generator=generator)

@@ -1,8 +1,9 @@
 """Zero-shot classifiers on the images that a trained one would be tested on, image by image, resumable.
 
-An image's scores depend on the image, the prompts, the LDM and the options, and on nothing else: every target, trial
-and run of a benchmark shares them. They are kept under the hash of these, one line of JSON for an image, written when
-it is done, so that a killed evaluation loses the images under way and no more.
+An image's scores depend on its pixels, the prompts, the LDM and the options, and on nothing else: every target, trial
+and run of a benchmark shares them, and so do data sets of the same classes, such as one that has grown. They are kept
+under the hash of the last three, one line of JSON for an image, with its key (`content`), written when it is done, so
+that a killed evaluation loses the images under way and no more.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from domainfusion.algorithms.zero_shot import Scores, ZeroShot
 from domainfusion.claims import give_up, take, wait_for
 from domainfusion.config import TrainConfig
 from domainfusion.config_files import plain_values
+from domainfusion.data.content import row_keys
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.data.transforms import from_uint8
 from domainfusion.devices import choose_dtype
@@ -36,11 +38,12 @@ from domainfusion.seeding import derive_numpy_rng
 from domainfusion.training.evaluation import Evaluation
 from domainfusion.training.records import build_record
 
-FORMAT = 1  # raised when the computation changes, so that older scores are not taken for new ones
+FORMAT = 2  # raised when the computation changes, so that older scores are not taken for new ones
+CLAIMS = 2**62  # bytes of the file that is locked, which keys fall on
 
 
 class ScoreStore:
-    """Scores of a data set's images by one method, LDM and set of options, in `images.jsonl`.
+    """Scores of images by one method, LDM, prompts and set of options, in `images.jsonl`; images go by their keys.
 
     Processes that work on the same images share them out: each claims an image in `claims` (`domainfusion.claims`).
 
@@ -72,42 +75,42 @@ class ScoreStore:
                     raise ValueError("its checksum does not fit")
                 errors, draws = np.array(record["errors"], dtype=np.float64), np.array(record["draws"], dtype=np.int64)
                 found = Scores(errors, draws, int(record["passes"]), float(record["seconds"]))
-                self.known.setdefault(int(record["row"]), found)
+                self.known.setdefault(int(record["key"]), found)
             except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
                 show_note(
                     f"{self.path} is damaged at byte {self._read} ({error}); the image of that line is classified again"
                 )
             self._read += len(line)
 
-    def add(self, row: int, scores: Scores) -> None:
+    def add(self, key: int, scores: Scores) -> None:
         """Write an image's scores."""
         record = {
-            "row": row, "errors": scores.errors.tolist(), "draws": scores.draws.tolist(), "passes": scores.passes,
+            "key": key, "errors": scores.errors.tolist(), "draws": scores.draws.tolist(), "passes": scores.passes,
             "seconds": round(scores.seconds, 4),
         }  # fmt: skip
         record["crc32"] = _checksum(record)
         append_whole_lines(make_folder(self.path.parent) / self.path.name, [record])
-        give_up(self._claims(), row)
+        give_up(self._claims(), key % CLAIMS)
 
-    def missing(self, rows: np.ndarray) -> list[int]:
-        """Those of `rows` that have no scores."""
+    def missing(self, keys: list[int]) -> list[int]:
+        """Those of `keys` that have no scores."""
         self.refresh()
-        return [row for row in rows.tolist() if row not in self.known]
+        return [key for key in keys if key not in self.known]
 
-    def claim(self, rows: list[int]) -> Iterator[int]:
-        """Those of `rows` that have no scores and are nobody else's, claimed when they are asked for."""
-        for row in rows:
-            if not take(self._claims(), row):
+    def claim(self, keys: list[int]) -> Iterator[int]:
+        """Those of `keys` that have no scores and are nobody else's, claimed when they are asked for."""
+        for key in keys:
+            if not take(self._claims(), key % CLAIMS):
                 continue
             self.refresh()
-            if row in self.known:
-                give_up(self._claims(), row)
+            if key in self.known:
+                give_up(self._claims(), key % CLAIMS)
             else:
-                yield row
+                yield key
 
-    def wait(self, row: int) -> None:
-        """Return when no other process has `row`. To be called without claims, or two could wait for each other."""
-        wait_for(self._claims(), row)
+    def wait(self, key: int) -> None:
+        """Return when no other process has `key`. To be called without claims, or two could wait for each other."""
+        wait_for(self._claims(), key % CLAIMS)
 
     def close(self) -> None:
         """Give up all claims."""
@@ -130,12 +133,12 @@ def _checksum(record: dict[str, Any]) -> int:
 def score_store(
     kind: type[ZeroShot], dataset: MultiDomainDataset, config: TrainConfig, dtype: torch.dtype
 ) -> ScoreStore:
-    """The store of a method's scores of a data set under a run's options."""
+    """The store of a method's scores of images, in the classes of a data set, under a run's options."""
     options = shaping_options(kind, dataset, config)
     size = config.generate.image_size
     return ScoreStore(
-        hash_of([FORMAT, kind.__name__, dataset.fingerprint, class_prompts(dataset, config),
-                 source_fingerprint(config.ldm_source), str(dtype), options, size])
+        hash_of([FORMAT, kind.__name__, class_prompts(dataset, config), source_fingerprint(config.ldm_source),
+                 str(dtype), options, size])
     )  # fmt: skip
 
 
@@ -200,24 +203,38 @@ def chosen(rows: np.ndarray, config: TrainConfig) -> np.ndarray:
 
 
 def scores_of(kind: type[ZeroShot], context: Context, rows: np.ndarray) -> dict[int, Scores]:
-    """{row: scores} of rows (n,) at least; the LDM is loaded only where some are missing."""
+    """{row: scores} of rows (n,); the LDM is loaded only where some are missing."""
     config, dataset = context.config, context.dataset
     store = score_store(kind, dataset, config, choose_dtype(config.precision, context.device))
-    lacking = store.missing(rows)
-    if not lacking:
-        return store.known
+    keys = row_keys(dataset.images, rows).tolist()
+    row_of = dict(zip(keys, rows.tolist(), strict=True))  # one of those that show the same
+    lacking = store.missing(list(row_of))
+    if lacking:
+        _classify(kind, context, store, lacking, row_of)
+    return {row: store.known[key] for row, key in zip(rows.tolist(), keys, strict=True)}
+
+
+def _classify(
+    kind: type[ZeroShot], context: Context, store: ScoreStore, lacking: list[int], row_of: dict[int, int]
+) -> None:
+    """Compute the scores of images by their keys, or wait for another process to; `row_of` says where they are."""
+    config, dataset = context.config, context.dataset
     ldm = LatentDiffusion.load(config.ldm_source, device=context.device, precision=config.precision)
     method = kind(ldm, class_prompts(dataset, config), config.zero_shot, config.generate.image_size)
+    method.name_of = lambda key: dataset.keys[row_of[key]]
+
+    def load(some: list[int]) -> torch.Tensor:
+        return from_uint8(dataset.images[[row_of[key] for key in some]])
+
     bar = tqdm(total=len(lacking), desc=config.algorithm, unit="image", disable=not context.progress)
     with contextlib.closing(store), contextlib.closing(bar):
         while lacking:
-            for row, scores in method.run(store.claim(lacking), lambda some: from_uint8(dataset.images[some])):
-                store.add(row, scores)
+            for key, scores in method.run(store.claim(lacking), load):
+                store.add(key, scores)
                 bar.update()
-            if lacking := store.missing(rows):  # what another process is at; it may yet be killed
+            if lacking := store.missing(lacking):  # what another process is at; it may yet be killed
                 store.wait(lacking[0])
-                lacking = store.missing(rows)
-    return store.known
+                lacking = store.missing(lacking)
 
 
 def evaluation_of(dataset: MultiDomainDataset, rows: np.ndarray, known: dict[int, Scores]) -> Evaluation:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from domainfusion import cli
 from domainfusion.algorithms.diffusion_classifier import DiffusionClassifier
 from domainfusion.algorithms.zero_shot import Scores, ZeroShot
 from domainfusion.config import TrainConfig
+from domainfusion.data.content import image_keys
 from domainfusion.data.domains import load_dataset
 from domainfusion.data.splits import build_split
 from domainfusion.data.transforms import from_uint8
@@ -55,7 +58,7 @@ def test_a_run_is_the_classifier_on_the_test_images(images: Path, config: TrainC
     rows = build_split(dataset, config.data, "photo", 0).test
     ldm = LatentDiffusion.load(config.ldm, precision="float32")
     method = DiffusionClassifier(ldm, ["a cat", "a dog", "a house"], config.zero_shot)
-    wanted = method.classify(from_uint8(dataset.images[rows]), rows.tolist())
+    wanted = method.classify(from_uint8(dataset.images[rows]), image_keys(dataset.images[rows]).tolist())
     predictions = np.array([scores.prediction for scores in wanted])
     right = predictions == dataset.labels[rows]
     assert len(rows) == 12
@@ -84,9 +87,9 @@ def test_a_signal_ends_a_run_before_the_next_batch(
     known: list[int] = []
     seen: list[int] = []  # how many images were known at each batch
 
-    def note(self: ScoreStore, row: int, scores: Scores) -> None:
-        add(self, row, scores)
-        known.append(row)
+    def note(self: ScoreStore, key: int, scores: Scores) -> None:
+        add(self, key, scores)
+        known.append(key)
 
     def stop(self: ZeroShot, *args: Any) -> np.ndarray:
         seen.append(len(known))
@@ -99,7 +102,7 @@ def test_a_signal_ends_a_run_before_the_next_batch(
     with pytest.raises(Interrupted):
         train_run(str(images), changed(config, algorithm=algorithm), tmp_path / "run", progress=False)
     assert sum(count > 2 for count in seen) == 1
-    assert [record["row"] for record in records_of(cache)] == known
+    assert [record["key"] for record in records_of(cache)] == known
 
 
 @pytest.mark.parametrize("algorithm", ["diffusion_classifier", "diffusion_net"])
@@ -109,34 +112,34 @@ def test_a_killed_run_goes_on_to_the_same_result(
     config = changed(config, algorithm=algorithm)
     add, added = ScoreStore.add, []
 
-    def die(self: ScoreStore, row: int, scores: Scores) -> None:
+    def die(self: ScoreStore, key: int, scores: Scores) -> None:
         if len(added) == 5:
             raise KeyboardInterrupt
-        add(self, row, scores)
-        added.append(row)
+        add(self, key, scores)
+        added.append(key)
 
     with monkeypatch.context() as patch:
         patch.setattr(ScoreStore, "add", die)
         with pytest.raises(KeyboardInterrupt):
             train_run(str(images), config, tmp_path / "killed", progress=False)
     assert not (tmp_path / "killed" / "result.json").exists()
-    assert [record["row"] for record in records_of(cache)] == added
+    assert [record["key"] for record in records_of(cache)] == added
     (path,) = cache.glob("zero_shot/*/images.jsonl")
     with open(path, "a", encoding="utf-8") as file:  # as a kill in the middle of a write leaves it
         file.write('{"draws": [4, 4')
     again: list[int] = []
     with monkeypatch.context() as patch:
-        patch.setattr(ScoreStore, "add", lambda self, row, scores: again.append(row) or add(self, row, scores))
+        patch.setattr(ScoreStore, "add", lambda self, key, scores: again.append(key) or add(self, key, scores))
         resumed = train_run(str(images), config, tmp_path / "killed", progress=False)
     assert len(again) == 7
     assert not set(again) & set(added)
-    found = {record["row"]: record for record in records_of(cache)}
+    found = {record["key"]: record for record in records_of(cache)}
     monkeypatch.setenv("DOMAINFUSION_CACHE", str(tmp_path / "other"))
     whole = train_run(str(images), config, tmp_path / "whole", progress=False)
     assert without_times(resumed) == without_times(whole)
     for record in records_of(tmp_path / "other"):
-        assert record["draws"] == found[record["row"]]["draws"]
-        np.testing.assert_allclose(record["errors"], found[record["row"]]["errors"], rtol=1e-5)
+        assert record["draws"] == found[record["key"]]["draws"]
+        np.testing.assert_allclose(record["errors"], found[record["key"]]["errors"], rtol=1e-5)
     lines = [read_predictions(tmp_path / name) for name in ("killed", "whole")]
     shares = [np.array([float(line.pop("probability")) for line in part]) for part in lines]
     assert lines[0] == lines[1]
@@ -160,13 +163,35 @@ def test_runs_share_the_scores_of_an_image(
     assert len(list(cache.glob("zero_shot/*"))) == 3
 
 
+def test_a_data_set_that_has_grown_asks_for_its_new_images_alone(
+    images: Path, config: TrainConfig, tmp_path: Path, cache: Path
+) -> None:
+    """And images that show the same have the same scores, computed once."""
+    config = changed(config, validation=True)  # all images of the target
+    first = train_run(str(images), config, tmp_path / "first", progress=False)
+    grown = tmp_path / "grown"
+    shutil.copytree(images, grown)
+    place = grown / "photo" / "cat"
+    shutil.copy(min(place.iterdir()), place / "000-the-same.png")  # before all others: their rows move
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(place / "new.png")
+    before = records_of(cache)
+    assert len(before) == first["costs"]["classified_images"]
+    second = train_run(str(grown), config, tmp_path / "second", progress=False)
+    assert second["costs"]["classified_images"] == len(before) + 2
+    (new,) = records_of(cache)[len(before) :]
+    dataset = load_dataset(str(grown), config.data)
+    (row,) = (row for row, name in enumerate(dataset.keys) if name.endswith("new.png"))
+    assert new["key"] == int(image_keys(dataset.images[[row]])[0])
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "no object", "huge"])
 def test_a_damaged_line_is_named_and_its_image_classified_again(
     cache: Path, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
     store = ScoreStore("key")
-    for row in range(3):
-        store.add(row, Scores(np.array([1.0, 2.0]), np.array([1, 1]), 2, 0.1))
+    for key in range(3):
+        store.add(key, Scores(np.array([1.0, 2.0]), np.array([1, 1]), 2, 0.1))
     store.close()
     lines = store.path.read_text().splitlines()
     lines[1] = {
@@ -174,7 +199,7 @@ def test_a_damaged_line_is_named_and_its_image_classified_again(
         "huge": lines[1].replace('"passes": 2', '"passes": 1e999'),
     }[damage]  # fmt: skip
     store.path.write_text("\n".join(lines) + "\n")
-    assert ScoreStore("key").missing(np.arange(3)) == [1]
+    assert ScoreStore("key").missing([0, 1, 2]) == [1]
     assert f"images.jsonl is damaged at byte {len(lines[0]) + 1} " in capsys.readouterr().err
 
 
