@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from domainfusion.data.transforms import from_uint8, resize
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.distillation import curve_rounds
 from domainfusion.distillation.corruption import degrade
-from domainfusion.distillation.curve_rounds import GRID, KNOTS, curves_of
+from domainfusion.distillation.curve_rounds import GRID, KNOTS, confidences, curves_of
 from domainfusion.distillation.slopes import SlopeEstimator, draw
 from domainfusion.seeding import seed_hash
 from draws import FEW_ROUNDS
@@ -33,7 +34,8 @@ def rounds_one_by_one(
     stored = dataset.images[[row]]
     image = resize(from_uint8(stored), 16)
     prompt = dataset.words()[dataset.labels[row]]
-    low, high = max(k for k in KNOTS if k <= p), min(k for k in KNOTS if k >= p)
+    knots, _ = confidences(config.curve_detail)
+    low, high = max(k for k in knots if k <= p), min(k for k in knots if k >= p)
     share = (p - low) / (high - low) if high > low else 0.0
     values = []
     for number in range(config.curve_rounds):
@@ -64,20 +66,21 @@ def rounds_one_by_one(
 
 
 @pytest.mark.parametrize(
-    ("of", "corruption", "residual"),
-    [("score", "contrast", "plain"), ("score", "mask", "guided"), ("score", "blur", "contrast"),
-     ("autograd", "contrast", "plain"), ("autograd", "pepper", "plain")],
+    ("of", "corruption", "residual", "detail"),
+    [("score", "contrast", "plain", 1), ("score", "mask", "guided", 1), ("score", "blur", "contrast", 2),
+     ("autograd", "contrast", "plain", 1), ("autograd", "pepper", "plain", 2)],
 )  # fmt: skip
 def test_a_curve_is_its_slopes_taken_one_by_one(
-    exact_ldm: LatentDiffusion, dataset: MultiDomainDataset, of: str, corruption: str, residual: str
+    exact_ldm: LatentDiffusion, dataset: MultiDomainDataset, of: str, corruption: str, residual: str, detail: int
 ) -> None:
-    config = dataclasses.replace(FEW_ROUNDS, curve_of=of, corruption=corruption, residual=residual)
+    config = dataclasses.replace(FEW_ROUNDS, curve_of=of, corruption=corruption, residual=residual, curve_detail=detail)
+    _, points = confidences(detail)
     rows = np.array([1, 7, 16])
     found = curves_of(SlopeEstimator(exact_ldm, config), dataset, rows, list(dataset.words()), 16)
     assert found["rounds"].tolist() == [3, 3, 3]
     for i, row in enumerate(rows.tolist()):
-        for g in (0, 1, GRID.index(0.08), GRID.index(0.155), GRID.index(0.35), len(GRID) - 1):
-            values = rounds_one_by_one(exact_ldm, dataset, row, GRID[g], config)
+        for g in (0, 1, points.index(0.08), points.index(0.155), points.index(0.35), len(points) - 1):
+            values = rounds_one_by_one(exact_ldm, dataset, row, points[g], config)
             size = float(found["slopes"].abs().max())
             assert float(found["slopes"][i, g]) == pytest.approx(values.mean(), rel=1e-3, abs=1e-4 * size)
             error = values.std(ddof=1) / 3**0.5
@@ -149,6 +152,35 @@ def test_the_knots_are_points_of_the_grid() -> None:
     assert set(KNOTS) <= set(GRID)
     assert (KNOTS[0], KNOTS[-1]) == (GRID[0], GRID[-1])
     assert list(GRID) == sorted(set(GRID))
+    assert confidences(1) == (KNOTS, GRID)  # tables made so far are of these
+
+
+@pytest.mark.parametrize("detail", [2, 3, 8])
+def test_detail_divides_the_intervals_of_knots_and_grid(detail: int) -> None:
+    knots, points = confidences(detail)
+    assert list(points) == sorted(set(points))
+    assert set(knots) <= set(points)
+    for divided, ends in ((knots, KNOTS), (points, GRID)):
+        assert set(ends) <= set(divided)
+        for low, high in itertools.pairwise(ends):
+            inside = [p for p in divided if low <= p <= high]
+            assert max(np.diff(inside)) <= (high - low) / detail + 1e-8
+    assert len(knots) == detail * (len(KNOTS) - 1) + 1
+    assert len(points) <= detail * (len(KNOTS) + len(GRID) - 2) + 1
+
+
+def test_more_detail_is_nearer_to_the_slopes_themselves(
+    exact_ldm: LatentDiffusion, dataset: MultiDomainDataset
+) -> None:
+    """On the same draws what is left is the lines between points: halved intervals leave about a quarter of it."""
+    rows, words, p = np.array([1, 7, 16]), list(dataset.words()), np.linspace(0.03, 0.99, 23)
+    read = {}
+    for detail in (1, 2, 8):
+        config = dataclasses.replace(FEW_ROUNDS, curve_detail=detail)
+        found = curves_of(SlopeEstimator(exact_ldm, config), dataset, rows, words, 16)["slopes"].numpy()
+        read[detail] = np.stack([np.interp(p, confidences(detail)[1], curve) for curve in found])
+    error = {detail: float(np.square(read[detail] - read[8]).mean()) ** 0.5 for detail in (1, 2)}
+    assert 0 < error[2] < 0.5 * error[1]
 
 
 def test_keys_of_images_tell_pixels_shapes_and_prompts_apart() -> None:

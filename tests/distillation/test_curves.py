@@ -82,9 +82,9 @@ def test_other_settings_have_another_table(dataset: MultiDomainDataset, tiny_pip
     assert make_store(dataset, tiny_pipeline, samples=7, images_per_step=1, confidence_floor=0.1).key == key
     others: list[dict[str, object]] = [
         {"residual": "contrast"}, {"corruption": "blur"}, {"curve_samples": 4}, {"curve_of": "autograd"},
-        {"max_timestep": 0.9}, {"weighting": "sigma"},
+        {"max_timestep": 0.9}, {"weighting": "sigma"}, {"curve_detail": 2},
     ]  # fmt: skip
-    assert len({key, *(make_store(dataset, tiny_pipeline, **options).key for options in others)}) == 7
+    assert len({key, *(make_store(dataset, tiny_pipeline, **options).key for options in others)}) == 8
 
 
 def test_export_is_a_table_that_can_be_shipped(

@@ -19,7 +19,7 @@ from domainfusion.diffusion import ldm as ldm_module
 from domainfusion.diffusion.ldm import source_fingerprint
 from domainfusion.distillation import curves as curves_module
 from domainfusion.distillation.curve_choice import reads_curves
-from domainfusion.distillation.curve_rounds import GRID
+from domainfusion.distillation.curve_rounds import GRID, confidences
 from domainfusion.distillation.curves import CurveStore
 from domainfusion.experiments.planning import plan_run
 from domainfusion.experiments.runs import build_algorithm, build_context, train_run
@@ -88,6 +88,22 @@ def test_training_tabulates_what_is_missing(few_images: Path, config: TrainConfi
     assert known == set(algorithm.rows.tolist())  # the target's images, and the held-out ones, are left alone
 
 
+def test_a_table_of_more_detail_is_read_at_all_its_confidences(
+    few_images: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    finer = dataclasses.replace(config, distill=dataclasses.replace(config.distill, curve_detail=2))
+    assert tabulate_curves(str(few_images), config)["computed"] == 18
+    assert tabulate_curves(str(few_images), finer)["computed"] == 18  # another table
+    algorithm = build_algorithm(build_context(str(few_images), finer, tmp_path / "run", progress=False))
+    assert isinstance(algorithm, DomainFusion)
+    assert algorithm.curves is not None
+    points = confidences(2)[1]
+    assert algorithm.curves.grid.tolist() == pytest.approx(points)
+    between = points.index(0.02) + 1  # no point of the coarser table
+    found = algorithm.curves.slopes_at(algorithm.rows[:1], torch.tensor([points[between]]))
+    assert found.item() == pytest.approx(float(algorithm.curves.slopes[algorithm.rows[0], between]))
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -99,6 +115,8 @@ def test_training_tabulates_what_is_missing(few_images: Path, config: TrainConfi
         # The table's passes: 6 images x 16 knots x 2 draws x 2 rounds = 384; training's: 48 steps x 8 images.
         ({"distill": DistillConfig(curve_samples=2, curve_rounds=2), "steps": 48}, True),
         ({"distill": DistillConfig(curve_samples=2, curve_rounds=2), "steps": 47}, False),
+        ({"distill": DistillConfig(curve_samples=2, curve_rounds=2, curve_detail=2), "steps": 93}, True),  # 31 knots
+        ({"distill": DistillConfig(curve_samples=2, curve_rounds=2, curve_detail=2), "steps": 92}, False),
         ({"distill": DistillConfig(curve_samples=2, curve_rounds=2, images_per_step=0), "steps": 24}, True),
         ({"distill": DistillConfig(curve_samples=2, curve_rounds=2, images_per_step=0), "steps": 23}, False),
     ],

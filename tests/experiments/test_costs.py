@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 from transformers import CLIPTextModel
 
 from domainfusion.config import DistillConfig, GenerateConfig
-from domainfusion.distillation.curve_rounds import GRID, KNOTS
+from domainfusion.distillation.curve_rounds import GRID, KNOTS, confidences
 from domainfusion.errors import UsageError
 from domainfusion.experiments.costs import (
     GPUS,
@@ -107,6 +108,9 @@ def test_passes_and_days_by_hand() -> None:
     assert found["flops"]["curves"] == {
         "encoder": 100 * 7 * 2 * len(GRID), "unet": 1000 * 7 * len(KNOTS) * 32, "text_encoder": 5
     }  # fmt: skip
+    finer = estimate(work, distill=dataclasses.replace(distill, curve_detail=2), passes=PASSES)["flops"]["curves"]
+    assert finer["unet"] == found["flops"]["curves"]["unet"] * (2 * len(KNOTS) - 1) / len(KNOTS)
+    assert finer["encoder"] == 100 * 7 * 2 * len(confidences(2)[1])
     total = sum(found["flops"]["generation"].values())
     assert found["days"]["1"]["generation"] == pytest.approx(total / (125e12 * 0.5) / 86_400)
     encoder = found["flops"]["curves"].pop("encoder")  # in single precision

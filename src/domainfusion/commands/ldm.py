@@ -25,8 +25,8 @@ READ_TO_GENERATE = READ | {"target", "second_target"} | {
 READ_TO_DISTILL = READ | {"target", "second_target", "generate.plain_template", "generate.image_size"} | {
     f"distill.{name}"
     for name in (
-        "curve_of", "curve_samples", "curve_rounds", "curve_tolerance", "residual", "guidance", "corruption",
-        "weighting", "min_timestep", "max_timestep",
+        "curve_of", "curve_samples", "curve_rounds", "curve_detail", "curve_tolerance", "residual", "guidance",
+        "corruption", "weighting", "min_timestep", "max_timestep",
     )
 }  # fmt: skip
 

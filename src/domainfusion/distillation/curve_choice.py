@@ -8,7 +8,7 @@ import numpy as np
 
 from domainfusion.config import DistillConfig, TrainConfig
 from domainfusion.data.domains import MultiDomainDataset
-from domainfusion.distillation.curve_rounds import KNOTS
+from domainfusion.distillation.curve_rounds import confidences
 from domainfusion.distillation.curves import store_of
 from domainfusion.errors import LDMError
 from domainfusion.files import cache_folder, read_json_object
@@ -16,7 +16,8 @@ from domainfusion.files import cache_folder, read_json_object
 
 def table_passes(images: int, distill: DistillConfig) -> int:
     """Passes of the U-Net that the curves of so many images take, at most."""
-    return images * len(KNOTS) * distill.curve_samples * distill.curve_rounds
+    knots, _ = confidences(distill.curve_detail)
+    return images * len(knots) * distill.curve_samples * distill.curve_rounds
 
 
 def training_passes(config: TrainConfig, batch: int) -> int:

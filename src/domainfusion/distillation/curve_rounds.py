@@ -7,12 +7,14 @@ gives the standard error, and an image whose curve is known well enough gets no 
 
 A slope by `score` is a product, ⟨R(p), dz/dp⟩ with R = E w(t)·√ᾱ_t·r. What makes it bend is mostly the encoder's
 dz/dp; the pull R of the LDM changes slowly along z(p). So the U-Net is asked at the few confidences of `KNOTS` alone,
-R is taken as linear between them, and dz/dp is computed at each confidence of the denser `GRID`.
+R is taken as linear between them, and dz/dp is computed at each confidence of the denser `GRID`. `confidences` divides
+both more finely where that is asked for.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import torch
@@ -35,6 +37,24 @@ GRID = (
 )  # fmt: skip
 
 
+def confidences(detail: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Knots and grid of a table, ascending: the intervals of `KNOTS` and of `GRID` in `detail` equal parts each.
+
+    Knots are points of the grid; more detail keeps all points of less where it is a multiple of it.
+    """
+    knots, points = _divided(KNOTS, detail), _divided(GRID, detail)
+    return knots, tuple(sorted({*knots, *points}))
+
+
+def _divided(ends: tuple[float, ...], parts: int) -> tuple[float, ...]:
+    inner = [
+        round(low + (high - low) * part / parts, 9)
+        for low, high in itertools.pairwise(ends)
+        for part in range(parts)
+    ]  # fmt: skip
+    return (*inner, ends[-1])
+
+
 @torch.no_grad()
 def curves_of(
     estimator: SlopeEstimator, dataset: MultiDomainDataset, rows: np.ndarray, prompts: list[str], size: int,
@@ -50,7 +70,7 @@ def curves_of(
         at_once: latents in a pass of the U-Net, and images in one of the encoder.
     """
     config, ldm = estimator.config, estimator.ldm
-    count, points = len(rows), len(GRID)
+    count, points = len(rows), len(confidences(config.curve_detail)[1])
     stored = dataset.images[rows]
     keys = image_keys(stored)
     images = resize(from_uint8(stored), size).to(ldm.device)  # (n, 3, S, S)
@@ -110,7 +130,8 @@ def _path(
     estimator: SlopeEstimator, images: torch.Tensor, degraded: torch.Tensor, at_once: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """z(p) (n, K, C, h, w) at the knots and dz/dp (n, G, C, h, w) on the grid, of images and D(x) (n, 3, S, S)."""
-    count, grid = len(images), torch.tensor(GRID)
+    knots, points = confidences(estimator.config.curve_detail)
+    count, grid = len(images), torch.tensor(points)
     image = torch.arange(count).repeat_interleave(len(grid))
     confidence = grid.to(images.device).repeat(count)
     parts = []
@@ -119,7 +140,7 @@ def _path(
         which = image[chosen].to(images.device)
         parts.append(estimator.path(images[which], degraded[which], confidence[chosen.to(images.device)]))
     latents, tangents = (torch.cat(values).unflatten(0, (count, len(grid))) for values in zip(*parts, strict=True))
-    at_knots = torch.tensor([GRID.index(knot) for knot in KNOTS], device=latents.device)
+    at_knots = torch.tensor([points.index(knot) for knot in knots], device=latents.device)
     return latents[:, at_knots], tangents
 
 
@@ -144,10 +165,10 @@ def _round(
     timesteps, noise = torch.cat([item.timesteps for item in draws], 1), torch.cat([item.noise for item in draws], 1)
     shared = Draws(torch.cat([timesteps, timesteps]), torch.cat([noise, -noise]), seed=0)  # (M, n), (M, n, C, h, w)
     degraded = torch.cat(drawn).to(images.device) if drawn else None
-    knots = torch.tensor(KNOTS)
-    weights = between_knots(torch.tensor(GRID), knots)  # (G, K)
+    knots, grid = (torch.tensor(points) for points in confidences(config.curve_detail))
+    weights = between_knots(grid, knots)  # (G, K)
     if config.method == "autograd":
-        slopes = _slopes_at_knots(estimator, images, prompts, shared, degraded, at_once)
+        slopes = _slopes_at_knots(estimator, images, prompts, knots, shared, degraded, at_once)
         return slopes @ weights.T
     if path is None:
         assert degraded is not None
@@ -171,11 +192,11 @@ def _round(
 
 
 def _slopes_at_knots(
-    estimator: SlopeEstimator, images: torch.Tensor, prompts: list[str], shared: Draws, degraded: torch.Tensor | None,
-    at_once: int,
+    estimator: SlopeEstimator, images: torch.Tensor, prompts: list[str], knots: torch.Tensor, shared: Draws,
+    degraded: torch.Tensor | None, at_once: int,
 ) -> torch.Tensor:  # fmt: skip
     """(n, K) slopes as the estimator gives them, by draws (M, n) that all confidences of an image share."""
-    count, knots = len(images), torch.tensor(KNOTS)
+    count = len(images)
     image, found = torch.arange(count).repeat_interleave(len(knots)), []
     for chosen in torch.arange(len(image)).split(at_once):
         check()

@@ -27,7 +27,7 @@ from domainfusion.config_files import plain_values
 from domainfusion.data.content import row_keys
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
-from domainfusion.distillation.curve_rounds import GRID, KNOTS, curves_of
+from domainfusion.distillation.curve_rounds import confidences, curves_of
 from domainfusion.distillation.shards import SHARD, ShardedTable
 from domainfusion.distillation.slopes import SlopeEstimator
 from domainfusion.files import cache_folder, hash_of, make_folder
@@ -92,8 +92,9 @@ class CurveStore:
     ) -> None:
         self.dataset, self.config, self.image_size = dataset, config, image_size
         self.prompts = [template.format(label=word) for word in dataset.words()]
+        self.knots, self.grid = confidences(config.curve_detail)  # and so no part of `SHAPING`
         options = {name: plain_values(config)[name] for name in SHAPING}
-        self.settings = hash_of([FORMAT, KNOTS, GRID, ldm_fingerprint, options, image_size])
+        self.settings = hash_of([FORMAT, self.knots, self.grid, ldm_fingerprint, options, image_size])
         self.key = hash_of([self.settings, SHARD, dataset.fingerprint, dataset.labels.tolist(), self.prompts])
         self.folder = cache_folder() / "curves" / self.settings / self.key
         self.table = ShardedTable(self.folder, "curves")
@@ -103,7 +104,7 @@ class CurveStore:
 
     def load(self) -> Curves:
         """What has been tabulated so far: a table that came with the package, and the shards on disk."""
-        count, points = len(self.dataset), len(GRID)
+        count, points = len(self.dataset), len(self.grid)
         state: dict[str, torch.Tensor] = {
             "slopes": torch.zeros(count, points), "errors": torch.zeros(count, points),
             "rounds": torch.zeros(count, dtype=torch.int64),
@@ -113,7 +114,7 @@ class CurveStore:
         for rows, found in self.table.read_all():
             for name in state:
                 state[name][rows] = found[name]
-        return Curves(torch.tensor(GRID), state["slopes"], state["errors"], state["rounds"])
+        return Curves(torch.tensor(self.grid), state["slopes"], state["errors"], state["rounds"])
 
     def missing(self, rows: np.ndarray) -> np.ndarray:
         """Those of `rows` that have not been tabulated; only their files are read."""
@@ -193,7 +194,7 @@ class CurveStore:
         batch = batch or 2 * ldm.at_once(0, size)  # these passes are not guided
         if len(missing):
             make_folder(self.folder)
-        per_call, at_once = max(1, batch // len(KNOTS)), batch
+        per_call, at_once = max(1, batch // len(self.knots)), batch
         bar = tqdm(total=len(missing), desc="curves", unit="image", disable=not progress or not len(missing))
         claims = self.table.claim(
             np.unique(missing // SHARD).tolist(), on_wait=lambda: bar.set_postfix_str("waiting for another process")

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from domainfusion.config import DistillConfig, GenerateConfig
-from domainfusion.distillation.curve_rounds import GRID, KNOTS
+from domainfusion.distillation.curve_rounds import confidences
 from domainfusion.errors import UsageError, unknown_name
 from domainfusion.fusion.schedule import generations_due
 
@@ -122,10 +122,11 @@ def curve_flops(passes: PassCosts, work: Workload, config: DistillConfig) -> dic
     The encoder's are in single precision.
     """
     draws = config.curve_samples * config.curve_rounds
+    knots, points = confidences(config.curve_detail)
     each = 1 if config.residual == "plain" else 2
     return {
-        "encoder": passes.encoder * work.images * 2 * len(GRID),  # z(p) on both sides, for the difference along p
-        "unet": passes.unet * work.images * len(KNOTS) * draws * each,
+        "encoder": passes.encoder * work.images * 2 * len(points),  # z(p) on both sides, for the difference along p
+        "unet": passes.unet * work.images * len(knots) * draws * each,
         "text_encoder": passes.text_encoder * (work.classes + (each - 1)),
     }
 

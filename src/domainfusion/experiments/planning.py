@@ -27,7 +27,7 @@ from domainfusion.data.folders import folder_address, in_order, list_images
 from domainfusion.data.images import read_image
 from domainfusion.diffusion.ldm_folder import is_hub_id
 from domainfusion.distillation.curve_choice import reads_curves
-from domainfusion.distillation.curve_rounds import GRID, curves_of
+from domainfusion.distillation.curve_rounds import curves_of
 from domainfusion.distillation.curves import store_of
 from domainfusion.errors import DataError, LDMError
 from domainfusion.experiments.runs import build_algorithm, context_of
@@ -272,7 +272,7 @@ def _time_curves(context: Context, plan: Plan) -> None:
     seconds = timed(lambda: curves_of(estimator, dataset, some, store.prompts, size), context.device, most=3)
     plan.each["curve"] = seconds / len(some)
     plan.seconds["curves"] = plan.each["curve"] * len(missing)
-    plan.bytes["curves_cache"] = len(missing) * (2 * 4 * len(GRID) + 24)
+    plan.bytes["curves_cache"] = len(missing) * (2 * 4 * len(store.grid) + 24)
 
 
 def peak_memory(device: torch.device) -> int:
