@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from importlib.resources import files
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from domainfusion import cli
-from domainfusion.commands.parsing import base_options, given_options, merge, search_table
+from domainfusion.commands.parsing import base_options, drawn, given_options, merge, search_table
 from domainfusion.config import TrainConfig
 from domainfusion.config_files import build_config, load_toml
 from domainfusion.errors import UsageError
@@ -108,6 +109,22 @@ def test_what_is_given_are_options_of_the_command_line_and_the_file(tmp_path: Pa
     )
     assert {"lr", "data.size", "weight_decay", "generate.updating"} <= found
     assert "batch_size" not in found
+
+
+def test_what_a_file_searches_over_is_not_given_by_it(tmp_path: Path) -> None:
+    """Its value there is draw 0's: a copy of the preset `paper` searches as the preset does."""
+    path = tmp_path / "o.toml"
+    path.write_text(
+        "lr = 0.5\nsteps = 3\n[search]\nlr = [0.1, 0.2]\n[search.generate]\ncandidates = [1, 5]\n"
+        "[generate]\ncandidates = 3\nsteps = 2\n"
+    )
+    words = ["x", "--config", str(path)]
+    given = given_options(words)
+    assert {"steps", "generate.steps"} <= given
+    assert not {"lr", "generate.candidates"} & given
+    assert "lr" in given_options([*words, "--lr", "0.3"])  # the command line has the last word
+    options = dataclasses.replace(base_options(TrainConfig, words), hparams_seed=1)
+    assert drawn(options, "PACS", words).lr in (0.1, 0.2)
 
 
 def test_the_list_and_unknown_names(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -242,6 +242,10 @@ def test_the_command_line_reaches_all_of_it(
     assert run([*words, "--hparams-seed", "5", "--hparams-seeds", "2", "--run-seeds", "domainbed", "--json"]) == 0
     json.loads(capsys.readouterr().out)
     assert (seen[1].draws, seen[1].seeds) == ((5, 6), "domainbed")
+    monkeypatch.undo()
+    assert run([*words, "--dropout", "0.5", "--hparams-seeds", "4", "--output", str(tmp_path / "b")]) == 2
+    assert "the draws for erm are all the same, because all that is drawn is given (dropout)" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
     assert run([*words, "--hparams-seeds", "0"]) == 2
     assert run([*words, "--second-target", "art"]) == 2
     assert "--selection leave-one-domain-out" in capsys.readouterr().err

@@ -250,9 +250,17 @@ def _check_search(table: Any, origin: str, *, shows_help: bool) -> None:
 
 
 def given_options(words: list[str]) -> set[str]:
-    """The dotted names of the options that the command line or `--config` gives; a preset gives none."""
+    """The dotted names of the options that the command line or `--config` gives; a preset gives none.
+
+    What the file's own table `[search]` is over is none of them: its value there is that of draw 0.
+    """
     path = flag_value(words, "--config")
-    given = set() if path is None else set(flat_values(load_toml(Path(path))))
+    values = {} if path is None else load_toml(Path(path))
+    given = set(flat_values(values))
+    if isinstance(values.get("search"), dict):
+        from domainfusion.experiments.hyperparameters import searched_options
+
+        given -= searched_options(values["search"])
     for word in words:
         if word.startswith("--"):
             *groups, leaf = word.split("=")[0][2:].replace("-", "_").split(".")

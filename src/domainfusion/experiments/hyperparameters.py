@@ -110,6 +110,11 @@ def read_space(table: dict[str, Any], origin: str) -> tuple[Hyperparameter, ...]
     return tuple(space)
 
 
+def searched_options(table: dict[str, Any]) -> set[str]:
+    """The dotted names of the options that a table `[search]` is over."""
+    return {option for option, _ in _entries(table)}
+
+
 def _entries(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in table.items():
         if isinstance(value, dict) and not {"uniform", "log_uniform"} & set(value):
@@ -135,6 +140,13 @@ def _distribution(described: Any, is_whole: bool, where: str) -> tuple[Draw, lis
     )
 
 
+def space_of(
+    algorithm: str, data: str, table: dict[str, Any] | None = None, origin: str = ""
+) -> tuple[Hyperparameter, ...]:
+    """What is drawn for an algorithm on a data set: the table `[search]` of `origin`, or DomainBed's own space."""
+    return domainbed_space(algorithm, canonical_name(Path(data).name)) if table is None else read_space(table, origin)
+
+
 def draw_values(space: tuple[Hyperparameter, ...], hparams_seed: int, trial: int) -> dict[str, Any]:
     """{option: value} of a draw (1, 2, ...) in a trial."""
     seed = seed_hash(hparams_seed, trial)
@@ -158,9 +170,7 @@ def draw_options(
         return config
     if is_zero_shot(config.algorithm):
         raise UsageError(f"--hparams-seed {config.hparams_seed}: {config.algorithm} is not trained; nothing is drawn")
-    dataset = canonical_name(Path(data).name)
-    space = domainbed_space(config.algorithm, dataset) if table is None else read_space(table, origin)
-    values = draw_values(space, config.hparams_seed, config.trial)
+    values = draw_values(space_of(config.algorithm, data, table, origin), config.hparams_seed, config.trial)
     return with_values(config, {option: value for option, value in values.items() if option not in given}, DRAW)
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 from domainfusion.config import TrainConfig
 from domainfusion.data.benchmarks import canonical_name
 from domainfusion.errors import DomainFusionError, UsageError
-from domainfusion.experiments.hyperparameters import draw_options, is_zero_shot
+from domainfusion.experiments.hyperparameters import draw_options, is_zero_shot, space_of
 from domainfusion.registry import ALGORITHMS
 from domainfusion.results.domainbed import read_records
 from domainfusion.results.model_selection import select
@@ -106,7 +106,18 @@ class Plan:
         return draw_options(config, self.data, table=search.table, origin=search.origin, given=search.given)
 
     def check(self) -> None:
-        """Raise `UsageError` where runs that hold out one domain and two would not be measured at the same steps."""
+        """Raise `UsageError` where there is nothing to draw, and where runs that hold out one domain and two would not
+        be measured at the same steps."""
+        search = self.search
+        for algorithm in self.algorithms:
+            if len(self.draws(algorithm)) < 2:
+                continue
+            space = {entry.option for entry in space_of(algorithm, self.data, search.table, search.origin)}
+            if space <= set(search.given):
+                raise UsageError(
+                    f"--hparams-seeds {len(search.draws)}: the draws for {algorithm} are all the same, because all "
+                    f"that is drawn is given ({', '.join(sorted(space))}); leave out what the search is to be over"
+                )
         if self.search.selection != "leave-one-domain-out":
             return
         if len(self.domains) < 3:
