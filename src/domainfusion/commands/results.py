@@ -113,6 +113,7 @@ def collect(words: list[str]) -> None:
     from domainfusion.results.collect import build_tables, tables_json, tables_text
     from domainfusion.results.domainbed import read_records
     from domainfusion.results.domainbed_layout import check_output, lay_out
+    from domainfusion.results.variants import split_variants
 
     for folder in command.folders:
         if not folder.exists():
@@ -124,8 +125,9 @@ def collect(words: list[str]) -> None:
         why = "".join(f"; {note}" for note in found.notes[:1])
         raise UsageError(f"no records (results.jsonl) at or below {', '.join(map(str, command.folders))}{why}")
     laid_out = lay_out(found.records, command.domainbed) if command.domainbed is not None else []
-    for note in (*found.notes, *laid_out):
+    records, told_apart = split_variants(found.records)
+    for note in (*found.notes, *laid_out, *told_apart):
         show_note(note)
-    tables = build_tables(found.records, list(command.selection) or None)
+    tables = build_tables(records, list(command.selection) or None)
     form = "json" if command.json else command.format
     show(tables_json(tables), tables_text(tables, form), form == "json")

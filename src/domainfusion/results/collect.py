@@ -14,6 +14,7 @@ from domainfusion.data.benchmarks import BENCHMARKS
 from domainfusion.results.domainbed import read_records
 from domainfusion.results.model_selection import METHODS, domain_count, group_records, select
 from domainfusion.results.tables import markdown_table, text_table
+from domainfusion.results.variants import split_variants
 
 TITLES = {
     "training-domain": "training-domain validation set",
@@ -73,7 +74,8 @@ def _average(cells: Any) -> str:
 def collect(roots: list[Path], methods: list[str] | None = None) -> tuple[list[Table], list[str]]:
     """Tables for every selection method and data set of the runs at or below `roots`, and notes on odd files."""
     found = read_records(roots)
-    return build_tables(found.records, methods), found.notes
+    records, notes = split_variants(found.records)
+    return build_tables(records, methods), [*found.notes, *notes]
 
 
 def build_tables(records: Sequence[dict[str, Any]], methods: list[str] | None = None) -> list[Table]:
@@ -113,17 +115,19 @@ def _table(
                     accuracy[algorithm][domain].append(chosen.test)
         for domain, absent in lacking.items():
             trials_text = ", ".join(map(str, absent))
-            missing.append(f"{algorithm}, target {domain}: no run for trial {trials_text}")
+            missing.append(f"{algorithm}, target {domain} for trial {trials_text}")
     return Table(dataset, method, domains, accuracy, missing)
 
 
 def _why(records: list[dict[str, Any]], method: str, target: int, domains: list[str]) -> str:
-    """Which further runs leave-one-domain-out needs, where it could not choose."""
+    """What a method lacks where it could not choose, in words that go on with "for trial"."""
+    if method == "oracle" and any(len(record["args"]["test_envs"]) == 1 for record in records):
+        return ": too few images to choose by"
     if method != "leave-one-domain-out":
-        return ""
+        return ": no run"
     held = {frozenset(record["args"]["test_envs"]) for record in records}
     absent = [domains[i] for i in range(len(domains)) if i != target and frozenset((target, i)) not in held]
-    return f" with {' / '.join(absent)} held out too" if absent else ""
+    return f" with {' / '.join(absent)} held out too: no run" if absent else ": no run"
 
 
 def latex_table(rows: list[list[str]]) -> str:
