@@ -14,7 +14,8 @@ from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
 from domainfusion.data.transforms import resize
 from domainfusion.diffusion.image_to_image import image_to_image
 from domainfusion.diffusion.ldm import LatentDiffusion
-from domainfusion.errors import Interrupted
+from domainfusion.diffusion.solvers import denoising_timesteps
+from domainfusion.errors import Interrupted, LDMError
 from domainfusion.interruption import stoppable
 
 STEPS = 5
@@ -63,6 +64,51 @@ def pipeline(tiny_pipeline: Path) -> StableDiffusionImg2ImgPipeline:
     pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(tiny_pipeline)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+@pytest.mark.parametrize("solver", ["ddim", "unipc"])
+def test_candidates_that_are_not_finite_are_refused(
+    ldm: LatentDiffusion, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch, solver: Any
+) -> None:
+    """Half precision may overflow; as 8-bit pixels that would be black pictures."""
+    predict = ldm.predict_noise
+
+    def overflow(z: torch.Tensor, timesteps: torch.Tensor, embeds: torch.Tensor) -> torch.Tensor:
+        found = predict(z, timesteps, embeds).clone()
+        found[1, 0, 0, 0] = torch.inf
+        return found
+
+    monkeypatch.setattr(ldm, "predict_noise", overflow)
+    with pytest.raises(LDMError, match=r"not finite; use --precision float32"):
+        image_to_image(ldm, images, PROMPTS, torch.full((3, 1), 0.5), noise=gaussian(3), solver=solver)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("solver", ["ddim", "dpm", "unipc"])
+@pytest.mark.parametrize("spacing", ["karras", "uniform"])
+def test_schedules_that_end_without_signal_start_from_pure_noise(
+    ldm: LatentDiffusion, images: torch.Tensor, prediction_type: str, solver: Any, spacing: Any
+) -> None:
+    """`rescale_betas_zero_snr`, as Stable Diffusion's later fine-tunings have it."""
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear", prediction_type=prediction_type, rescale_betas_zero_snr=True
+    )
+    assert scheduler.alphas_cumprod[-1] == 0
+    whole = LatentDiffusion(ldm.vae, ldm.unet, ldm.text_encoder, ldm.tokenizer, scheduler)
+    timesteps = denoising_timesteps(whole.alphas_cumprod, torch.tensor([1.0, 0.5]), 4, spacing)
+    assert timesteps[0].tolist() == [999, 500]
+    assert all(len(set(column)) == 4 for column in timesteps.T.tolist())
+    assert timesteps[1, 0] < 990  # no step is spent where there is nothing to see
+    made = image_to_image(
+        whole, images, PROMPTS, torch.tensor([[1.0], [0.999], [0.5]]), noise=gaussian(3), solver=solver, spacing=spacing
+    )
+    assert made.isfinite().all()
+    assert made.std() > 1e-3
+    # At the last timestep a v-prediction is the clean image with its sign turned, and nothing of z.
+    z, v = gaussian(1), gaussian(1, 6)
+    signal, sigma = whole.signal_and_noise(torch.tensor([999]))
+    clean = (z - sigma * (signal * v + sigma * z)) / signal
+    torch.testing.assert_close(clean, -v, atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize(

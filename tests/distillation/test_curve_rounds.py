@@ -18,6 +18,7 @@ from domainfusion.distillation import curve_rounds
 from domainfusion.distillation.corruption import degrade
 from domainfusion.distillation.curve_rounds import GRID, KNOTS, confidences, curves_of
 from domainfusion.distillation.slopes import SlopeEstimator, draw
+from domainfusion.errors import LDMError
 from domainfusion.seeding import seed_hash
 from draws import FEW_ROUNDS
 
@@ -103,6 +104,21 @@ def test_the_error_is_honest(
     # Student's t with 5 degrees of freedom has a root mean square of 1.29; confidences of an image err alike.
     assert 0.8 < float(scaled.square().mean().sqrt()) < 1.9
     assert float(reference["errors"].mean()) < 0.4 * float(found["errors"].mean())
+
+
+def test_slopes_that_are_not_finite_are_refused(
+    ldm: LatentDiffusion, dataset: MultiDomainDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict = ldm.predict_noise
+
+    def overflow(z: torch.Tensor, *args: torch.Tensor) -> torch.Tensor:
+        found = predict(z, *args).clone()
+        found[len(KNOTS) + 3] = torch.nan  # of the second image
+        return found
+
+    monkeypatch.setattr(ldm, "predict_noise", overflow)
+    with pytest.raises(LDMError, match=f"{dataset.keys[9]} are not finite; use --precision float32"):
+        curves_of(SlopeEstimator(ldm, FEW_ROUNDS), dataset, np.array([2, 9, 16]), list(dataset.words()), 16)
 
 
 def test_rounds_stop_where_a_curve_is_known(ldm: LatentDiffusion, dataset: MultiDomainDataset) -> None:

@@ -76,6 +76,26 @@ def test_a_damaged_shard_is_computed_again(
     assert "its curves are computed again" in capsys.readouterr().err
 
 
+def test_curves_that_a_former_version_kept_without_numbers_are_computed_again(
+    ldm: LatentDiffusion, dataset: MultiDomainDataset, tiny_pipeline: Path
+) -> None:
+    store = make_store(dataset, tiny_pipeline)
+    rows = np.array([0, 1, 5])
+    whole = store.tabulate(ldm, rows, progress=False)
+    nothing = {name: getattr(whole, name)[[1]].clone() for name in ("slopes", "errors", "rounds")}
+    nothing["slopes"][:] = torch.nan
+    store.table.path(0).unlink()
+    keys = torch.from_numpy(store.row_keys(rows))
+    kept = {name: getattr(whole, name)[[0, 5]] for name in ("slopes", "errors", "rounds")}
+    store.table.write(0, torch.tensor([0, 5]), kept | {"key": keys[[0, 2]]})
+    store.table.write(0, torch.tensor([1]), nothing | {"key": keys[[1]]})
+    assert store.missing(rows).tolist() == [1]
+    other = make_store(dataclasses.replace(dataset, fingerprint="other"), tiny_pipeline)
+    assert other.elsewhere(rows)[0].tolist() == [0, 5]
+    again = store.tabulate(ldm, rows, progress=False)
+    torch.testing.assert_close(again.slopes[rows], whole.slopes[rows], rtol=1e-3, atol=1e-6)
+
+
 def test_other_settings_have_another_table(dataset: MultiDomainDataset, tiny_pipeline: Path) -> None:
     key = make_store(dataset, tiny_pipeline).key
     assert make_store(dataset, tiny_pipeline).key == key

@@ -12,6 +12,7 @@ import torch
 from domainfusion.data.transforms import resize
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.solvers import Solver, SolverName, Spacing, denoising_timesteps
+from domainfusion.errors import LDMError
 from domainfusion.interruption import check
 
 
@@ -48,7 +49,8 @@ def image_to_image(
         batch_size: candidates denoised at once (0: as `LatentDiffusion.at_once` has it).
         side: pixels that candidates are resized to on the LDM's device; the images' own where not given.
 
-    Raises `Interrupted` between two steps where a signal has come (see `domainfusion.interruption`).
+    Raises `Interrupted` between two steps where a signal has come (see `domainfusion.interruption`), and `LDMError`
+    where a candidate is not finite.
     """
     count = len(images)
     if len(prompts) != count * candidates or strengths.shape != (count, candidates):
@@ -71,8 +73,12 @@ def image_to_image(
             ldm, latents[part], noise[part], embeds[part], empty, timesteps[:, part], steps_of_part, guidance_scale,
             guidance_interval,
         )  # fmt: skip
-        made = ldm.decode(z).clamp(-1, 1)
+        made = ldm.decode(z)
+        whole = torch.isfinite(made).all()
+        made = made.clamp(-1, 1)
         result[part] = (made if side is None else resize(made, side)).cpu()
+        if not whole:
+            raise LDMError(f"{ldm.name}: its candidates are not finite; use --precision float32")
     return result.view(count, candidates, *result.shape[1:])
 
 

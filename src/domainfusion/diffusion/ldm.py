@@ -30,6 +30,8 @@ LATENTS_AT_ONCE = 64
 # 512 x 512, many times what the U-Net does, and gains nothing from more of them.
 PIXELS_AT_ONCE = 2**20
 
+LEAST_ALPHA = 2.0**-24  # of a noise schedule
+
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -62,7 +64,9 @@ class LatentDiffusion:
         self.text_encoder = text_encoder.to(self.device).eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.scheduler = scheduler
-        self.alphas_cumprod = scheduler.alphas_cumprod.to(self.device, torch.float32)  # (T,)
+        # (T,). A schedule that ends without any signal (`rescale_betas_zero_snr`) keeps a trace of it, as in diffusers'
+        # solvers: dividing by none would give no numbers.
+        self.alphas_cumprod = scheduler.alphas_cumprod.to(self.device, torch.float32).clamp_min(LEAST_ALPHA)
         self.scaling_factor = float(vae.config.scaling_factor)
         self.shift = float(getattr(vae.config, "shift_factor", None) or 0.0)
         self.prediction_type = scheduler.config.prediction_type

@@ -18,6 +18,8 @@ Spacing = Literal["karras", "uniform"]
 # Where karras spacing takes its last step, as a share of the schedule: from there one prediction reaches the clean
 # latents, and what a finer end would add is below an 8-bit pixel.
 LAST_SHARE = 0.02
+# Where it begins at most: schedules that end without signal have noise without bound, which no step is spent on.
+MOST_SIGMA = 80.0  # Karras et al.'s; Stable Diffusion's ends at 14.6
 RHO = (
     3.0  # Karras et al. 2022 (arXiv 2206.00364), eq. 5, take 7 for pixels from σ = 80; 3 was best here at 3 to 7 steps
 )
@@ -41,7 +43,7 @@ def denoising_timesteps(
         timesteps = (starts * (1 - ramp / steps)).round().long()
     else:
         sigmas = ((1 - alphas_cumprod.cpu().double()) / alphas_cumprod.cpu().double()).sqrt()
-        first = sigmas[starts.round().long()] ** (1 / RHO)
+        first = sigmas[starts.round().long()].clamp_max(MOST_SIGMA) ** (1 / RHO)
         last = torch.minimum(sigmas[round(LAST_SHARE * (total - 1))] ** (1 / RHO), first)
         wanted = (first + ramp / max(1, steps - 1) * (last - first)) ** RHO  # (steps, B)
         above = torch.searchsorted(sigmas, wanted.contiguous()).clamp(1, total - 1)

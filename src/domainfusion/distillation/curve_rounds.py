@@ -24,6 +24,7 @@ from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.data.transforms import from_uint8, resize
 from domainfusion.distillation.corruption import degrade
 from domainfusion.distillation.slopes import Draws, SlopeEstimator, draw
+from domainfusion.errors import LDMError
 from domainfusion.interruption import check
 from domainfusion.seeding import seed_hash
 
@@ -68,6 +69,8 @@ def curves_of(
     Args:
         prompts: the prompt of each class.
         at_once: latents in a pass of the U-Net, and images in one of the encoder.
+
+    Raises `LDMError` naming an image of which a slope is not finite.
     """
     config, ldm = estimator.config, estimator.ldm
     count, points = len(rows), len(confidences(config.curve_detail)[1])
@@ -86,6 +89,9 @@ def curves_of(
         found = _round(
             estimator, images[active], [given[i] for i in active], keys[active.numpy()], number, chosen, at_once
         )
+        if not found.isfinite().all():
+            row = rows[active[int((~found.isfinite().all(1)).nonzero()[0])]]
+            raise LDMError(f"{ldm.name}: its slopes of {dataset.keys[row]} are not finite; use --precision float32")
         total[active] += found
         squares[active] += found.square()
         rounds[active] += 1

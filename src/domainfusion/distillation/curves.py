@@ -125,7 +125,7 @@ class CurveStore:
         for number in np.unique(rows[absent] // SHARD).tolist():
             found, curves = self.table.read(self.table.path(number))
             if len(found):
-                known.append(found[curves["rounds"] > 0].numpy())
+                known.append(found[_is_whole(curves)].numpy())
         return rows[absent & ~np.isin(rows, np.concatenate(known))]
 
     def row_keys(self, rows: np.ndarray) -> np.ndarray:
@@ -145,7 +145,7 @@ class CurveStore:
                 keys, which = np.unique(self.row_keys(asked), return_inverse=True)
                 places = np.full(len(keys), -1)
             at = np.searchsorted(keys, known.numpy()).clip(max=len(keys) - 1)
-            fitting = np.flatnonzero((keys[at] == known.numpy()) & (places[at] < 0))
+            fitting = np.flatnonzero((keys[at] == known.numpy()) & (places[at] < 0) & _is_whole(curves).numpy())
             at, first = np.unique(at[fitting], return_index=True)
             if len(at):
                 places[at] = count + np.arange(len(at))
@@ -202,7 +202,9 @@ class CurveStore:
         with bar, contextlib.closing(claims):
             for number in claims:
                 asked = missing[missing // SHARD == number]
-                known, _ = self.table.read(self.table.path(number))  # by another process, perhaps a moment ago
+                known, curves = self.table.read(self.table.path(number))  # by another process, perhaps a moment ago
+                if len(known):
+                    known = known[_is_whole(curves)]
                 mine = asked[~np.isin(asked, known.numpy())]
                 bar.update(len(asked) - len(mine))
                 if not len(mine):
@@ -265,6 +267,11 @@ class CurveStore:
             "slopes": found.slopes.half(), "errors": found.errors.half(), "rounds": found.rounds.int(),
             "key": torch.from_numpy(self.row_keys(np.arange(len(self.dataset)))),
         })  # fmt: skip
+
+
+def _is_whole(curves: dict[str, torch.Tensor]) -> torch.Tensor:
+    """(n,) bool: which curves of a file are known, in numbers (former versions kept what overflowed)."""
+    return (curves["rounds"] > 0) & curves["slopes"].isfinite().all(1)
 
 
 def _shipped(path: Path) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
