@@ -102,6 +102,26 @@ def test_equal_and_constant_differences() -> None:
 
 
 @pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ([51.2, 48.3], [50.1, 47.2]),  # equal but for floating point
+        # Two images of 276 more each time, in figures of three decimals.
+        *[([round(100 * (k + 2) / 276, 3) for k in counts], [round(100 * k / 276, 3) for k in counts])
+          for counts in ((100, 133, 171), (5, 6, 7), (250, 31, 99))],
+    ],
+)  # fmt: skip
+def test_differences_that_are_equal_but_for_rounding_have_no_p_value(first: list[float], second: list[float]) -> None:
+    found = paired_difference({"a": first}, {"a": second})
+    assert found.error < 1e-3
+    assert math.isnan(found.p_value)
+
+
+def test_differences_of_one_image_in_many_have_a_p_value() -> None:
+    found = paired_difference({"a": [50.01, 50.02]}, {"a": [50.0, 50.0]})
+    assert 0 < found.p_value < 1
+
+
+@pytest.mark.parametrize(
     ("first", "second"), [({"a": [1.0]}, {"a": [2.0]}), ({"a": []}, {"a": []}), ({"a": [1.0]}, {})]
 )
 def test_too_few_pairs_have_no_p_value(first: dict[str, list[float]], second: dict[str, list[float]]) -> None:

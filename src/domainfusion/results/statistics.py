@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 
 # {algorithm: {target: [one figure per trial]}}, in percent.
 Accuracies = Mapping[str, Mapping[str, Sequence[float]]]
+# A standard error, in per cent, that rounding figures to three decimals may leave of equal pairs; one image of 50,000.
+EQUAL = 0.002
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +59,9 @@ def trial_means(by_target: Mapping[str, Sequence[float]]) -> list[float]:
 def paired_difference(first: Mapping[str, Sequence[float]], second: Mapping[str, Sequence[float]]) -> PairedDifference:
     """first - second, each trial's mean over the common targets being one pair (Student's t, n - 1 degrees).
 
+    Args:
+        first, second: accuracies in per cent, by target and trial.
+
     Targets of a trial share training images, so the trial, not the cell, is the unit. Trials are not independent
     either: their training parts overlap, and runs share the LDM's candidates of a raw image. Read p as a lower bound.
     """
@@ -67,8 +72,8 @@ def paired_difference(first: Mapping[str, Sequence[float]], second: Mapping[str,
     found = estimate(pairs)
     if found.count < 2 or math.isnan(found.error):
         return PairedDifference(found.mean, found.error, math.nan, found.count)
-    if found.error == 0:
-        return PairedDifference(found.mean, 0.0, math.nan, found.count)  # equal pairs say nothing about chance
+    if found.error <= EQUAL:
+        return PairedDifference(found.mean, found.error, math.nan, found.count)  # equal pairs say nothing about chance
     from scipy import stats
 
     p_value = 2 * float(stats.t.sf(abs(found.mean / found.error), found.count - 1))
