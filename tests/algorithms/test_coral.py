@@ -93,6 +93,17 @@ def test_too_few_domains_or_images_are_refused(
         build_algorithm(build_context(str(folder), config, make_algorithm("coral").context.folder, progress=False))
 
 
+def test_a_run_that_holds_out_two_of_three_domains_has_no_distance(make_algorithm: Make) -> None:
+    """Leave-one-domain-out selection on three domains asks for such runs; DomainBed's penalty is 0 there."""
+    algorithm = make_algorithm("coral", second_target="cartoon")
+    assert len(algorithm.context.split.sources) == 1
+    losses = algorithm.losses(make_batch(algorithm, 0))
+    assert losses["coral_loss"].item() == 0
+    sum(losses.values()).backward()
+    gradients = [p.grad for p in algorithm.classifier.parameters() if p.grad is not None]
+    assert any(gradient.abs().sum() > 0 for gradient in gradients)
+
+
 def test_one_image_of_a_domain_in_each_process_is_refused(make_algorithm: Make) -> None:
     """Its covariance is 0/0: training would begin, and end with a loss that is not finite."""
     assert torch.isnan(coral_distance(torch.ones(1, 2), torch.ones(1, 2)))

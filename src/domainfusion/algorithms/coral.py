@@ -18,11 +18,12 @@ from domainfusion.errors import UsageError
 
 
 class CORAL(Algorithm):
-    """Cross-entropy, and the mean distance of two domains' feature statistics."""
+    """Cross-entropy, and the mean distance of two domains' feature statistics; of one domain 0, as in DomainBed."""
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        if len(context.split.sources) < 2:
+        # A run that holds out a second domain, for leave-one-domain-out selection, may be left with one.
+        if len(context.split.sources) < 2 and self.config.second_target is None:
             raise UsageError("--algorithm coral compares source domains and needs two at least; use erm")
         count = context.processes.count  # each measures the covariances of its own share of every domain's images
         if self.config.batch_size // count < 2:
@@ -41,7 +42,7 @@ class CORAL(Algorithm):
             pairs = [coral_distance(a.float(), b.float()) for a, b in itertools.combinations(domains, 2)]
         return {
             "raw_loss": F.cross_entropy(self.classifier.logits_of(features), batch.labels),
-            "coral_loss": self.config.coral.weight * torch.stack(pairs).mean(),
+            "coral_loss": self.config.coral.weight * (torch.stack(pairs).mean() if pairs else features.new_zeros(())),
         }
 
 
