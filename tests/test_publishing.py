@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +13,13 @@ from domainfusion.cli import run
 
 
 class FakeHub:
-    """The two calls of the hub's client that are made, recorded; `fails` is raised by the first."""
+    """The calls of the hub's client that are made, recorded; `fails` is raised by the first.
+
+    `public`: names of repositories that are there already, for everybody to see.
+    """
 
     fails: Exception | None = None
+    public: tuple[str, ...] = ()
     calls: list[tuple[str, dict[str, Any]]]
 
     def create_repo(self, name: str, **options: Any) -> str:
@@ -22,6 +27,10 @@ class FakeHub:
             raise self.fails
         self.calls.append(("create_repo", {"name": name, **options}))
         return f"https://hub.example/{name}"
+
+    def repo_info(self, name: str) -> SimpleNamespace:
+        (created,) = (call for kind, call in self.calls if kind == "create_repo")
+        return SimpleNamespace(private=created["private"] and name not in self.public)
 
     def upload_folder(self, **options: Any) -> None:
         from huggingface_hub.utils import filter_repo_objects
@@ -53,6 +62,20 @@ def test_an_export_is_sent_whole_and_nothing_else(
         ("upload_folder", {"repo_id": "me/emoji", "sent": ["README.md", "config.json", "model.safetensors"]}),
     ]
     assert capsys.readouterr().out.splitlines()[-1] == "https://hub.example/me/emoji"
+
+
+def test_a_private_model_is_not_sent_to_a_public_place(
+    trained_run: Path, tmp_path: Path, hub: FakeHub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The hub leaves a repository that exists as visible as it was."""
+    hub.public = ("me/emoji",)
+    words = ["export", str(trained_run), "--output", str(tmp_path / "m"), "--push-to-hub", "me/emoji"]
+    assert run([*words, "--private"]) == 2
+    assert "--private: me/emoji is on the hub already, and public" in capsys.readouterr().err
+    assert [kind for kind, _ in hub.calls] == ["create_repo"]
+    hub.calls.clear()
+    assert run(words) == 0
+    assert [kind for kind, _ in hub.calls] == ["create_repo", "upload_folder"]
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ def check_name(name: str) -> None:
 def push_to_hub(folder: Path, files: Sequence[Path], name: str, *, private: bool = False) -> str:
     """Send `files`, a model exported to `folder`, to `name` (OWNER/NAME), made where there is none yet; its address.
 
-    Raises `DomainFusionError` where the hub cannot be reached or does not let the user write there; what was exported
-    stays in `folder`.
+    Raises `UsageError` where it is to be private and there is a public one already; `DomainFusionError` where the hub
+    cannot be reached or does not let the user write there. What was exported stays in `folder`.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
@@ -32,10 +32,17 @@ def push_to_hub(folder: Path, files: Sequence[Path], name: str, *, private: bool
     api = HfApi()
     try:
         address = api.create_repo(name, private=private, exist_ok=True)
+        if private and not api.repo_info(name).private:  # one that exists stays as it is
+            raise UsageError(
+                f"--private: {name} is on the hub already, and public; choose another name, or make it private there "
+                f"first. Nothing was sent; the model is in {folder}"
+            )
         api.upload_folder(
             repo_id=name, folder_path=folder, allow_patterns=[path.name for path in files],
             commit_message="Model by domainfusion",
         )  # fmt: skip
+    except UsageError:
+        raise
     except HFValidationError as error:
         raise UsageError(f"--push-to-hub {name}: {error}; the model is in {folder}") from error
     except (HfHubHTTPError, LocalTokenNotFoundError) as error:
