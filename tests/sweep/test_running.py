@@ -33,9 +33,10 @@ from domainfusion.fusion.candidate_cache import CandidateCache, cache_path
 from domainfusion.fusion.candidates import candidates_of
 from domainfusion.json_lines import read_json_lines
 from domainfusion.locks import locked
+from domainfusion.results.model_selection import select
 from domainfusion.sweep.ledger import Ledger
-from domainfusion.sweep.plan import build_plan
-from domainfusion.sweep.running import cluster, run_sweep, slots_of
+from domainfusion.sweep.plan import Outcome, build_plan
+from domainfusion.sweep.running import best_draws, cluster, run_sweep, slots_of
 from domainfusion.sweep.sharing import compute_shared, find_jobs
 from domainfusion.tensors import load_state
 from sweep.small_sweeps import CONFIG, sweep_of
@@ -228,3 +229,20 @@ def test_a_driver_that_is_asked_to_stop_has_its_runs_saved(image_folder: Path, t
         state = load_state(last)
         assert state["progress"]["step"] > read_json_lines(metrics)[-1]["step"]
     assert not (output / ".tune").exists()
+
+
+def test_of_equal_draws_the_last_is_chosen_as_benchmark_and_collect_have_it(image_folder: Path, tmp_path: Path) -> None:
+    ledger = Ledger(build_plan(sweep_of(image_folder, draws=3, targets=("photo",)), CONFIG, tmp_path))
+    values = {0: 0.5, 1: 0.75, 2: 0.75}
+    for run_, entry in ledger.entries.items():
+        ledger.end(entry, Outcome("done", values[run_.hparams_seed]))
+    ((entry,),) = (found.values() for found in best_draws(ledger).values())
+    assert entry.run.hparams_seed == 2
+    records = [
+        {"args": {"hparams_seed": draw, "test_envs": [0]}, "step": 1, "env0_in_acc": 0.1 * draw, "env0_out_acc": 0.0,
+         "env1_out_acc": value}
+        for draw, value in values.items()
+    ]  # fmt: skip
+    chosen = select(records, "training-domain")
+    assert chosen is not None
+    assert chosen.hparams_seed == 2

@@ -84,7 +84,7 @@ def test_draws_are_pruned_by_their_own_kind(image_folder: Path, tmp_path: Path, 
     options = sweep_of(image_folder, draws=4, space=("lr=loguniform(1e-4,1e-2)",), prune=True, prune_factor=2.0)
     plan = build_plan(options, dataclasses.replace(CONFIG, **changes), tmp_path)
     ledger = Ledger(plan)
-    search = SimpleNamespace(ledger=ledger, entries={}, pruned=set())
+    search = SimpleNamespace(ledger=ledger, entries={}, pruned={})
     scheduler = Pruning(search)
 
     def report(target: str, draw: int, step: int, value: float) -> str:
@@ -108,15 +108,15 @@ def test_draws_are_pruned_by_their_own_kind(image_folder: Path, tmp_path: Path, 
     assert report("sketch", 2, 150, 0.0) == "CONTINUE"  # at its end already
     folder = tmp_path / "erm" / "photo" / "trial-0-draw-1"
     assert read_json(folder / PRUNED) == {"step": 40, METRIC: 0.2}
-    assert search.pruned == {
-        search.entries[name].run.name for name in search.entries if name.endswith("photo, trial 0, draw 1")
+    assert search.pruned == {  # its best source validation, as `pruned.json` tells later sweeps
+        search.entries[name].run.name: 0.2 for name in search.entries if name.endswith("photo, trial 0, draw 1")
     }
 
     # A later sweep remembers what this one saw.
     later = Ledger(plan)
     entry = next(e for r, e in later.entries.items() if r.folder == folder)
     assert entry.outcome == Outcome("pruned", 0.2)
-    search = SimpleNamespace(ledger=later, entries={}, pruned=set())
+    search = SimpleNamespace(ledger=later, entries={}, pruned={})
     ledger, scheduler = later, Pruning(search)
     assert report("photo", 2, 40, 0.1) == "STOP"
     assert report("photo", 3, 40, 0.3) == "CONTINUE"

@@ -154,13 +154,14 @@ def name_of_trial(trial: Any) -> str:
 
 
 def best_draws(ledger: Ledger) -> dict[str, dict[tuple[int, str, str], Entry]]:
-    """{data: {(trial, target, algorithm): the finished draw of the best source validation}}."""
+    """{data: {(trial, target, algorithm): the finished draw of the best source validation}}; of equals the last, as
+    `benchmark` and `collect` have it."""
     chosen: dict[str, dict[tuple[int, str, str], Entry]] = {data: {} for data in ledger.plan.datasets}
     for place, entries in ledger.by_place.items():
         done = [entry for entry in entries if entry.status == "done"]
         if done:
             key = place.trial, place.target, place.algorithm
-            chosen[place.data][key] = max(done, key=_validation)
+            chosen[place.data][key] = max(reversed(done), key=_validation)
     return chosen
 
 

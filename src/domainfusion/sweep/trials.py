@@ -120,7 +120,7 @@ class RunSearch(NotKept, Searcher):
         self.ledger, self.progress = ledger, progress
         self.threads, self.gpus = threads, gpus
         self.entries: dict[str, Entry] = {}  # by trial
-        self.pruned: set[str] = set()
+        self.pruned: dict[str, float] = {}  # best source validation of runs that were stopped
 
     def suggest(self, trial_id: str) -> Any:
         """The next run; None while those that are left wait for others."""
@@ -151,7 +151,7 @@ class RunSearch(NotKept, Searcher):
             reason = last_line(entry.run.folder / "run.log")
             outcome = Outcome("failed", reason=f"lost {entry.lost + 1} times; its log ends: {reason}")
         elif trial_id in self.pruned:
-            outcome = Outcome("pruned", found.get(METRIC))
+            outcome = Outcome("pruned", self.pruned[trial_id])
         else:
             outcome = Outcome(found["status"], found.get(METRIC), found.get("reason", ""))
         self.ledger.end(entry, outcome)
@@ -211,8 +211,8 @@ class Pruning(NotKept, FIFOScheduler):
         decision = str(ladder.on_trial_result(tune_controller, trial, result))
         if decision != TrialScheduler.STOP or result["step"] >= self._steps_of(entry):
             return str(TrialScheduler.CONTINUE)
-        self.search.pruned.add(trial.trial_id)
         seen = max(found[METRIC] for found in read_progress(entry.run.folder))
+        self.search.pruned[trial.trial_id] = seen
         write_json(entry.run.folder / PRUNED, {"step": result["step"], METRIC: seen})
         return decision
 
