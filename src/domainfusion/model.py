@@ -179,7 +179,8 @@ def _load_run(folder: Path, device: torch.device) -> Model:
         "calibration": {name: value for name, value in calibration.items() if name != "model"} or None,
     }  # fmt: skip
     tester = class_of_run(config.algorithm).load_tester(folder, classifier, config, device)
-    temperature = float(calibration.get("temperature", 1.0))
+    # The temperature is of the classifier alone, not of what a method of its own makes of several views.
+    temperature = float(calibration.get("temperature", 1.0)) if tester is None else 1.0
     return Model(classifier, config, classes, size, temperature, device, facts, folder, tester)
 
 

@@ -24,7 +24,7 @@ from domainfusion.experiments.benchmark import run_benchmark
 from domainfusion.experiments.evaluation import evaluate_run
 from domainfusion.experiments.runs import train_run
 from domainfusion.export import export_folder, export_onnx
-from domainfusion.files import read_json
+from domainfusion.files import read_json, write_json
 from domainfusion.fusion import inversion
 from domainfusion.fusion.image_cache import ImageCache
 from domainfusion.fusion.inversion import translate
@@ -110,7 +110,9 @@ def test_a_run_is_tested_by_the_ensemble_and_so_are_evaluate_and_predict(
 
     monkeypatch.setenv("DOMAINFUSION_CACHE", str(tmp_path / "cache"))
     paths = [images / dataset.keys[row] for row in rows]
+    write_json(run / "calibration.json", read_json(run / "calibration.json") | {"temperature": 2.5})
     model = load(run, device="cpu")
+    assert model.temperature == 1  # the run's is of its classifier alone
     assert model.predict(paths).labels == [dataset.classes[k] for k in answers]
     for export in (export_folder, export_onnx):
         with pytest.raises(UsageError, match="a run of erm with the same options and seed"):
