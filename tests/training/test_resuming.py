@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 from collections.abc import Callable
@@ -13,12 +14,13 @@ import torch
 from safetensors.torch import load_file
 
 from domainfusion.algorithms.erm import ERM
-from domainfusion.config import DataConfig, DSIConfig, GenerateConfig, TrainConfig, ZeroShotConfig
+from domainfusion.config import CDGAConfig, DataConfig, DSIConfig, GenerateConfig, TrainConfig, ZeroShotConfig
 from domainfusion.config_files import to_toml
 from domainfusion.errors import FileError, Interrupted, UsageError
-from domainfusion.experiments.run_folder import refuse_other_options
+from domainfusion.experiments.run_folder import OURS, refuse_other_options
 from domainfusion.files import read_json
 from domainfusion.json_lines import read_json_lines
+from domainfusion.registry import ALGORITHMS
 from domainfusion.tensors import load_state
 from domainfusion.training import measuring, trainer
 from same_run import assert_same_run, without_clocks
@@ -262,6 +264,35 @@ class TestOtherOptions:
         first = run(data, tmp_path / "run", target=domains[0], steps=2, evaluations=1)
         assert run(data, tmp_path / "run", target=domains[0], steps=2, evaluations=1) == first
         assert first["target"] == domains[0]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "options", "refused"),
+    [
+        ("erm", {"zero_shot": ZeroShotConfig(images=4)}, ""), ("domainfusion", {"dsi": DSIConfig(steps=5)}, ""),
+        ("cdga", {"zero_shot": ZeroShotConfig(images=4)}, ""), ("cdga", {"cdga": CDGAConfig(steps=5)}, "cdga.steps"),
+        ("diffusion_net", {"zero_shot": ZeroShotConfig(images=4)}, "zero_shot.images"),
+        ("my.module:Algorithm", {"zero_shot": ZeroShotConfig(images=4)}, "zero_shot.images"),
+    ],
+)  # fmt: skip
+def test_options_that_an_algorithm_does_not_read_may_change(
+    tmp_path: Path, algorithm: str, options: dict[str, Any], refused: str
+) -> None:
+    """`reproduce table5` with options for its zero-shot rows, where `reproduce table3` has made the others."""
+    config = TrainConfig(algorithm=algorithm, target="ink")
+    (tmp_path / "config.toml").write_text(to_toml(config), encoding="utf-8")
+    changed = dataclasses.replace(config, **options)
+    if refused:
+        with pytest.raises(UsageError, match=f"holds a run with {refused} = "):
+            refuse_other_options(tmp_path, "pictograms", changed)
+    else:
+        refuse_other_options(tmp_path, "pictograms", changed)
+
+
+def test_the_list_of_our_algorithms_is_whole() -> None:
+    assert all(
+        entry.location.startswith("domainfusion.") == (name in OURS) for name, entry in ALGORITHMS.entries.items()
+    )
 
 
 @pytest.mark.parametrize(

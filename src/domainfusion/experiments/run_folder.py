@@ -24,6 +24,9 @@ from domainfusion.files import (
 # The files of a finished run that its checksums cover.
 KEPT = ("config.toml", "environment.json", "data.json", "metrics.jsonl", "results.jsonl", "predictions.csv",
         "model.json", "model.safetensors")  # fmt: skip
+# Options that no other algorithm of ours reads.
+READ_BY = {"zero_shot": {"diffusion_classifier", "diffusion_net"}, "cdga": {"cdga"}, "dsi": {"dsi"}}
+OURS = {"erm", "domainfusion", "mixup", "mixstyle", "coral", "groupdro", "rsc"}.union(*READ_BY.values())
 MODEL = ("model.safetensors", "model.json")
 
 
@@ -48,6 +51,10 @@ def refuse_other_options(folder: Path, data: str, config: TrainConfig) -> None:
         "preset", "generate.worker", "generate.worker_device", "generate.batch_size", "zero_shot.batch_size",
         "dsi.batch_size",
     } | ({"steps"} if config.epochs else set())  # fmt: skip
+    algorithms = {there.algorithm, config.algorithm}
+    for section, readers in READ_BY.items():  # so that a table's rows may be made before other rows' options are given
+        if algorithms <= OURS - readers:
+            ignored |= {name for name in now if name.startswith(f"{section}.")}
     if _recombines(there) == _recombines(config):
         ignored.add("generate.recombination")
     changed = [name for name in sorted((set(kept) | set(now)) - ignored) if kept.get(name) != now.get(name)]
