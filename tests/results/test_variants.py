@@ -49,11 +49,11 @@ def test_runs_with_several_settings_are_rows_of_their_own(tmp_path: Path, capsys
     write_run(tmp_path / "c0", 0.3, 0.9, config=TrainConfig(algorithm="erm", backbone="resnet18"))
     accuracy, notes = found(tmp_path)
     assert {name: cells["art"] for name, cells in accuracy.items()} == {
-        "ERM": [0.4, 0.4], "ERM (lr = 0.01)": [0.2, 0.2], 'ERM (backbone = "resnet18")': [0.3],
+        "ERM": [0.4, 0.4], "ERM (lr = 0.01)": [0.2, 0.2], "ERM (backbone = resnet18)": [0.3],
     }  # fmt: skip
     (note,) = notes
     assert note.startswith("things, ERM: there are runs with several settings")
-    assert note.endswith('without a remark they have backbone = "resnet10t", lr = 0.001')
+    assert note.endswith("without a remark they have backbone = resnet10t, lr = 0.001")
     assert run(["collect", str(tmp_path)]) == 0
     printed = capsys.readouterr()
     assert "ERM (lr = 0.01)" in printed.out
@@ -89,7 +89,7 @@ def test_protocols_and_data_are_settings_too(tmp_path: Path, other: dict[str, An
     ((key, value),) = other.items()
     name = {"protocol": "data.protocol"}.get(key, key)
     assert {row: cells["art"] for row, cells in found(tmp_path)[0].items()} == {
-        "ERM": [0.4], f'ERM ({name} = "{value}")': [0.2],
+        "ERM": [0.4], f"ERM ({name} = {value})": [0.2],
     }  # fmt: skip
 
 

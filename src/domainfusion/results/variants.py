@@ -88,8 +88,9 @@ def _differing(options: list[dict[str, Any]]) -> set[str]:
 
 
 def _most_common(values: Iterable[Any]) -> Any:
-    counts = Counter(_shown(value) for value in values)
-    return json.loads(counts.most_common(1)[0][0])
+    found = list(values)
+    usual, _ = Counter(map(_shown, found)).most_common(1)[0]
+    return next(value for value in found if _shown(value) == usual)
 
 
 def _remark(options: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
@@ -102,4 +103,4 @@ def _remark(options: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
 
 
 def _shown(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
+    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False, default=str)
