@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from domainfusion import cli
-from domainfusion.commands.parsing import base_options, drawn, given_options, merge, search_table
+from domainfusion.commands.parsing import base_options, drawn, given_options, merge, parse, search_table
+from domainfusion.commands.runs import TrainCommand
 from domainfusion.config import TrainConfig
 from domainfusion.config_files import build_config, load_toml
 from domainfusion.errors import UsageError
@@ -93,6 +94,29 @@ def test_a_file_goes_before_the_preset(tmp_path: Path) -> None:
     assert (options.preset, options.batch_size, options.epochs) == ("paper", 2, 120)
     assert search_table(["--config", str(path)]) == (load_preset("paper")["search"], "preset paper")
     assert search_table(["--preset", "domainbed-head"]) == (None, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--preset paper --steps 500", {"steps": 500, "epochs": 0}),
+        ("--preset paper --steps 500 --epochs 2", {"epochs": 2}),
+        ("--preset paper", {"epochs": 120}),
+        ("--config FILE --preset paper", {"steps": 7, "epochs": 0}),
+        ("--config BOTH", {"epochs": 3}),
+        ("--config BOTH --steps 2", {"steps": 2, "epochs": 0}),
+        ("--preset domainbed-paper --evaluations 40", {"evaluations": 40, "evaluate_every": 0}),
+        ("--preset domainbed-paper --evaluations 40 --evaluate-every 9", {"evaluate_every": 9}),
+    ],
+)
+def test_what_is_given_is_not_overruled_from_lower_down(tmp_path: Path, words: str, expected: dict[str, int]) -> None:
+    """Of steps and epochs the latter counts; a preset's epochs must not hide the steps of the command line."""
+    (tmp_path / "a.toml").write_text("steps = 7\n")
+    (tmp_path / "b.toml").write_text("steps = 6\nepochs = 3\n")
+    words = words.replace("FILE", str(tmp_path / "a.toml")).replace("BOTH", str(tmp_path / "b.toml"))
+    given = ["data", *words.split()]
+    options = parse(TrainCommand, given, "domainfusion train", base_options(TrainConfig, given)).options
+    assert {name: getattr(options, name) for name in expected} == expected
 
 
 def test_merging_goes_into_tables_and_leaves_its_arguments_alone() -> None:

@@ -51,9 +51,8 @@ class Busy(FileError):
 class Interrupted(DomainFusionError):
     """Asked to stop by a signal, `number`, and everything is saved; the command line exits with 128 + number."""
 
-    def __init__(self, number: int) -> None:
-        name = signal.Signals(number).name
-        super().__init__(f"stopped by {name}; everything is saved, the same command goes on from here")
+    def __init__(self, number: int, then: str = "everything is saved, the same command goes on from here") -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}; {then}")
         self.number = number
 
 

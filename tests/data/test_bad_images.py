@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from domainfusion.config import DataConfig
 from domainfusion.data.domains import load_folder
@@ -44,6 +46,26 @@ class TestBadImages:
             assert np.array_equal(dataset.images[row], pixels(damaged / dataset.keys[row]))
             assert dataset.classes[dataset.labels[row]] == dataset.keys[row].split("/")[1]
         assert dataset.notes == ("left out 1 unreadable images: photo/dog/03.png",)
+
+    @pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "I/O"), MemoryError()])
+    def test_what_may_pass_is_not_left_out_for_good(
+        self, image_folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+    ) -> None:
+        """Left out once, the image would be missing from then on, and splits be others."""
+        opened = Image.open
+
+        def fail(path: Path, *rest: Any) -> Any:
+            if Path(path).name == "03.png":
+                raise error
+            return opened(path, *rest)
+
+        skip = DataConfig(size=20, bad_images="skip")
+        with monkeypatch.context() as patch:
+            patch.setattr(Image, "open", fail)
+            with pytest.raises(DataError, match=r"03\.png cannot be read .*see to it, and run the same command again"):
+                load_folder(image_folder, skip)
+        found = load_folder(image_folder, skip)
+        assert (len(found), found.notes) == (108, ())
 
     def test_a_link_to_nothing_is_an_image_that_cannot_be_read(self, image_folder: Path, tmp_path: Path) -> None:
         link = image_folder / "photo" / "dog" / "03.png"

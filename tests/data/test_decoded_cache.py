@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from domainfusion.config import DataConfig
+from domainfusion.data import folders
+from domainfusion.data.decoded import DecodedImages, shorten_array
 from domainfusion.data.domains import MultiDomainDataset, load_folder
-from domainfusion.errors import FileError
+from domainfusion.errors import FileError, Interrupted
 
 CONFIG = DataConfig(size=20)
 
@@ -88,6 +94,62 @@ class TestCache:
         (folder / "images.npy").write_bytes(b"half")
         assert self.same(load_folder(image_folder, CONFIG), first)
         assert len(decoded) == 216
+
+    def test_a_signal_leaves_nothing_and_what_a_kill_left_goes(
+        self, image_folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The whole array is reserved before the first image: what is left of it fills the disk."""
+        read = folders.read_image
+
+        def stop(path: Path, size: int) -> np.ndarray:
+            if path.name == "03.png":
+                os.kill(os.getpid(), signal.SIGTERM)
+            return read(path, size)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(folders, "read_image", stop)
+            with pytest.raises(Interrupted, match="SIGTERM; what was under way is not kept"):
+                load_folder(image_folder, CONFIG)
+        assert [path for path in (cache / "images").iterdir() if path.is_dir()] == []
+        load_folder(image_folder, CONFIG)
+        built = folder_of(cache)
+        left, other = built.with_name(f".{built.name}.abc"), built.with_name(".another.abc")
+        for folder in (left, other):
+            folder.mkdir()
+            (folder / "images.npy").write_bytes(b"half")
+        shutil.rmtree(built)
+        load_folder(image_folder, CONFIG)
+        assert not left.exists()
+        assert other.exists()
+
+    def test_others_may_read_a_shared_cache(self, image_folder: Path, cache: Path) -> None:
+        load_folder(image_folder, CONFIG)
+        (cache / "plain").mkdir()
+        assert folder_of(cache).stat().st_mode == (cache / "plain").stat().st_mode
+
+    def test_a_cache_on_a_file_system_that_is_read_alone_is_not_damaged(
+        self, image_folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        load_folder(image_folder, CONFIG)
+        load = np.load
+
+        def refuse(path: Path, *args: Any, **options: Any) -> Any:
+            if options.get("mmap_mode") == "r+":
+                raise OSError(errno.EROFS, "Read-only file system")
+            return load(path, *args, **options)
+
+        monkeypatch.setattr(np, "load", refuse)
+        found = load_folder(image_folder, CONFIG)
+        assert isinstance(found.images, DecodedImages)
+        assert found.images.checks is not None
+        assert "damaged" not in capsys.readouterr().err
+
+    def test_an_array_is_shortened_in_its_place(self, tmp_path: Path) -> None:
+        whole = np.random.default_rng(0).integers(0, 256, (1000, 3, 2), dtype=np.uint8)
+        for count in (999, 7, 0):
+            np.save(tmp_path / "a.npy", whole)
+            shorten_array(tmp_path / "a.npy", count)
+            np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), whole[:count])
 
     def test_a_damaged_cache_is_named_with_a_remedy(self, image_folder: Path, cache: Path) -> None:
         load_folder(image_folder, CONFIG)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from domainfusion import cli
 from domainfusion.config import DataConfig
 from domainfusion.data.domains import load_dataset, load_folder
 from domainfusion.data.listing import NUMBERS
@@ -118,6 +119,46 @@ def test_a_folder_of_another_form_is_explained(tmp_path: Path, folders: list[str
         (root / folder).mkdir(parents=True)
     with pytest.raises(DataError, match=message):
         load_folder(root, CONFIG)
+
+
+def test_splits_are_no_classes_and_no_domains(
+    make_image_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout = make_image_folder("splits", domains=("hospital", "clinic"), classes=("train", "test"))
+    with pytest.raises(DataError, match=r"laid out as DOMAIN/SPLIT/CLASS \(splits: test, train\).*data verify"):
+        load_folder(layout, CONFIG)
+    usual = make_image_folder("usual", domains=("train", "Val", "test"))
+    assert "splits of one data set are no domains" in " ".join(load_folder(usual, CONFIG).notes)
+    assert cli.run(["data", "verify", str(usual)]) == 1
+    assert "the domains are called Val, test, train: splits of one data set" in capsys.readouterr().out
+
+
+def test_images_behind_links_to_folders_count_as_in_image_folder(
+    make_image_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    from torchvision.datasets import ImageFolder
+
+    root = make_image_folder("linked")
+    more = tmp_path / "elsewhere" / "deeper"
+    more.mkdir(parents=True)
+    for number in range(3):
+        Image.new("RGB", (20, 20), (number, 0, 0)).save(more / f"{number}.png")
+    place = root / "photo" / "cat"
+    (place / "part").symlink_to(more.parent)
+    (more / "back").symlink_to(more.parent)  # in a circle
+    (place / "round").symlink_to(place)
+    found = load_folder(root, CONFIG)
+    assert len(found) == 111
+    assert {key for key in found.keys if "/part/" in key} == {f"photo/cat/part/deeper/{n}.png" for n in range(3)}
+    (place / "round").unlink()  # torchvision goes in circles
+    (more / "back").unlink()
+    assert len(found.rows(found.index_of("photo"))) == len(ImageFolder(str(root / "photo")))
+
+
+def test_one_name_in_two_forms_of_unicode_is_told(make_image_folder: Callable[..., Path]) -> None:
+    root = make_image_folder("forms", domains=("Caf\u00e9", "Cafe\u0301", "photo"))
+    (note,) = load_folder(root, CONFIG).notes
+    assert r"domains 'Cafe\u0301', 'Caf\xe9' look like one in 2 spellings" in note
 
 
 def test_one_domain_can_be_read_but_not_trained_on(make_image_folder: Callable[..., Path]) -> None:

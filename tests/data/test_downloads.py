@@ -220,11 +220,26 @@ def test_what_was_loaded_by_hand_is_taken(server: Server, tmp_path: Path) -> Non
         found = get(server, tmp_path / "file.zip", **facts)
         assert found["sha256"] == hashlib.sha256(DATA).hexdigest()
     assert server.requests == []
-    # One that was cut short is completed.
-    (tmp_path / "file.zip").write_bytes(DATA[:5000])
-    get(server, tmp_path / "file.zip", size=len(DATA))
-    assert (tmp_path / "file.zip").read_bytes() == DATA
+    # One that was cut short is completed, where it begins as archives do.
+    server.files["file.zip"] = archive = b"PK" + DATA
+    (tmp_path / "file.zip").write_bytes(archive[:5000])
+    get(server, tmp_path / "file.zip", size=len(archive))
+    assert (tmp_path / "file.zip").read_bytes() == archive
     assert server.requests == [("/file.zip", "bytes=5000-", 206)]
+
+
+def test_another_file_of_that_name_takes_no_part_of_the_download(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A page that says "log in" beside what has been loaded: gigabytes would be loaded behind it, in vain."""
+    path = tmp_path / "file.zip"
+    path.write_bytes(b"<html>log in</html>")
+    path.with_name("file.zip.part").write_bytes(DATA[:250_000])
+    get(server, path, md5=hashlib.md5(DATA).hexdigest(), size=len(DATA))
+    assert path.read_bytes() == DATA
+    assert server.requests == [("/file.zip", "bytes=250000-", 206)]
+    assert (tmp_path / "file.zip.wrong").read_bytes() == b"<html>log in</html>"
+    assert "kept as file.zip.wrong" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_seen_before(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from domainfusion import cli
 from domainfusion.config import DataConfig
@@ -224,6 +226,39 @@ class TestHub:
         same(found, load_dataset(str(image_folder), CONFIG))
         again = load_dataset("hf://owner/name@main", CONFIG)
         assert again.fingerprint == found.fingerprint
+
+    def test_forms_of_pictures_and_rows_without_labels(
+        self, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Cameras write MPO, test splits have the label -1; a folder would have neither of the two forms."""
+        datasets = pytest.importorskip("datasets", reason="the extra hub is not installed")
+        cells, rng = [], np.random.default_rng(0)
+        for form in ("MPO", "JPEG2000", "PNG", "TIFF"):
+            for domain in ("a", "b"):
+                buffer = io.BytesIO()
+                image = Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8))
+                image.save(buffer, form, **({"save_all": True, "append_images": [image]} if form == "MPO" else {}))
+                cells.append({"image": {"bytes": buffer.getvalue(), "path": None}, "label": 0, "domain": domain})
+        cells[1]["label"] = cells[2]["label"] = 1
+        rows = [*cells, {**cells[0], "label": -1}, {**cells[0], "image": None}]
+        features = datasets.Features(
+            {
+                "image": datasets.Image(),
+                "label": datasets.ClassLabel(names=["x", "y"]),
+                "domain": datasets.Value("string"),
+            }
+        )
+        whole = {"train": datasets.Dataset.from_list(rows, features=features)}
+        monkeypatch.setattr(datasets, "load_dataset", lambda name, revision=None: whole)
+        found = load_dataset("hf://owner/forms", CONFIG)
+        assert (len(found), found.classes) == (8, ("x", "y"))
+        assert "2 of 10 rows have no label or no image; left out" in capsys.readouterr().err
+        assert sorted(Path(key).suffix for key in found.keys) == [".jpg"] * 2 + [".png"] * 4 + [".tif"] * 2
+        clash = [{**cells[0], "domain": "a/b"}, {**cells[1], "domain": "a_b"}]
+        other = {"train": datasets.Dataset.from_list(clash, features=features)}
+        monkeypatch.setattr(datasets, "load_dataset", lambda name, revision=None: other)
+        with pytest.raises(DataError, match="'a/b' and 'a_b' of the column domain would be one folder"):
+            load_dataset("hf://owner/clash", CONFIG)
 
     def test_a_data_set_without_domains_is_refused(
         self, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

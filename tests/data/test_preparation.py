@@ -195,6 +195,16 @@ class TestResuming:
         again = run(PACS, tree, tmp_path / "o")
         assert again == {**first, "already": True}
 
+    def test_a_changed_file_of_the_source_is_seen(self, tmp_path: Path) -> None:
+        tree = write_tree(tmp_path / "tree", PACS_NAMES)
+        run(PACS, tree, tmp_path / "o", copy=True)
+        path = tree / PACS_NAMES[0]
+        path.write_bytes(path.read_bytes() + b"mended")
+        with pytest.raises(UsageError, match="holds something else already"):
+            run(PACS, tree, tmp_path / "o", copy=True)
+        with pytest.raises(UsageError, match="is a file; give a folder as OUTPUT"):
+            run(PACS, tree, path)
+
     def test_what_another_source_began_is_begun_anew(self, tmp_path: Path) -> None:
         (tmp_path / ".o.partial" / "photo" / "dog").mkdir(parents=True)
         (tmp_path / ".o.partial" / "photo" / "dog" / "stale.jpg").write_bytes(b"stale")

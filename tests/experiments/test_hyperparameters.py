@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,17 @@ def test_batches_of_domainnet_are_smaller() -> None:
     sizes = [drawn("erm", seed, 0, "some/where/domain_net").batch_size for seed in seeds]
     assert sizes == [int(2 ** random_of(seed, 0, "batch_size").uniform(3, 5)) for seed in seeds]
     assert max(sizes) < 32 < max(drawn("erm", seed, 0).batch_size for seed in seeds)
+
+
+def test_domain_net_is_known_by_whatever_way_one_comes_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "domain_net"
+    folder.mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    config = TrainConfig(algorithm="erm", hparams_seed=1)
+    monkeypatch.chdir(folder)
+    sizes = {draw_options(config, data).batch_size for data in (".", str(tmp_path / "link"), str(folder), "DomainNet")}
+    assert sizes == {draw_options(config, "domain_net").batch_size}
+    assert sizes != {draw_options(config, "PACS").batch_size}
 
 
 def test_draw_0_is_the_options_as_they_are() -> None:

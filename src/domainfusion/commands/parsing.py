@@ -32,6 +32,9 @@ COMMAND_LINE_ONLY = {"algorithms", "config", "data", "expect", "json", "output",
 # Groups of options that other algorithms than ERM and DomainFusion have.
 OTHER_METHODS = {"--zero-shot", "--mixup", "--mixstyle", "--coral", "--groupdro", "--rsc", "--cdga", "--dsi"}
 
+# Of two options for one thing the second counts where it is not 0: given lower down, it gives way to the first.
+RIVALS = (("steps", "epochs"), ("evaluations", "evaluate_every"))
+
 
 def parse(kind: type[T], words: list[str], prog: str, options: Any = None, defaults: dict[str, Any] | None = None) -> T:
     """`kind` from the command line, with `options` as the defaults of its flat config, and others of its `defaults`.
@@ -208,11 +211,23 @@ def base_options(kind: type, words: list[str], *, other_tables: Collection[str] 
         raise UsageError(f"{path}: {name} is no option of a run; give it on the command line: --{name} ...")
     options = build_config(kind, values, path or "")  # by itself first: what is wrong in it is the file's fault
     preset = (flag_value(words, "--preset") or values.get("preset")) if has_presets else None
+    flags = _flag_names(words)
     if not preset:
-        return options
+        return options if not values else build_config(kind, without_rivals(values, flags), path or "")
     below = load_preset(preset)
     below.pop("search", None)
-    return build_config(kind, merge(below, {**values, "preset": preset}), path or f"preset {preset}")
+    both = merge(without_rivals(below, values), {**values, "preset": preset})
+    return build_config(kind, without_rivals(both, flags), path or f"preset {preset}")
+
+
+def without_rivals(below: dict[str, Any], above: Collection[str]) -> dict[str, Any]:
+    """The values `below` without those that would overrule what is given `above` them.
+
+    >>> without_rivals({"epochs": 120, "lr": 0.1}, {"steps"}), without_rivals({"epochs": 120}, {"steps", "epochs"})
+    ({'lr': 0.1}, {'epochs': 120})
+    """
+    beaten = {stronger for weaker, stronger in RIVALS if weaker in above and stronger not in above}
+    return {name: value for name, value in below.items() if name not in beaten}
 
 
 def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -261,11 +276,17 @@ def given_options(words: list[str]) -> set[str]:
         from domainfusion.experiments.hyperparameters import searched_options
 
         given -= searched_options(values["search"])
+    return given | _flag_names(words)
+
+
+def _flag_names(words: list[str]) -> set[str]:
+    """The dotted names of the options that a command line gives."""
+    found = set()
     for word in words:
         if word.startswith("--"):
             *groups, leaf = word.split("=")[0][2:].replace("-", "_").split(".")
-            given |= {".".join([*groups, leaf]), ".".join([*groups, leaf.removeprefix("no_")])}
-    return given
+            found |= {".".join([*groups, leaf]), ".".join([*groups, leaf.removeprefix("no_")])}
+    return found
 
 
 def drawn(options: TrainConfig, data: str, words: list[str]) -> TrainConfig:
@@ -296,7 +317,7 @@ def show(value: Any, text: str, as_json: bool) -> None:
 def refuse(words: list[str], flags: Mapping[str, str], command: str) -> None:
     """Raise `UsageError` for options of a single run that `command` sets itself, naming what it has instead."""
     for word in words:
-        flag = word.split("=")[0]
+        flag = word.split("=")[0].replace("_", "-")
         if flag in flags:
             instead = f"; use {flags[flag]}" if flags[flag] else ""
             raise UsageError(f"{flag} does nothing in `domainfusion {command}`, which chooses it itself{instead}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import unicodedata
 from collections.abc import Iterable, Mapping
 
 from domainfusion.data.class_names import DOMAIN_NET, OFFICE_HOME
@@ -77,12 +78,12 @@ class Benchmark:
 
 @functools.lru_cache(maxsize=10_000)  # the same few folders are asked for again and again
 def plain(name: str) -> str:
-    """`name` without case, spaces and punctuation, to compare spellings.
+    """`name` without case, spaces and punctuation, in one of Unicode's forms, to compare spellings.
 
     >>> plain("Real World") == plain("real_world")
     True
     """
-    return "".join(letter for letter in name.casefold() if letter.isalnum())
+    return "".join(letter for letter in unicodedata.normalize("NFKC", name).casefold() if letter.isalnum())
 
 
 def several_spellings(names: Iterable[str]) -> list[tuple[str, ...]]:

@@ -7,6 +7,8 @@ once. It does not depend on when a background check would have come to it what a
 
 from __future__ import annotations
 
+import errno
+import io
 import shutil
 import tempfile
 import zlib
@@ -16,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from domainfusion.errors import FileError, show_note
-from domainfusion.files import atomic_path, read_json
+from domainfusion.errors import FileError, Interrupted, show_note
+from domainfusion.files import BEGINS_ANEW, atomic_path, open_to_all, read_json, remove_leftovers
+from domainfusion.interruption import stoppable
 from domainfusion.locks import locked
 
 CACHE_FORMAT = 1  # of decoded images; it is part of their addresses and of data sets' fingerprints
@@ -118,10 +121,15 @@ def open_decoded(
             if not (folder / "index.json").exists():
                 work = None
                 try:
+                    remove_leftovers(folder.parent, f".{folder.name}.")
                     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-                    build(work)
+                    with stoppable():
+                        build(work)
+                    open_to_all(work)
                     shutil.rmtree(folder, ignore_errors=True)
                     work.rename(folder)
+                except Interrupted as error:
+                    raise Interrupted(error.number, BEGINS_ANEW) from None
                 except OSError as error:
                     raise FileError(
                         f"cannot write the decoded images to {folder.parent}: {error.strerror or error}; free some "
@@ -142,6 +150,24 @@ def open_decoded(
     return index, images
 
 
+def shorten_array(path: Path, count: int) -> None:
+    """Cut the array (N, ...) in `path` (.npy) to its first `count` rows, in its place: it may be larger than memory."""
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": array.dtype.str, "fortran_order": False, "shape": (count, *array.shape[1:])}
+    )
+    begin, size = int(array.offset), int(array[0].nbytes) if len(array) else 0
+    if len(header.getvalue()) != begin:  # it is padded, so that this hardly ever is
+        shorter = np.array(array[:count])
+        np.save(path, shorter)
+        return
+    del array
+    with open(path, "r+b") as file:
+        file.write(header.getvalue())
+        file.truncate(begin + count * size)
+
+
 def _open_sums(folder: Path, count: int) -> np.ndarray | None:
     """(count,) uint64 checksums, 0 where there is none yet; None where there are none and none can be kept."""
     path = folder / "sums.npy"
@@ -150,8 +176,11 @@ def _open_sums(folder: Path, count: int) -> np.ndarray | None:
             found = np.load(path, mmap_mode=mode, allow_pickle=False)
         except FileNotFoundError:  # of an older version
             break
-        except PermissionError:
-            continue
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                continue
+            show_note(f"{path} is damaged ({type(error).__name__}: {error}); the images get new checksums")
+            break
         except Exception as error:  # a header that is none makes numpy raise whatever it makes of it
             show_note(f"{path} is damaged ({type(error).__name__}: {error}); the images get new checksums")
             break

@@ -21,7 +21,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from domainfusion.errors import DataError, FileError
+from domainfusion.errors import DataError, FileError, show_note
 
 AGENT = "domainfusion (https://pypi.org/project/domainfusion)"
 BLOCK = 1 << 20
@@ -63,7 +63,12 @@ def fetch(remote: Remote, path: Path, *, attempts: int = 4, wait: float = 1.0, p
         md5, sha256 = _checksums(path, progress)
         if md5 == remote.md5 or (remote.md5 is None and remote.size in (None, path.stat().st_size)):
             return _record(remote, path.stat().st_size, md5, sha256)
-        os.replace(path, part)
+        # The beginning of the file, or another: what has been loaded already is not given up for it.
+        shorter = remote.size is not None and path.stat().st_size < remote.size
+        begun = shorter and not part.exists() and _is_archive(path)
+        os.replace(path, part if begun else path.with_name(path.name + ".wrong"))
+        if not begun:
+            show_note(f"{path} is not the file that {remote.url} has; it is kept as {path.name}.wrong, and loaded anew")
     failures = 0
     with tqdm(desc=path.name, unit="B", unit_scale=True, unit_divisor=1000, disable=not progress) as bar:
         while True:
@@ -95,6 +100,13 @@ def fetch(remote: Remote, path: Path, *, attempts: int = 4, wait: float = 1.0, p
         )
     os.replace(part, path)
     return _record(remote, total, md5, sha256, announced)
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether a file begins as zip, gzip or tar files do."""
+    with open(path, "rb") as file:
+        head = file.read(265)
+    return head.startswith((b"PK", b"\x1f\x8b")) or head[257:262] == b"ustar"
 
 
 def _record(remote: Remote, size: int, md5: str, sha256: str, announced: str | None = None) -> dict[str, Any]:

@@ -14,12 +14,13 @@ from tqdm import tqdm
 
 from domainfusion.config import DataConfig
 from domainfusion.data.benchmarks import several_spellings
-from domainfusion.data.decoded import CACHE_FORMAT, Index, checksum, open_decoded
+from domainfusion.data.decoded import CACHE_FORMAT, Index, checksum, open_decoded, shorten_array
 from domainfusion.data.imagefolder import find_metadata, list_metadata, unused_metadata, why_no_metadata
-from domainfusion.data.images import DECODER, read_image
+from domainfusion.data.images import DECODER, may_pass, read_image
 from domainfusion.data.listing import list_folder
 from domainfusion.errors import DataError
 from domainfusion.files import cache_folder, hash_of, reserve, write_json
+from domainfusion.interruption import check
 
 
 class UnreadableImage(DataError):
@@ -45,7 +46,7 @@ def decode_folder(root: Path, config: DataConfig) -> tuple[str, Index, np.ndarra
     domains, classes, files = in_order(listing)
     for same in several_spellings(domains):
         notes.append(
-            f"domains {', '.join(map(repr, same))} look like one in {len(same)} spellings: the images of a target "
+            f"domains {', '.join(map(ascii, same))} look like one in {len(same)} spellings: the images of a target "
             "would train under the other name"
         )
     for domain in domains:
@@ -68,11 +69,17 @@ def decode_folder(root: Path, config: DataConfig) -> tuple[str, Index, np.ndarra
         )
         reserve(target / "images.npy", array.offset + array.nbytes)
         for domain, name, path in tqdm(files, desc="decoding images", unit="image", disable=len(files) < 500):
+            check()
             try:
                 pixels = read_image(path, config.size)
             except DataError as error:
                 if config.bad_images == "error":
                     raise UnreadableImage(str(error)) from error
+                if may_pass(error.__cause__):  # left out once, it would be missing for good
+                    raise DataError(
+                        f"{error}: that says nothing of the image, which --data.bad-images skip does not leave out; "
+                        "see to it, and run the same command again"
+                    ) from error
                 bad.append(path.relative_to(root).as_posix())
                 continue
             array[len(kept)] = pixels
@@ -80,8 +87,8 @@ def decode_folder(root: Path, config: DataConfig) -> tuple[str, Index, np.ndarra
             content.update(pixels.data)
             kept.append((domain, name, path))
         array.flush()
-        if bad:  # rewrite without the unused rows at the end
-            np.save(target / "images.npy", np.array(array[: len(kept)]))
+        if bad:
+            shorten_array(target / "images.npy", len(kept))
         np.save(target / "sums.npy", np.array(sums, dtype=np.uint64))
         numbers = {name: number for number, name in enumerate(classes)}
         described = {

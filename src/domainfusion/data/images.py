@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import warnings
 from pathlib import Path
 
@@ -14,6 +15,10 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".
 # Pictures that no data set counts among its images; whether Pillow reads them depends on its plugins.
 OTHER_PICTURES = (".heic", ".heif", ".avif", ".jp2", ".jxl", ".jfif", ".dng", ".cr2", ".nef", ".arw", ".psd", ".svg")
 DECODER = 2  # raised where a file comes out with other pixels: decoded images in caches are then made again
+PASSING = {
+    errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT,
+    errno.EBUSY, errno.EAGAIN, errno.ENODEV, errno.ENXIO,
+}  # fmt: skip
 DEPTHS = (8, 10, 12, 14, 16)  # bits of a grey value that cameras and detectors have
 
 
@@ -32,6 +37,11 @@ def read_image(path: Path, size: int) -> np.ndarray:
                 return prepare_image(image, size)
     except Exception as error:  # Pillow's plugins raise whatever their formats make them
         raise DataError(f"{path} cannot be read as an image ({why_unreadable(path, error)})") from error
+
+
+def may_pass(error: BaseException | None) -> bool:
+    """Whether what kept an image from being read says nothing of the image: no memory, no rights, a disk's error."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in PASSING)
 
 
 def why_unreadable(path: Path, error: Exception) -> str:

@@ -10,8 +10,18 @@ from pathlib import Path
 from domainfusion.data.images import OTHER_PICTURES, SUFFIXES
 from domainfusion.errors import DataError
 
+SPLITS = ("full", "train", "test", "crossval", "val")
 NUMBERS = "the classes are numbers, which tell a latent diffusion model nothing: write names as labels"
 UNREADABLE = "give yourself the right to read it, or move it away"
+
+
+def are_splits(domains: Iterable[str]) -> bool:
+    """Whether folders that should be domains are called as the splits of one data set are, all of them.
+
+    >>> are_splits(["Test", "train"]), are_splits(["train", "sketch"])
+    (True, False)
+    """
+    return {name.casefold() for name in domains} <= {*SPLITS, "valid", "validation", "training", "testing", "dev"}
 
 
 def is_file(path: Path) -> bool:
@@ -52,7 +62,7 @@ def dead_links(folder: Path) -> list[Path]:
 
 
 def list_files(folder: Path) -> list[Path]:
-    """The files in `folder` and below it, folder by folder as ImageFolder goes; links to folders are not followed.
+    """The files in `folder` and below it, folder by folder as ImageFolder goes, through links to folders too.
 
     Hidden ones are left out, as `list_folders` leaves them: what archives of a Mac (`._1.jpg`) and notebooks
     (`.ipynb_checkpoints/1-checkpoint.jpg`) leave behind is named like an image. A link to nothing is among
@@ -65,13 +75,27 @@ def list_files(folder: Path) -> list[Path]:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}; {UNREADABLE}") from error
 
     found = []
-    for where, folders, names in os.walk(folder, onerror=refused):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    above: dict[str, tuple[tuple[int, int], ...]] = {
+        str(folder): (_identity(folder),)
+    }  # the folders that one lies in, to see a link that leads back
+    for where, folders, names in os.walk(folder, onerror=refused, followlinks=True):
+        inner = {name: _identity(Path(where, name)) for name in folders if not name.startswith(".")}
+        folders[:] = [name for name, identity in inner.items() if identity not in above[where]]
+        above |= {os.path.join(where, name): (*above[where], inner[name]) for name in folders}
         try:
             found += [path for name in names if not name.startswith(".") and is_listed(path := Path(where, name))]
         except OSError as error:  # no permission to look
             refused(error)
     return sorted(found, key=lambda path: (str(path.parent), path.name))
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """What tells a folder from all others, by whichever link one comes to it."""
+    try:
+        found = folder.stat()
+    except OSError:  # whoever looks into it says so
+        return -1, -1
+    return found.st_dev, found.st_ino
 
 
 def other_pictures(paths: Iterable[Path]) -> str:
@@ -150,6 +174,14 @@ def list_folder(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str]
         if empty:
             notes.append(f"domain {domain.name}: no images in {', '.join(empty[:8])}")
         listing[domain.name] = {name: paths for name, paths in found.items() if paths}
+    splits = {name for classes in listing.values() for name in classes}
+    if splits <= set(SPLITS):
+        raise DataError(
+            f"{root} is laid out as DOMAIN/SPLIT/CLASS (splits: {', '.join(sorted(splits))}): bring the classes of all "
+            f"splits together, {root}/DOMAIN/CLASS (`domainfusion data verify {root}` says how)"
+        )
+    if are_splits(listing):
+        notes.append(f"the domains are called {', '.join(sorted(listing))}: splits of one data set are no domains")
     if len(listing) == 1 and (inner := nearest_layout(root)):
         notes.append(f"{inner} holds DOMAIN/CLASS/IMAGE too: is that the folder meant?")
     if all(name.isdigit() for classes in listing.values() for name in classes):

@@ -44,6 +44,8 @@ def prepare(
         DataError: a source of an unknown form, damaged, or unsafe.
         FileError: the disk is full, or cannot be written to.
     """
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"{output} is a file; give a folder as OUTPUT")
     if output.resolve().is_relative_to(source.resolve()):
         raise UsageError(f"{output} lies in the source {source}, which is not changed; choose another OUTPUT")
     if benchmark.name == "DomainNet" and not keep_duplicates:
@@ -97,7 +99,9 @@ def _signature(source: Path) -> list[Any]:
     if source.is_dir():
         for root, folders, names in os.walk(source):
             folders.sort()
-            signature += [[os.path.relpath(root, source), name] for name in sorted(names)]
+            for name in sorted(names):
+                s = os.lstat(os.path.join(root, name))
+                signature.append([os.path.relpath(root, source), name, s.st_size, s.st_mtime_ns])
     return signature
 
 

@@ -13,6 +13,8 @@ from domainfusion.data.findings import Finding, number, some
 from domainfusion.data.imagefolder import read_metadata, why_no_metadata
 from domainfusion.data.images import OTHER_PICTURES, SUFFIXES
 from domainfusion.data.listing import (
+    SPLITS,
+    are_splits,
     dead_links,
     how_to_lay_out,
     is_listed,
@@ -23,7 +25,6 @@ from domainfusion.data.listing import (
 from domainfusion.errors import DataError
 
 Listing = dict[str, dict[str, list[Path]]]
-SPLITS = ("full", "train", "test", "crossval", "val")
 
 
 def scan_metadata(root: Path, metadata: list[Path]) -> tuple[Listing, list[Finding], list[Finding]]:
@@ -105,6 +106,14 @@ def scan_folder(root: Path) -> tuple[Listing, list[Finding], list[Finding]]:
         )
     empty = tuple(domain.name for domain in _folders(root) if not any(listing.get(domain.name, {}).values()))
     problems = []
+    if are_splits(listing):
+        problems.append(
+            Finding(
+                "domains-splits", f"the domains are called {', '.join(sorted(listing))}: splits of one data set",
+                effect="a run that holds one out says nothing of a new domain: put the images of each domain into a "
+                "folder of its own, ROOT/DOMAIN/CLASS",
+            )
+        )  # fmt: skip
     if dead:
         where = tuple(f"{link.relative_to(root)}: a link to {link.readlink()}" for link in dead)
         problems.append(

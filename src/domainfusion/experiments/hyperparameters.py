@@ -144,7 +144,10 @@ def space_of(
     algorithm: str, data: str, table: dict[str, Any] | None = None, origin: str = ""
 ) -> tuple[Hyperparameter, ...]:
     """What is drawn for an algorithm on a data set: the table `[search]` of `origin`, or DomainBed's own space."""
-    return domainbed_space(algorithm, canonical_name(Path(data).name)) if table is None else read_space(table, origin)
+    if table is not None:
+        return read_space(table, origin)
+    folder = Path(data)  # by its own name, from wherever and through whichever link one comes to it
+    return domainbed_space(algorithm, canonical_name((folder.resolve() if folder.is_dir() else folder).name))
 
 
 def draw_values(space: tuple[Hyperparameter, ...], hparams_seed: int, trial: int) -> dict[str, Any]:
