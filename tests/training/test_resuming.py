@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 
 from domainfusion.algorithms.erm import ERM
 from domainfusion.config import CDGAConfig, DataConfig, DSIConfig, GenerateConfig, TrainConfig, ZeroShotConfig
+from domainfusion.config.settings import OURS
 from domainfusion.config_files import to_toml
 from domainfusion.errors import FileError, Interrupted, UsageError
-from domainfusion.experiments.run_folder import OURS, refuse_other_options
+from domainfusion.experiments.run_folder import refuse_other_options
 from domainfusion.files import read_json
 from domainfusion.json_lines import read_json_lines
 from domainfusion.registry import ALGORITHMS

@@ -63,6 +63,12 @@ def reproduce(
         )  # fmt: skip
 
     loaded = {data: load_dataset(data, config.data) for data in datasets}  # all are there, before the first is begun
+    for data, dataset in loaded.items():  # and have the targets and trials that are asked for
+        for target in targets:
+            dataset.index_of(target)
+        for name in wanted:
+            if name in TABLES:
+                plan_table(find_table(name), data, dataset, config, range(trials), targets or None, folder)
     with no_empty_folder(folder):
         make_folder(folder)
         for data, dataset in loaded.items():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from domainfusion.config import TrainConfig
+from domainfusion.config.settings import without_effect
 from domainfusion.config.zero_shot import without_old_stages
 from domainfusion.config_files import build_config, flat_values, load_toml, plain_values
 from domainfusion.errors import FileError, UsageError, show_note
@@ -24,9 +25,6 @@ from domainfusion.files import (
 # The files of a finished run that its checksums cover.
 KEPT = ("config.toml", "environment.json", "data.json", "metrics.jsonl", "results.jsonl", "predictions.csv",
         "model.json", "model.safetensors")  # fmt: skip
-# Options that no other algorithm of ours reads.
-READ_BY = {"zero_shot": {"diffusion_classifier", "diffusion_net"}, "cdga": {"cdga"}, "dsi": {"dsi"}}
-OURS = {"erm", "domainfusion", "mixup", "mixstyle", "coral", "groupdro", "rsc"}.union(*READ_BY.values())
 MODEL = ("model.safetensors", "model.json")
 
 
@@ -45,16 +43,7 @@ def refuse_other_options(folder: Path, data: str, config: TrainConfig) -> None:
         without_old_stages(flat_values(plain_values(options)), options.algorithm, classes)
         for options in (there, config)
     )
-    # The preset is where options came from; what they came to is compared. Steps follow from epochs and the data. Who
-    # makes candidates does not change what they are, nor does how much of its work the LDM does at once.
-    ignored = {
-        "preset", "generate.worker", "generate.worker_device", "generate.batch_size", "zero_shot.batch_size",
-        "dsi.batch_size",
-    } | ({"steps"} if config.epochs else set())  # fmt: skip
-    algorithms = {there.algorithm, config.algorithm}
-    for section, readers in READ_BY.items():  # so that a table's rows may be made before other rows' options are given
-        if algorithms <= OURS - readers:
-            ignored |= {name for name in now if name.startswith(f"{section}.")}
+    ignored = without_effect(there.algorithm, kept) & without_effect(config.algorithm, now)
     if _recombines(there) == _recombines(config):
         ignored.add("generate.recombination")
     changed = [name for name in sorted((set(kept) | set(now)) - ignored) if kept.get(name) != now.get(name)]

@@ -70,8 +70,8 @@ def tabulate_curves(
         "relative_error": curves.error(),
         "draws_per_image": float(curves.rounds.sum()) / max(known, 1) * options.curve_samples,
         "grid": [round(float(p), 4) for p in curves.grid],
-        "mean_slope": [float(value) for value in slopes.mean(0)],
-        "negative_share": [float(value) for value in (slopes < 0).float().mean(0)],
+        "mean_slope": [float(value) for value in slopes.mean(0)] if len(slopes) else [],
+        "negative_share": [float(value) for value in (slopes < 0).float().mean(0)] if len(slopes) else [],
         "largest": {"classes": describe_classes(dataset, curves)[:SHOWN], "images": images[:SHOWN]},
     }  # fmt: skip
 
@@ -98,7 +98,9 @@ def tabulate_part(data: str, config: TrainConfig, rows: np.ndarray) -> int:
 def tabulation_text(found: dict[str, Any]) -> str:
     """The summary as text."""
     rows = [["confidence p", "mean slope dL/dp", "images with a negative slope"]]
-    for p, slope, share in zip(found["grid"], found["mean_slope"], found["negative_share"], strict=True):
+    for p, slope, share in zip(
+        found["grid"], found["mean_slope"], found["negative_share"], strict=False
+    ):  # of none none
         rows.append([f"{p:g}", f"{slope:+z.5f}", f"{100 * share:.0f} %"])
     taken_over = f", {found['taken_over']} taken over from tables of other data sets" if found["taken_over"] else ""
     return (

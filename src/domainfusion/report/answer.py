@@ -61,14 +61,16 @@ def build_answer(study: Study) -> Answer:
 def _answer_of_one_test(study: Study) -> Answer:
     target = study.targets[0]
     runs = {arm: study.compared(arm)[0] for arm in study.arms}
-    images = runs[study.arms[0]].images
     figures = {
-        arm: Estimate(run.accuracy or 0.0, binomial_error(run.accuracy or 0.0, images), images)
+        arm: Estimate(run.accuracy or 0.0, binomial_error(run.accuracy or 0.0, run.images), run.images)
         for arm, run in runs.items()
     }
-    right = {arm: f"{round(figure.mean * images / 100)} of {images}" for arm, figure in figures.items()}
+    right = {arm: f"{round(figure.mean * figure.count / 100)} of {figure.count}" for arm, figure in figures.items()}
     leading = study.leading
+    images = min(figures[arm].count for arm in leading or study.arms)
     tail = f"{images} images"
+    if len({figures[arm].count for arm in leading}) > 1:  # of some of them alone, with --zero-shot.images
+        tail = " and ".join(f"{figures[arm].count}" for arm in leading) + " images"
     if len(leading) > 1:
         tail = f"difference {figures[leading[0]].mean - figures[leading[1]].mean:+z.1f} points, {tail}"
     said = _said(study, figures, "of the images", tail, errors=False)
@@ -236,8 +238,10 @@ def _difference(accuracy: Accuracies, first: Arm, second: Arm) -> str:
     found = paired_difference(accuracy[first.title], accuracy[second.title])
     if math.isnan(found.error):
         return f"difference {found.mean:+z.1f} points"
-    p_value = f"p = {found.p_value:.3f}" if found.p_value >= 0.001 else "p < 0.001"
-    return f"difference {found.mean:+z.1f} ± {found.error:.1f} points, {p_value}"
+    said = f"difference {found.mean:+z.1f} ± {found.error:.1f} points"
+    if math.isnan(found.p_value):  # equal in every trial
+        return said
+    return f"{said}, {f'p = {found.p_value:.3f}' if found.p_value >= 0.001 else 'p < 0.001'}"
 
 
 def _said(study: Study, figures: dict[Arm, Estimate], middle: str, tail: str, *, errors: bool = True) -> Markup:

@@ -55,6 +55,9 @@ def _compared_arms(study: Study) -> tuple[Arm, Arm] | None:
     challenger, baseline = study.challenger, study.baseline
     if challenger is None or baseline is None or baseline is challenger or not study.units:
         return None
+    pairs = zip(study.compared(challenger), study.compared(baseline), strict=True)
+    if any(first.images != second.images for first, second in pairs):  # one of some of them alone
+        return None
     return challenger, baseline
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from domainfusion.config import TrainConfig
+from domainfusion.config.settings import without_effect
 from domainfusion.config_files import flat_values, plain_values
 from domainfusion.report.reading import Run, Unit
 
@@ -20,8 +21,8 @@ TITLES = {
     "erm": "ERM", "domainfusion": "DomainFusion", "diffusion_classifier": "Diffusion Classifier",
     "diffusion_net": "DiffusionNet", "cdga": "CDGA", "dsi": "DSI",
 }  # fmt: skip
-# In what the runs of one arm differ.
-PER_RUN = ("target", "trial", "seed")
+# In what the runs of one arm differ, beside what has no effect on them.
+PER_RUN = ("target", "trial", "seed", "device")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,6 +47,11 @@ class Study:
     arms: tuple[Arm, ...]
     targets: tuple[str, ...]
     units: tuple[Unit, ...]
+    by_trial: bool = False  # a unit is a trial, its seed that of the first arm's run: seeds differ from run to run
+
+    def unit_of(self, run: Run) -> Unit:
+        """The unit that a run is one of."""
+        return _unit(run, self.by_trial)
 
     @property
     def data(self) -> dict[str, Any]:
@@ -101,14 +107,14 @@ class Study:
         """The runs of an arm that take part in the comparison, by unit and target; all of them where none can."""
         if not self.units:
             return list(arm.runs)
-        cells = {(run.target, run.unit): run for run in arm.runs}
+        cells = {(run.target, self.unit_of(run)): run for run in arm.runs}
         return [cells[target, unit] for unit in self.units for target in self.targets]
 
     def accuracy(self) -> dict[str, dict[str, list[float]]]:
         """{arm: {target: [per cent, by unit]}} of the comparable runs."""
         found: dict[str, dict[str, list[float]]] = {}
         for arm in self.arms:
-            cells = {(run.target, run.unit): run.accuracy or 0.0 for run in arm.runs}
+            cells = {(run.target, self.unit_of(run)): run.accuracy or 0.0 for run in arm.runs}
             found[arm.title] = {target: [cells[target, unit] for unit in self.units] for target in self.targets}
         return found
 
@@ -123,7 +129,14 @@ def build_studies(runs: list[Run]) -> list[Study]:
 
 def _study_of(arms: tuple[Arm, ...]) -> Study:
     data = arms[0].runs[0].data
-    cells = [{(run.target, run.unit) for run in arm.runs if run.accuracy is not None} for arm in arms]
+    # Where no arm repeats a target in a trial, trials are what it is repeated over, whatever the seeds: DomainBed's are
+    # another for each run. Else the seeds tell the repetitions of a trial apart.
+    tested = [[run for run in arm.runs if run.accuracy is not None] for arm in arms]
+    by_trial = all(len({(run.target, run.unit[0]) for run in part}) == len(part) for part in tested) and any(
+        len({run.unit[1] for part in tested for run in part if run.unit[0] == trial}) > 1
+        for trial in {run.unit[0] for part in tested for run in part}
+    )
+    cells = [{(run.target, _unit(run, by_trial)) for run in part} for part in tested]
     shared_targets = set.intersection(*({target for target, _ in part} for part in cells))
     targets = [domain for domain in data["domains"] if domain in shared_targets]
     units = [
@@ -131,7 +144,11 @@ def _study_of(arms: tuple[Arm, ...]) -> Study:
         for unit in sorted({unit for part in cells for _, unit in part})
         if targets and all((target, unit) in part for part in cells for target in targets)
     ]
-    return Study(data["name"], data["protocol"], arms, tuple(targets if units else ()), tuple(units))
+    return Study(data["name"], data["protocol"], arms, tuple(targets if units else ()), tuple(units), by_trial)
+
+
+def _unit(run: Run, by_trial: bool) -> Unit:
+    return (run.unit[0], -1) if by_trial else run.unit
 
 
 def held_out_study(study: Study) -> Study | None:
@@ -151,7 +168,8 @@ def build_arms(runs: list[Run]) -> tuple[Arm, ...]:
     """Runs grouped by algorithm and settings: ERM first, then DomainFusion, then the others by name."""
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
-        settings = {name: value for name, value in run.options.items() if name not in PER_RUN}
+        idle = without_effect(run.algorithm, run.options).union(PER_RUN)
+        settings = {name: value for name, value in run.options.items() if name not in idle}
         settings = {"search": run.search} if run.search else settings
         groups.setdefault((run.algorithm, json.dumps(settings, sort_keys=True, default=str)), []).append(run)
     # Of the variants of an algorithm, the one nearest to the default options comes first.
@@ -165,7 +183,8 @@ def build_arms(runs: list[Run]) -> tuple[Arm, ...]:
         title = TITLES.get(algorithm, algorithm)
         if len(variants) > 1:
             title = f"{title} ({_settings(groups[key][0], variants)})"
-        titles.append(title if title not in titles else f"{title}, no. {titles.count(title) + 1}")
+        before = sum(other == title or other.startswith(f"{title}, no. ") for other in titles)
+        titles.append(f"{title}, no. {before + 1}" if before else title)
     return tuple(
         Arm(number, title, key[0], tuple(_without_repeats(groups[key])))
         for number, (key, title) in enumerate(zip(order, titles, strict=True))
@@ -192,9 +211,10 @@ def shown_option(run: Run, name: str) -> str:
 
 
 def differing_options(runs: Iterable[Run]) -> list[str]:
-    """The names of the options, other than target, trial and seed, that are not the same in all runs."""
+    """The names of the options with an effect, other than target, trial and seed, that are not the same in all runs."""
     runs = list(runs)
-    names = sorted({name for run in runs for name in run.options} - set(PER_RUN))
+    idle = set.intersection(*(without_effect(run.algorithm, run.options) for run in runs)).union(PER_RUN)
+    names = sorted({name for run in runs for name in run.options} - idle)
     return [name for name in names if any(run.options.get(name) != runs[0].options.get(name) for run in runs)]
 
 

@@ -14,13 +14,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from domainfusion.config.settings import without_effect
 from domainfusion.results.model_selection import Record
 
-# What a run is (that is in its record), where it computes, and how much at once: no settings of an algorithm.
-NO_SETTINGS = {
-    "preset", "hparams_seed", "algorithm", "target", "second_target", "trial", "device", "generate.worker",
-    "generate.worker_device", "generate.batch_size", "zero_shot.batch_size", "dsi.batch_size",
-}  # fmt: skip
+# What a run is (that is in its record), and where it computes.
+NO_SETTINGS = {"hparams_seed", "algorithm", "target", "second_target", "trial", "device"}
 
 
 def split_variants(records: list[Record]) -> tuple[list[Record], list[str]]:
@@ -66,7 +64,9 @@ def _options_of(folder: Path) -> dict[str, Any]:
     """A run's options by their dotted names, and its data and protocol; none where they are not beside its records."""
     try:
         text = (folder / "config.toml").read_text(encoding="utf-8")
-        options = {name: value for name, value in _flat(tomllib.loads(text)) if name not in NO_SETTINGS}
+        options = dict(_flat(tomllib.loads(text)))
+        idle = NO_SETTINGS | without_effect(options["algorithm"], options)
+        options = {name: value for name, value in options.items() if name not in idle}
         data = json.loads((folder / "data.json").read_text(encoding="utf-8"))
         return options | {"data": data["data"], "data.protocol": data["protocol"]}
     except (OSError, ValueError, KeyError, TypeError):  # not ours, or damaged
