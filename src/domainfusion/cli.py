@@ -140,6 +140,12 @@ def run(arguments: Sequence[str]) -> int:
         )
     except MemoryError as error:
         return _fail(MemoryError(f"not enough memory ({error}): give smaller sizes, or a machine with more"), 1, debug)
+    except RuntimeError as error:  # an accelerator's
+        from domainfusion.memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        return _fail(MemoryError(f"not enough memory ({error}): give smaller sizes, or a machine with more"), 1, debug)
     except KeyboardInterrupt:
         print("domainfusion: interrupted; the same command again goes on from the last checkpoint", file=sys.stderr)
         return 130

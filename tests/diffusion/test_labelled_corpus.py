@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 
@@ -17,10 +16,19 @@ from domainfusion.config import DataConfig
 from domainfusion.data.domains import load_dataset
 from domainfusion.data.splits import build_split
 from domainfusion.diffusion import pretraining
-from domainfusion.diffusion.labelled_corpus import is_captioned, labelled_corpus, merge_seen, read_seen
+from domainfusion.diffusion.labelled_corpus import (
+    SEEN,
+    Seen,
+    is_captioned,
+    labelled_corpus,
+    merge_seen,
+    read_seen,
+    refuse_seen_target,
+)
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.pretraining import pretrain
 from domainfusion.errors import UsageError
+from domainfusion.files import write_json
 from short_runs import run
 from small_corpus import SIZE, TINY
 
@@ -34,7 +42,7 @@ def images(tmp_path: Path) -> Path:
 
 def test_captions_name_class_and_domain_and_the_target_is_left_out(images: Path) -> None:
     corpus, seen = labelled_corpus(str(images), SIZE, "sketch")
-    assert seen == {"drawn": ["cartoon", "photo"]}
+    assert seen == Seen({"drawn": ["cartoon", "photo"]})
     assert len(corpus) == 2 * len(CLASSES) * IMAGES_PER_CLASS
     assert corpus.styles == corpus.versatile_styles == ["cartoon", "photo"]
     dataset = load_dataset(str(images), DataConfig(size=SIZE))
@@ -57,18 +65,18 @@ def test_a_trial_leaves_its_validation_images_out(images: Path) -> None:
 
 def test_without_a_target_all_domains_are_seen(images: Path) -> None:
     corpus, seen = labelled_corpus(str(images), SIZE)
-    assert seen == {"drawn": ["cartoon", "photo", "sketch"]}
+    assert seen == Seen({"drawn": ["cartoon", "photo", "sketch"]})
     assert len(corpus) == 3 * len(CLASSES) * IMAGES_PER_CLASS
 
 
 def test_an_ldm_says_what_it_has_seen_and_so_does_one_that_goes_on_from_it(images: Path, tmp_path: Path) -> None:
     first = pretrain(str(images), VERY_SHORT, tmp_path / "first", target="sketch")
-    assert read_seen(first) == {"drawn": ["cartoon", "photo"]}
+    assert read_seen(first) == Seen({"drawn": ["cartoon", "photo"]})
     assert LatentDiffusion.load(str(first), precision="float32").styles == ("cartoon", "photo")
     other = write_image_folder(tmp_path / "other", domains=("icon", "logo"))
     options = dataclasses.replace(VERY_SHORT, init=str(first))
     second = pretrain(str(other), options, tmp_path / "second", target="logo")
-    assert read_seen(second) == {"drawn": ["cartoon", "photo"], "other": ["icon"]}
+    assert read_seen(second) == Seen({"drawn": ["cartoon", "photo"], "other": ["icon"]})
 
 
 def test_a_run_takes_the_ldm_of_its_target_and_refuses_one_that_has_seen_it(images: Path, tmp_path: Path) -> None:
@@ -93,25 +101,37 @@ def test_a_pipeline_that_is_cut_short_says_what_it_has_seen(
     monkeypatch.setattr(pretraining, "build_pipeline", full)
     with pytest.raises(OSError, match="no space left"):
         pretrain(str(images), VERY_SHORT, tmp_path / "ldm", target="photo")
-    assert read_seen(tmp_path / "ldm" / "pipeline") == {"drawn": ["cartoon", "sketch"]}
+    assert read_seen(tmp_path / "ldm" / "pipeline") == Seen({"drawn": ["cartoon", "sketch"]})
 
 
-def test_a_target_of_a_data_set_with_folds_needs_a_trial() -> None:
+def test_a_target_of_a_data_set_with_folds_needs_a_trial(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"pictograms has folds: .* give --trial T"):
         labelled_corpus("pictograms", SIZE, "pixel")
     corpus, seen = labelled_corpus("pictograms", SIZE, "pixel", trial=2)
     dataset = load_dataset("pictograms", DataConfig(size=SIZE))
     split = build_split(dataset, DataConfig(), "pixel", 2)
     assert len(corpus) == sum(len(rows) for rows in split.train.values())
-    assert "pixel" not in seen["pictograms"]
+    assert "pixel" not in seen.domains["pictograms"]
+    assert seen.trials == {"pictograms": [2]}
+    write_json(tmp_path / SEEN, dataclasses.asdict(seen))
+    refuse_seen_target(str(tmp_path), dataset, ("pixel",), 2)
+    for trial in (0, 1, 3, 4):  # each tests drawings that trial 2 trains on, in other styles
+        with pytest.raises(UsageError, match=rf"trained for trial 2, on drawings that trial {trial} tests"):
+            refuse_seen_target(str(tmp_path), dataset, ("pixel",), trial)
+    with pytest.raises(UsageError, match="trained on images of ink"):
+        refuse_seen_target(str(tmp_path), dataset, ("ink",), 2)
+    without_folds = dataclasses.replace(dataset, folds=None)
+    refuse_seen_target(str(tmp_path), without_folds, ("pixel",), 0)  # its validation images at most
+    write_json(tmp_path / SEEN, {"pictograms": ["ink"]})  # as a former version wrote it
+    assert read_seen(tmp_path) == Seen({"pictograms": ["ink"]}, {})
 
 
 def test_what_was_seen_is_of_one_data_set(images: Path, tmp_path: Path) -> None:
     folder = pretrain(str(images), VERY_SHORT, tmp_path / "ldm", target="photo")
     other = write_image_folder(tmp_path / "other")
     run(other, tmp_path / "run", target="sketch", steps=1, evaluations=1, ldm=str(folder))
-    seen = json.loads((folder / "seen.json").read_text())
-    assert merge_seen(seen, {"other": ["sketch"]})["drawn"] == seen["drawn"]
+    seen = read_seen(folder)
+    assert merge_seen(seen, Seen({"other": ["sketch"]})).domains["drawn"] == seen.domains["drawn"]
 
 
 def test_a_captioned_corpus_has_no_target(tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.ldm_folder import PARTS
@@ -87,3 +90,60 @@ def test_no_folder_no_pipeline_no_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(LDMError, match=r"model_index\.json is missing"):
         LatentDiffusion.load(str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize("part", ["vae", "unet", "text_encoder"])
+def test_weights_that_are_missing_are_not_made_up(tiny_pipeline: Path, tmp_path: Path, part: str) -> None:
+    """The libraries would draw them at random, another LDM each time, and say nothing."""
+    folder = shutil.copytree(tiny_pipeline, tmp_path / "ldm")
+    (path,) = (folder / part).glob("*.safetensors")
+    weights = load_file(path)
+    gone = sorted(weights)[0]
+    save_file({name: value for name, value in weights.items() if name != gone}, path, metadata={"format": "pt"})
+    with pytest.raises(LDMError, match=f"{part} lacks the weights "):
+        LatentDiffusion.load(str(folder))
+    save_file({f"module.{name}": value for name, value in weights.items()}, path, metadata={"format": "pt"})
+    with pytest.raises(LDMError):
+        LatentDiffusion.load(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("unet", {"num_class_embeds": 10}, "asks for more than a prompt (num_class_embeds"),
+        ("unet", {"time_cond_proj_dim": 8}, "asks for more than a prompt (time_cond_proj_dim"),
+        ("unet", {"out_channels": 8}, "gives 8 channels for 4"),
+        ("unet", {"sample_size": None}, "does not say at which size it was trained"),
+        ("unet", {"cross_attention_dim": 48}, "reads prompts of 48 numbers, and its text encoder gives 32"),
+    ],
+)
+def test_a_denoiser_of_another_kind_is_refused_at_once(
+    tiny_pipeline: Path, part: str, changes: dict[str, Any], message: str
+) -> None:
+    whole = LatentDiffusion.load(str(tiny_pipeline))
+    config = dict(whole.unet.config) | changes
+    unet = UNet2DConditionModel(**{name: value for name, value in config.items() if not name.startswith("_")})
+    with pytest.raises(LDMError, match=re.escape(message)):
+        LatentDiffusion(whole.vae, unet, whole.text_encoder, whole.tokenizer, whole.scheduler)
+
+
+def test_another_kind_of_text_encoder_is_refused(tiny_pipeline: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_pipeline, tmp_path / "ldm")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["text_encoder"] = ["transformers", "T5EncoderModel"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(LDMError, match="its text_encoder is a T5EncoderModel, not a CLIPTextModel"):
+        LatentDiffusion.load(str(folder))
+
+
+def test_prompts_that_are_cut_are_told(tiny_pipeline: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ldm = LatentDiffusion.load(str(tiny_pipeline))
+    assert ldm.tokenizer.model_max_length == 12
+    ldm.prompt_embeds(["a cat", "a dog, ink"])
+    assert capsys.readouterr().err == ""
+    long = " ".join(["cat"] * 12)
+    found = ldm.prompt_embeds([f"{long} well", f"{long} badly", "a cat"])
+    assert torch.equal(found[0], found[1])
+    said = capsys.readouterr().err
+    assert said.count("reads 12 tokens of a prompt") == 1
+    assert f"the prompts '{long} badly' and '{long} well' are the same to it" in said

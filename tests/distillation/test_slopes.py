@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from domainfusion.config import DistillConfig
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.distillation.corruption import corrupt, degrade
-from domainfusion.distillation.slopes import Draws, SlopeEstimator
+from domainfusion.distillation.slopes import Draws, SlopeEstimator, draw
 from draws import PROMPTS, make_draws
 
 RESIDUALS = ["plain", "guided", "contrast"]
@@ -208,3 +208,22 @@ def test_each_slope_is_its_own_images_affair(
             slopes.slopes(images[i : i + 1], PROMPTS[i : i + 1], p[i : i + 1], alone), together[i : i + 1]
         )
     assert not together.requires_grad
+
+
+def test_gradients_to_the_letter_do_not_underflow_in_half_precision(
+    ldm: LatentDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss is a mean over 16,384 numbers: what each passes on through a float16 U-Net is below its normal numbers."""
+    images = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    config = DistillConfig(estimator="autograd", samples=1)
+    draws = draw(ldm, 2, 128, config, torch.Generator().manual_seed(1))
+    assert draws.noise[0, 0].numel() == 16_384
+    found = {}
+    for kind in (torch.float32, torch.float16):
+        # Stands for a denoiser that hands on a hundredth of what comes in.
+        def predict(z: torch.Tensor, *_: torch.Tensor, kind: torch.dtype = kind) -> torch.Tensor:
+            return (z.to(kind) * 0.01).to(z.dtype)
+
+        monkeypatch.setattr(ldm, "predict_noise", predict)
+        found[kind] = SlopeEstimator(ldm, config).slopes(images, ["a cat", "a dog"], torch.tensor([0.3, 0.7]), draws)
+    torch.testing.assert_close(found[torch.float16], found[torch.float32], rtol=5e-3, atol=0)

@@ -18,15 +18,18 @@ from domainfusion.config.translation import CDGAConfig, DSIConfig
 from domainfusion.config.zero_shot import ZeroShotConfig
 
 
-def ldm_without(ldm: str, *held_out: str | None) -> str:
-    """The option `ldm` with {target} filled in: the held-out domains' names, or all where there are none.
+def ldm_without(ldm: str, *held_out: str | None, trial: int = 0) -> str:
+    """The option `ldm` with {target} filled in, the held-out domains' names or all where there are none, and {trial}.
 
     >>> ldm_without("ldm-{target}", "sketch", None), ldm_without("ldm-{target}", "sketch", "photo")
     ('ldm-sketch', 'ldm-sketch+photo')
     >>> ldm_without("ldm-{target}", None), ldm_without("embedded", "sketch")
     ('ldm-all', 'embedded')
+    >>> ldm_without("ldm-{target}-{trial}", "sketch", trial=2)
+    'ldm-sketch-2'
     """
-    return ldm.replace("{target}", "+".join(domain for domain in held_out if domain is not None) or "all")
+    target = "+".join(domain for domain in held_out if domain is not None) or "all"
+    return ldm.replace("{target}", target).replace("{trial}", str(trial))
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -110,7 +113,7 @@ class TrainConfig:
     @property
     def ldm_source(self) -> str:
         """The LDM of this run: `ldm` with {target} filled in."""
-        return ldm_without(self.ldm, self.target, self.second_target)
+        return ldm_without(self.ldm, self.target, self.second_target, trial=self.trial)
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> TrainConfig:

@@ -129,19 +129,18 @@ def _read_image(path: Path, size: int) -> np.ndarray:
 def compose_caption(
     corpus: Corpus, index: int, colours: str, rng: np.random.Generator, unconditional: float = 0.1
 ) -> str:
-    """A caption of image `index`: its text, category, style and colour words, each dropped at random.
+    """A caption of image `index`: its text, category, style and colour words, each dropped at random, not all of them.
 
     With probability `unconditional` the caption is empty (classifier-free guidance, arXiv 2207.12598).
     """
     if rng.random() < unconditional:
         return ""
-    kept = [
-        corpus.text[index] if rng.random() < 0.5 else "",
-        corpus.category[index] if rng.random() < 0.85 else "",
-        corpus.style[index] if rng.random() < 0.85 else "",
-        colours if rng.random() < 0.7 else "",
-    ]
-    return ", ".join(part for part in kept if part)
+    parts = [(corpus.text[index], 0.5), (corpus.category[index], 0.85), (corpus.style[index], 0.85), (colours, 0.7)]
+    kept = [part for part, share in parts if rng.random() < share and part]
+    there = [part for part, _ in parts if part]
+    if there and not kept:  # `unconditional` alone says how many are empty
+        kept = [there[int(rng.integers(len(there)))]]
+    return ", ".join(kept)
 
 
 def augment(

@@ -6,9 +6,10 @@ What an LDM was trained on is kept beside it, so that a run that holds out one o
 from __future__ import annotations
 
 import csv
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,14 @@ from domainfusion.errors import UsageError
 from domainfusion.files import read_json_object
 
 SEEN = "seen.json"  # in the folder of a pipeline
-Seen: TypeAlias = dict[str, list[str]]  # {data set: domains that an LDM was trained on}
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What an LDM was trained on: by data set the domains, and the trials whose training images alone were taken."""
+
+    domains: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    trials: dict[str, list[int]] = dataclasses.field(default_factory=dict)  # of a data set that is not here, all images
 
 
 def is_captioned(path: Path) -> bool:
@@ -59,7 +67,8 @@ def labelled_corpus(data: str, size: int, target: str | None = None, trial: int 
         rows = np.concatenate([dataset.rows(dataset.index_of(domain)) for domain in split.sources])
     else:
         rows = np.concatenate([split.train[domain] for domain in split.sources])
-    return _captioned(dataset, np.sort(rows)), {dataset.name: sorted(split.sources)}
+    trials = {} if trial is None else {dataset.name: [trial]}
+    return _captioned(dataset, np.sort(rows)), Seen({dataset.name: sorted(split.sources)}, trials)
 
 
 def _captioned(dataset: MultiDomainDataset, rows: np.ndarray) -> Corpus:
@@ -77,22 +86,44 @@ def read_seen(pipeline: Path) -> Seen:
     """What the LDM in this folder was trained on, as far as it says so: one of another origin says nothing."""
     path = pipeline / SEEN
     if not path.is_file():
-        return {}
-    return {str(data): [str(domain) for domain in domains] for data, domains in read_json_object(path).items()}
+        return Seen()
+    found = read_json_object(path)
+    if set(found) != {"domains", "trials"}:  # of former versions, which did not keep trials
+        found = {"domains": found, "trials": {}}
+    return Seen(
+        {str(data): [str(domain) for domain in domains] for data, domains in found["domains"].items()},
+        {str(data): [int(trial) for trial in trials] for data, trials in found["trials"].items()},
+    )
 
 
 def merge_seen(first: Seen, second: Seen) -> Seen:
     """What an LDM has seen that was trained on both.
 
-    >>> merge_seen({"a": ["x"]}, {"a": ["y", "x"], "b": ["z"]})
-    {'a': ['x', 'y'], 'b': ['z']}
+    >>> merge_seen(Seen({"a": ["x"]}, {"a": [0]}), Seen({"a": ["y", "x"], "b": ["z"]}, {"a": [1]}))
+    Seen(domains={'a': ['x', 'y'], 'b': ['z']}, trials={'a': [0, 1]})
     """
-    return {data: sorted({*first.get(data, ()), *second.get(data, ())}) for data in sorted({*first, *second})}
+
+    def merged(one: dict[str, list[Any]], other: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        return {data: sorted({*one.get(data, ()), *other.get(data, ())}) for data in sorted({*one, *other})}
+
+    return Seen(merged(first.domains, second.domains), merged(first.trials, second.trials))
 
 
-def refuse_seen_target(ldm: str, data_name: str, held_out: Sequence[str | None]) -> None:
-    """Raise `UsageError` where the LDM in the folder `ldm` was trained on images of a domain that is held out."""
-    seen = read_seen(Path(ldm)).get(data_name, [])
+def refuse_seen_target(ldm: str, dataset: MultiDomainDataset, held_out: Sequence[str | None], trial: int) -> None:
+    """Raise `UsageError` where the LDM in the folder `ldm` was trained on what a run on a data set tests.
+
+    That is images of a domain that is held out, and in a data set with folds what the target draws in other domains:
+    each trial tests other drawings, and its training images alone are without them.
+    """
+    whole = read_seen(Path(ldm))
+    seen, trials = whole.domains.get(dataset.name, []), whole.trials.get(dataset.name, [])
+    others = sorted(set(trials) - {trial})
+    if dataset.folds is not None and others:
+        raise UsageError(
+            f"--ldm {ldm}: it was trained for trial {', '.join(map(str, others))}, on drawings that trial {trial} "
+            f"tests; train one for it (domainfusion pretrain DATA --target TARGET --trial {trial}), and name them by "
+            "{trial} in --ldm"
+        )
     for domain in held_out:
         if domain in seen:
             raise UsageError(

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from domainfusion.config import Precision
 from domainfusion.devices import choose_dtype
 from domainfusion.diffusion.ldm_folder import PARTS, check_folder, embedded_folder, is_hub_id, read_styles
-from domainfusion.errors import LDMError, NoLDM
+from domainfusion.errors import LDMError, NoLDM, show_note
 from domainfusion.files import hash_of_file
 
 # A GPU takes so many pixels at once: passes of less leave it idle between the starts of its kernels. A CPU is busy with
@@ -31,6 +31,14 @@ LATENTS_AT_ONCE = 64
 PIXELS_AT_ONCE = 2**20
 
 LEAST_ALPHA = 2.0**-24  # of a noise schedule
+
+
+def _refuse_missing(part: str, info: Mapping[str, Any]) -> None:
+    """Raise `LDMError` where a library's account of what it loaded says that weights of a part are missing."""
+    lacking = [*info["missing_keys"], *(str(key[0]) for key in info["mismatched_keys"])]
+    if lacking:
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise LDMError(f"{part} lacks the weights {sorted(map(str, lacking))[0]}{more}, or has them in another form")
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
@@ -77,12 +85,26 @@ class LatentDiffusion:
             raise LDMError(
                 f"{name}: its U-Net asks for more than a prompt ({unet.config.addition_embed_type}, as SDXL's)"
             )
+        for option in ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "time_cond_proj_dim"):
+            if getattr(unet.config, option, None) is not None:
+                raise LDMError(f"{name}: its U-Net asks for more than a prompt ({option}, as unCLIP's or LCM's)")
+        if unet.config.out_channels != unet.config.in_channels:
+            raise LDMError(
+                f"{name}: its U-Net gives {unet.config.out_channels} channels for {unet.config.in_channels} (a learned "
+                "variance?)"
+            )
+        if unet.config.sample_size is None:
+            raise LDMError(f"{name}: unet/config.json does not say at which size it was trained (sample_size)")
+        read, given = unet.config.cross_attention_dim, text_encoder.config.hidden_size
+        if {read} != {given} and set(read if isinstance(read, (list, tuple)) else [read]) != {given}:
+            raise LDMError(f"{name}: its U-Net reads prompts of {read} numbers, and its text encoder gives {given}")
         if unet.config.in_channels != vae.config.latent_channels:
             raise LDMError(
                 f"{name}: its U-Net takes {unet.config.in_channels} channels and its latents have "
                 f"{vae.config.latent_channels} (an inpainting model?)"
             )
         self._embeddings: dict[str, torch.Tensor] = {}
+        self._cut = False  # whether it was said that a prompt is too long
         self._fingerprint: tuple[Any, str] | None = None  # state of the weights, and what `fingerprint` said of it
 
     @classmethod
@@ -108,13 +130,14 @@ class LatentDiffusion:
         quiet_libraries()
         default = torch.get_default_dtype()
         try:
-            vae = AutoencoderKL.from_pretrained(where, subfolder="vae", torch_dtype=torch.float32, use_safetensors=True)
-            unet = UNet2DConditionModel.from_pretrained(
-                where, subfolder="unet", torch_dtype=dtype, use_safetensors=True
+            kept = {"use_safetensors": True, "output_loading_info": True}
+            vae, of_vae = AutoencoderKL.from_pretrained(where, subfolder="vae", torch_dtype=torch.float32, **kept)
+            unet, of_unet = UNet2DConditionModel.from_pretrained(where, subfolder="unet", torch_dtype=dtype, **kept)
+            text_encoder, of_text = CLIPTextModel.from_pretrained(
+                where, subfolder="text_encoder", dtype=torch.float32, **kept
             )
-            text_encoder = CLIPTextModel.from_pretrained(
-                where, subfolder="text_encoder", dtype=torch.float32, use_safetensors=True
-            )
+            for part, info in (("vae", of_vae), ("unet", of_unet), ("text_encoder", of_text)):
+                _refuse_missing(part, info)  # the libraries make up what is not there, at random
             tokenizer = CLIPTokenizer.from_pretrained(where, subfolder="tokenizer")
             scheduler = DDIMScheduler.from_pretrained(where, subfolder="scheduler")
         except Exception as error:  # whatever configs, weights and vocabularies that are none make the libraries raise
@@ -173,6 +196,7 @@ class LatentDiffusion:
         new = sorted({prompt for prompt in prompts if prompt not in self._embeddings})
         for start in range(0, len(new), 256):
             part = new[start : start + 256]
+            self._tell_cut(part)
             tokens = self.tokenizer(
                 part, padding="max_length", truncation=True, max_length=self.tokenizer.model_max_length,
                 return_tensors="pt",
@@ -180,6 +204,19 @@ class LatentDiffusion:
             embeddings = self.text_encoder(tokens.input_ids.to(self.device))[0].to(self.dtype)
             self._embeddings.update(zip(part, embeddings, strict=True))
         return torch.stack([self._embeddings[prompt] for prompt in prompts])
+
+    def _tell_cut(self, prompts: list[str]) -> None:
+        """Say, once, that a prompt is longer than the text encoder reads, and which ones are one prompt to it then."""
+        most = self.tokenizer.model_max_length
+        read: dict[tuple[int, ...], str] = {}
+        for prompt, tokens in zip(prompts, self.tokenizer(prompts, truncation=False).input_ids, strict=True):
+            begin = tuple(tokens[: most - 1])
+            other = read.setdefault(begin, prompt)
+            if len(tokens) > most and not self._cut:
+                self._cut = True
+                show_note(f"{self.name} reads {most} tokens of a prompt; {prompt!r} has {len(tokens)}, and is cut")
+            if len(tokens) > most and other != prompt:
+                show_note(f"{self.name}: the prompts {other!r} and {prompt!r} are the same to it, being cut")
 
     def encode(self, images: torch.Tensor, *, exact: bool = True) -> torch.Tensor:
         """Scaled latents (B, C, h, w), the posterior's mean, of images (B, 3, H, W) in [-1, 1]; differentiable.

@@ -10,6 +10,7 @@ from typing import Any
 from domainfusion.errors import LDMError, NoLDM
 
 PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
+KINDS = {"vae": "AutoencoderKL", "unet": "UNet2DConditionModel", "text_encoder": "CLIPTextModel"}
 
 
 def embedded_folder() -> Path:
@@ -38,7 +39,9 @@ def check_folder(folder: Path) -> None:
             raise LDMError(f"{folder} is not Stable-Diffusion-like: its part {part!r} is missing")
         if entry[0] not in ("diffusers", "transformers"):
             raise LDMError(f"{folder}: part {part!r} asks for code of its own ({entry[0]}), which is never run")
-    for part in ("vae", "unet", "text_encoder"):
+    for part, kind in KINDS.items():
+        if described[part][1:] != [kind]:
+            raise LDMError(f"{folder}: its {part} is a {' '.join(map(str, described[part][1:]))}, not a {kind}")
         if not (folder / part / "config.json").is_file():
             raise LDMError(f"{folder}: {part}/config.json is missing")
         if not any((folder / part).glob("*.safetensors*")):

@@ -6,6 +6,7 @@ safetensors that `StableDiffusionImg2ImgPipeline.from_pretrained` loads with no 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import shutil
@@ -86,9 +87,10 @@ def train_pipeline(corpus: Corpus, config: PretrainConfig, folder: Path, seen: S
     denoiser = build_denoiser(tokenizer, config)
     scheduler = load_or_build_scheduler(folder)
     denoiser = train_denoiser(corpus, vae, tokenizer, denoiser, config, folder, sample_prompts(corpus), scheduler)
-    if seen:  # before the weights: a pipeline that is cut short here does not pass for one that has seen nothing
+    # Before the weights: a pipeline that is cut short here does not pass for one that has seen nothing.
+    if seen is not None and seen.domains:
         make_folder(folder / "pipeline")
-        write_json(folder / "pipeline" / SEEN, seen)
+        write_json(folder / "pipeline" / SEEN, dataclasses.asdict(seen))
     return save_pipeline(vae, tokenizer, denoiser, scheduler, corpus.versatile_styles, folder / "pipeline")
 
 

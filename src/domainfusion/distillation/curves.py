@@ -94,7 +94,8 @@ class CurveStore:
         self.prompts = [template.format(label=word) for word in dataset.words()]
         self.knots, self.grid = confidences(config.curve_detail)  # and so no part of `SHAPING`
         options = {name: plain_values(config)[name] for name in SHAPING}
-        self.settings = hash_of([FORMAT, self.knots, self.grid, ldm_fingerprint, options, image_size])
+        version = FORMAT + (config.curve_of == "autograd")  # those underflowed in half precision before
+        self.settings = hash_of([version, self.knots, self.grid, ldm_fingerprint, options, image_size])
         self.key = hash_of([self.settings, SHARD, dataset.fingerprint, dataset.labels.tolist(), self.prompts])
         self.folder = cache_folder() / "curves" / self.settings / self.key
         self.table = ShardedTable(self.folder, "curves")

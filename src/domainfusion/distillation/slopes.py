@@ -11,6 +11,7 @@ Residuals r: `plain` ε_φ(c) - ε (Algorithm 2); `guided` ε_φ(∅) + g(ε_φ(
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import torch
@@ -133,7 +134,10 @@ class SlopeEstimator:
         with torch.enable_grad():
             p = confidence.detach().clone().requires_grad_(True)
             losses = self._losses(images, degraded, embeds, p, draws)
-            return torch.autograd.grad(losses.sum(), p)[0]
+            # A loss is a mean over all numbers of the latents, so what each of them passes on is below what half
+            # precision tells from 0: the sum over them is differentiated. A power of two changes nothing else.
+            scale = 2.0 ** round(math.log2(draws.noise[0, 0].numel()))
+            return torch.autograd.grad(scale * losses.sum(), p)[0] / scale
 
     @torch.no_grad()
     def _score(

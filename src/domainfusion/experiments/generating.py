@@ -45,7 +45,7 @@ def generate_candidates(
     if not 0 <= shard[0] < shard[1]:
         raise UsageError(f"--shard {shard[0]} {shard[1]} is not I N with I from 0 to N - 1")
     dataset = load_dataset(data, config.data)
-    refuse_seen_target(config.ldm_source, dataset.name, (config.target, config.second_target))
+    refuse_seen_target(config.ldm_source, dataset, (config.target, config.second_target), config.trial)
     ldm = LatentDiffusion.load(config.ldm_source, device=choose_device(config.device), precision=config.precision)
     styles = allowed_styles(ldm.styles, config.target, config.second_target)
     generate = config.generate.needed()

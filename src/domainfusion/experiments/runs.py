@@ -60,7 +60,7 @@ def build_context(data: str, config: TrainConfig, folder: Path, progress: bool =
 def context_of(dataset: MultiDomainDataset, config: TrainConfig, folder: Path, progress: bool = True) -> Context:
     """Split and device of a run on a data set."""
     split = build_split(dataset, config.data, config.target, config.trial, config.second_target)
-    refuse_seen_target(config.ldm_source, dataset.name, (config.target, config.second_target))
+    refuse_seen_target(config.ldm_source, dataset, (config.target, config.second_target), config.trial)
     device = choose_device(config.device)
     return Context(
         dataset=dataset, split=split, config=with_steps(config, split), device=device,

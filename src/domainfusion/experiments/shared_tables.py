@@ -126,7 +126,7 @@ def make_shared_tables(data: str, runs: Sequence[tuple[TrainConfig, Path]], *, p
         return
     for config, folder in runs:
         refuse_other_options(folder, data, config)
-        refuse_seen_target(config.ldm_source, tables[0].dataset.name, (config.target, config.second_target))
+        refuse_seen_target(config.ldm_source, tables[0].dataset, (config.target, config.second_target), config.trial)
     for table in tables:
         config = table.config
         try:

@@ -24,6 +24,7 @@ from domainfusion.diffusion.image_to_image import image_to_image
 from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.files import cache_folder, hash_of
 from domainfusion.fusion.image_cache import ImageCache
+from domainfusion.memory import halve_until_it_fits
 from domainfusion.seeding import seed_hash
 
 FORMAT = 1  # raised when the computation changes, so that older translations are not taken for new ones
@@ -58,11 +59,16 @@ def translate(
     side = size // ldm.latent_factor
     shape = (ldm.unet.config.in_channels, side, side)
     noise = torch.stack([noise_of(image, config.seed, start, shape) for image in images])
-    made = image_to_image(
-        ldm, resize(from_uint8(images), size), [""] * len(images), torch.full((len(images), 1), start),
-        noise=noise.to(ldm.device), steps=denoising_steps(start, config.steps), guidance_scale=1.0, solver="ddim",
-        spacing="uniform", batch_size=config.batch_size,
-    )  # fmt: skip
+
+    def make(at_once: int) -> torch.Tensor:
+        return image_to_image(
+            ldm, resize(from_uint8(images), size), [""] * len(images), torch.full((len(images), 1), start),
+            noise=noise.to(ldm.device), steps=denoising_steps(start, config.steps), guidance_scale=1.0, solver="ddim",
+            spacing="uniform", batch_size=at_once,
+        )  # fmt: skip
+
+    at_once = min(len(images), ldm.at_once(config.batch_size, size))
+    made, _ = halve_until_it_fits(make, at_once, "translating (--dsi.batch-size)")
     return to_uint8(resize(made[:, 0], images.shape[1]))
 
 

@@ -32,6 +32,7 @@ from domainfusion.files import atomic_path, cache_folder, hash_of, make_folder, 
 from domainfusion.fusion.candidates import Recipe, make_candidates
 from domainfusion.fusion.image_cache import ImageCache
 from domainfusion.fusion.synthetic import safe_name
+from domainfusion.memory import halve_until_it_fits
 from domainfusion.seeding import derive_numpy_rng, seed_hash
 
 FORMAT = 1  # raised when the computation changes, so that older translations are not taken for new ones
@@ -101,6 +102,7 @@ class Translations:
         self.dataset, self.config, self.ldm = dataset, config, ldm
         self.words = domain_words(dataset.domains, config.cdga)
         self.options = engine_options(config)
+        self.at_once = 0  # candidates denoised together, once the LDM is known; fewer when memory has run out
         about = {
             "format": FORMAT, "data": dataset.name, "fingerprint": dataset.fingerprint, "classes": dataset.words(),
             "ldm": source_fingerprint(config.ldm_source), "dtype": str(dtype),
@@ -147,13 +149,24 @@ class Translations:
                 started = time.monotonic()
                 recipes = [self.recipe(int(row), domain) for row in part]
                 pixels = from_uint8(self.dataset.images[part])
-                images = to_uint8(make_candidates(self.ldm(), pixels, recipes, self.options))
+                images = to_uint8(self._made(pixels, recipes))
                 if self.config.cdga.pictures:
                     self._write_pictures(part, domain, images)
                 cache.store(part, images, time.monotonic() - started)
                 made += images.shape[0] * images.shape[1]
                 bar.update(len(part))
         bar.close()
+        return made
+
+    def _made(self, pixels: torch.Tensor, recipes: list[Recipe]) -> torch.Tensor:
+        """(b, N, 3, S, S) translations of images (b, 3, S, S), fewer at once where memory runs out."""
+        ldm = self.ldm()
+
+        def make(size: int) -> torch.Tensor:
+            return make_candidates(ldm, pixels, recipes, dataclasses.replace(self.options, batch_size=size))
+
+        self.at_once = self.at_once or ldm.at_once(self.options.batch_size, self.options.image_size or ldm.image_size)
+        made, self.at_once = halve_until_it_fits(make, self.at_once, "translating (--generate.batch-size)")
         return made
 
     def _write_pictures(self, rows: np.ndarray, domain: str, images: np.ndarray) -> None:

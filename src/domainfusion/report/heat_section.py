@@ -40,7 +40,8 @@ def build_heat(study: Study, dataset: MultiDomainDataset | None, images: int = 6
                 device = "cuda" if torch.cuda.is_available() else "cpu"
                 held_out = (run.options.get("target"), run.options.get("second_target"))
                 ldm = LatentDiffusion.load(
-                    ldm_without(str(run.options.get("ldm", "embedded")), *held_out), device=device
+                    ldm_without(str(run.options.get("ldm", "embedded")), *held_out, trial=run.unit[0]),
+                    device=device,
                 )
                 template = str(run.options.get("generate.plain_template", "{label}"))
                 size = int(run.options.get("generate.image_size", 0)) or ldm.image_size
