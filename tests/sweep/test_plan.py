@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from domainfusion.config import DataConfig, TrainConfig
 from domainfusion.config_files import to_toml
@@ -245,6 +246,13 @@ def test_costs_are_counted_without_running(image_folder: Path, tmp_path: Path, m
     assert ", 5 at a time about" in estimate_text(found | {"slots": 8})
     assert "at a time" not in estimate_text(found | {"slots": 2, "left": 1})
     assert [path.name for path in (tmp_path / "s").rglob("result.json")] == ["result.json"]
+    # A run takes one of two GPUs by default, which is as many at a time, however many processors there are.
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    many = dataclasses.replace(plan.options, cpus=16)
+    assert estimate_sweep(many, CONFIG, tmp_path / "other")["slots"] == 16  # device = "cpu"
+    assert estimate_sweep(many, dataclasses.replace(CONFIG, device="auto"), tmp_path / "other")["slots"] == 2
+    quarter = dataclasses.replace(many, gpus_per_run=0.25)
+    assert estimate_sweep(quarter, dataclasses.replace(CONFIG, device="auto"), tmp_path / "other")["slots"] == 8
 
 
 def test_what_runs_share_is_counted_once() -> None:

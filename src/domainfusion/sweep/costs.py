@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from domainfusion.config import TrainConfig
 from domainfusion.data.findings import number
 from domainfusion.doctor import duration
@@ -14,7 +16,7 @@ from domainfusion.experiments.planning import plan_run
 from domainfusion.experiments.search import Search
 from domainfusion.results.tables import text_table
 from domainfusion.sweep.ledger import ENDED, Ledger
-from domainfusion.sweep.options import SweepConfig
+from domainfusion.sweep.options import SweepConfig, gpus_of_run, slots_of
 from domainfusion.sweep.plan import build_plan
 
 
@@ -46,7 +48,9 @@ def estimate_sweep(
             kinds.append(kind)
     slots = None
     if options.address is None:
-        slots = max(1, int((options.cpus or os.cpu_count() or 1) / options.cpus_per_run))
+        gpus = torch.cuda.device_count()
+        cpus = options.cpus or os.cpu_count() or 1
+        slots = max(1, slots_of(options.cpus_per_run, gpus_of_run(options, gpus, config.device), cpus, gpus))
     return {
         "runs": len(plan.runs), "ended": ledger.count(*ENDED), "left": ledger.left, "kinds": kinds, "seconds": total,
         "slots": slots, "notes": list(dict.fromkeys(notes)), "output": str(output),

@@ -74,3 +74,20 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _rule(value: Any) -> str:
     return f"choice({', '.join(map(repr, value))})" if isinstance(value, list) else str(value)
+
+
+def gpus_of_run(options: SweepConfig, gpus: float, device: str) -> float:
+    """GPUs that a run takes of the `gpus` there are: as given, else one where there are some and runs may use them."""
+    if options.gpus_per_run is not None:
+        return options.gpus_per_run
+    return 1.0 if gpus and device != "cpu" else 0.0
+
+
+def slots_of(cpus_per_run: float, gpus_per_run: float, cpus: float, gpus: float) -> int:
+    """How many runs `cpus` and `gpus` hold at a time.
+
+    >>> slots_of(2, 0.25, 16, 1), slots_of(1, 1, 8, 0)
+    (4, 0)
+    """
+    limits = [cpus / cpus_per_run] + ([gpus / gpus_per_run] if gpus_per_run else [])
+    return int(min(limits) + 1e-6)

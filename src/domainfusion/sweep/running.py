@@ -21,7 +21,7 @@ from domainfusion.files import make_folder, read_json, write_json
 from domainfusion.interruption import check, stoppable
 from domainfusion.locks import exclusive
 from domainfusion.sweep.ledger import Entry, Ledger
-from domainfusion.sweep.options import SweepConfig
+from domainfusion.sweep.options import SweepConfig, gpus_of_run, slots_of
 from domainfusion.sweep.plan import Plan, build_plan
 from domainfusion.sweep.progress import Progress
 from domainfusion.sweep.sharing import compute_shared, find_jobs
@@ -95,9 +95,7 @@ def make_runs(ledger: Ledger, progress: Progress, cpus: float, gpus: float) -> N
     """Compute what the runs share, then make them, on a cluster of `cpus` and `gpus`."""
     plan = ledger.plan
     options = plan.options
-    each = options.gpus_per_run
-    if each is None:
-        each = 1.0 if gpus and plan.config.device != "cpu" else 0.0
+    each = gpus_of_run(options, gpus, plan.config.device)
     slots = slots_of(options.cpus_per_run, each, cpus, gpus)
     if not slots:
         progress.say(
@@ -113,16 +111,6 @@ def make_runs(ledger: Ledger, progress: Progress, cpus: float, gpus: float) -> N
         fit(ledger, progress, options.cpus_per_run, each)
         progress.tick(now=True)
         check()
-
-
-def slots_of(cpus_per_run: float, gpus_per_run: float, cpus: float, gpus: float) -> int:
-    """How many runs `cpus` and `gpus` hold at a time.
-
-    >>> slots_of(2, 0.25, 16, 1), slots_of(1, 1, 8, 0)
-    (4, 0)
-    """
-    limits = [cpus / cpus_per_run] + ([gpus / gpus_per_run] if gpus_per_run else [])
-    return int(min(limits) + 1e-6)
 
 
 def fit(ledger: Ledger, progress: Progress, cpus: float, gpus: float) -> None:
