@@ -12,6 +12,7 @@ from PIL import Image
 
 from domainfusion.config import GenerateConfig
 from domainfusion.errors import UsageError
+from domainfusion.report.facts import option_difference_rows
 from domainfusion.report.html import write_report
 from domainfusion.report.reading import read_runs
 from domainfusion.report.study import build_studies
@@ -127,7 +128,7 @@ def test_variants_of_an_algorithm_are_told_apart(tmp_path: Path, root: Path) -> 
     page = read_page(tmp_path / "runs", output=tmp_path / "report.html")
     assert "DomainFusion (distill_weight = 0.5) is right on 50.0 %" in page.text  # the defaults lead
     assert "DomainFusion (distill_weight = 0)" in page.text
-    assert "Options in which the algorithms differ" in page.text
+    assert "Options that differ" in page.text
 
 
 def test_variants_of_the_baseline_do_not_take_the_headline(tmp_path: Path, root: Path) -> None:
@@ -185,6 +186,15 @@ def test_of_a_sweep_the_draws_that_it_chose_are_shown(tmp_path: Path, root: Path
     assert "DomainFusion is right on 37.5 % of the images on average, ERM on 37.5 %" in page.text
     assert "cannot be compared" not in page.text
     assert "hparams_seed = " not in page.text.split("How the numbers were made")[0]  # no variants
+    assert "The algorithms ran with the same options" not in page.text
+    assert "Several draws of hyperparameters were made for each target and trial" in page.text
+    assert "and in what was drawn for them (the table above)" in page.text
+    (study,) = build_studies(runs)
+    # In the order of its runs, by target.
+    rates = {arm.title: ", ".join(f"{run.options['lr']:g}" for run in arm.runs) for arm in study.arms}
+    assert sorted(rates.values()) == ["0.001, 0.002", "0.002, 0.001"]
+    rows = option_difference_rows(study)
+    assert ["lr", *(rates[arm.title] for arm in study.arms)] in rows
 
 
 def test_runs_that_share_no_test_are_not_compared(tmp_path: Path, root: Path) -> None:

@@ -23,6 +23,10 @@ SELECTION = (
     "Training-domain validation: of the weights at each evaluation, those are kept that are right most often on "
     "held-out images of the source domains (mean over domains). The target is never used to choose anything."
 )
+SEARCHED = (
+    " Several draws of hyperparameters were made for each target and trial; the figure is that of the draw which is "
+    "best in the same way, and the runs of the others are not shown."
+)
 LEAVE_ONE_OUT = (
     "Leave-one-domain-out validation: an accuracy on the target is that at the step, and of the draw of "
     "hyperparameters, at which runs that held out one more domain were right most often on that domain (mean over such "
@@ -42,7 +46,8 @@ def describe_selection(study: Study) -> str:
     by_rule: dict[str, list[str]] = {}
     for arm in study.arms:
         for run in study.compared(arm):
-            titles = by_rule.setdefault(SELECTION if run.choice is None else LEAVE_ONE_OUT, [])
+            rule = (SELECTION + SEARCHED * bool(run.search)) if run.choice is None else LEAVE_ONE_OUT
+            titles = by_rule.setdefault(rule, [])
             if arm.title not in titles:
                 titles.append(arm.title)
     if len(by_rule) == 1:
@@ -150,19 +155,28 @@ def run_rows(study: Study) -> list[list[str]]:
 
 
 def option_difference_rows(study: Study) -> list[list[str]]:
-    """A table of the options in which the arms differ; empty where they share all."""
-    firsts = [arm.runs[0] for arm in study.arms]
-    names = [name for name in differing_options(firsts) if name != "algorithm"]
+    """A table of the options in which the arms differ, and those that were drawn; empty where they share all."""
+    among = [arm.runs[0] for arm in study.arms]
+    for arm in study.arms:
+        among += arm.runs[1:] if arm.runs[0].search else ()  # of other draws, perhaps
+    names = [name for name in differing_options(among) if name not in ("algorithm", "hparams_seed")]
     if not names:
         return []
     rows = [["option", *(arm.title for arm in study.arms)]]
     for name in names:
-        rows.append([name, *(shown_option(run, name) for run in firsts)])
+        rows.append([name, *(_values(arm, name) for arm in study.arms)])
     return rows
 
 
+def _values(arm: Arm, name: str) -> str:
+    """What an option is in an arm's runs: of a search the value of each, by target and trial."""
+    runs = arm.runs if arm.runs[0].search else arm.runs[:1]
+    found = [shown_option(run, name) for run in runs]
+    return found[0] if len(set(found)) == 1 else ", ".join(found)
+
+
 def option_texts(study: Study) -> list[dict[str, Any]]:
-    """`config.toml` of each arm's first run; the arm's other runs differ in target, trial and seed alone."""
+    """`config.toml` of each arm's first run, and in what its other runs differ."""
     return [{"arm": arm, "text": arm.runs[0].text, "others": _others(arm)} for arm in study.arms if arm.runs[0].text]
 
 
@@ -170,7 +184,11 @@ def _others(arm: Arm) -> str:
     count = len(arm.runs) - 1
     if not count:
         return ""
-    return f"{count} more {'run differs' if count == 1 else 'runs differ'} in {', '.join(PER_RUN)} at most."
+    differ = "run differs" if count == 1 else "runs differ"
+    if arm.runs[0].search:
+        return f"{count} more {differ} in {', '.join(PER_RUN)}, and in what was drawn for them (the table above)."
+    steps = ", steps" if arm.runs[0].options.get("epochs") else ""
+    return f"{count} more {differ} in {', '.join(PER_RUN)}{steps} at most."
 
 
 def environments(runs: list[Run]) -> list[dict[str, Any]]:
