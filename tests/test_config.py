@@ -201,3 +201,10 @@ def test_options_out_of_range_are_refused(values: dict[str, Any], message: str) 
     with pytest.raises(UsageError) as caught:
         build_config(TrainConfig, values, "x.toml")
     assert message in str(caught.value)
+
+
+def test_sizes_that_an_autoencoder_cannot_halve_are_refused() -> None:
+    with pytest.raises(UsageError, match="size 100 is no multiple of 8, which 4 levels need"):
+        build_config(PretrainConfig, {"size": 100}, "x.toml")
+    assert build_config(PretrainConfig, {"size": 100, "vae_channels": [16, 32, 64]}, "x.toml").size == 100
+    assert build_config(PretrainConfig, {"size": 100, "init": "embedded"}, "x.toml").size == 100  # its levels count

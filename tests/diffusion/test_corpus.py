@@ -213,3 +213,27 @@ def test_sample_prompts_are_the_most_frequent_categories() -> None:
     assert sample_prompts(corpus) == ["dog, ink", "ant, oil", "cat, ink"]
     bare = Corpus(np.zeros((2, 2, 2, 3), np.uint8), ["a", "b"], ["", ""], ["", ""], np.ones(2))
     assert sample_prompts(bare, count=1) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": np.zeros((4, 8, 8, 3), np.float32)}, "images are float32 of the shape"),
+        ({"text": np.array(["a"] * 3)}, "4 images and 3 of text"),
+        ({"style": np.array(["a"] * 5)}, "4 images and 5 of style"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, np.ndarray], message: str) -> None:
+    arrays = {"images": np.zeros((4, 8, 8, 3), np.uint8), "text": np.array(["a"] * 4)} | changes
+    np.savez(tmp_path / "c.npz", **arrays)
+    with pytest.raises(DataError, match=message):
+        load_corpus(tmp_path / "c.npz", 8)
+
+
+def test_a_text_with_an_unquoted_comma_is_named(corpus_folder: Path) -> None:
+    table = corpus_folder / "metadata.csv"
+    lines = table.read_text().splitlines()
+    lines[2] += ", sitting"
+    table.write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=r"metadata.csv, line 3: more values than the heading has columns"):
+        load_corpus(corpus_folder, 8)

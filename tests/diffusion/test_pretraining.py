@@ -201,3 +201,14 @@ def assert_same(first: object, second: object, path: str = "state") -> None:
             assert_same(a, b, f"{path}/{index}")
     else:
         assert first == second, path
+
+
+def test_more_steps_of_a_finished_autoencoder_are_refused(corpus_folder: Path, tmp_path: Path) -> None:
+    """They would not be made, and `pretrain.toml` would say that they were."""
+    short = dataclasses.replace(TINY, vae_steps=1, unet_steps=1)
+    pretrain(corpus_folder, short, tmp_path / "ldm")
+    before = (tmp_path / "ldm" / "pretrain.toml").read_text()
+    with pytest.raises(UsageError, match="the autoencoder is finished, with vae_steps = 1, not 5"):
+        pretrain(corpus_folder, dataclasses.replace(short, vae_steps=5), tmp_path / "ldm")
+    assert (tmp_path / "ldm" / "pretrain.toml").read_text() == before
+    pretrain(corpus_folder, dataclasses.replace(short, unet_steps=2), tmp_path / "ldm")  # the denoiser goes further

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from domainfusion.config import CDGAConfig, GenerateConfig, ZeroShotConfig
+from domainfusion.errors import FileError
 from domainfusion.report.answer import build_answer
 from domainfusion.report.classes import build_class_parts
 from domainfusion.report.reading import read_runs
@@ -130,3 +131,14 @@ def test_figures_of_fewer_images_have_their_own_counts_and_errors(root: Path, tm
     parts = build_class_parts(study)
     assert parts is not None
     assert not parts["change"]  # of other images
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("confusion", [[1, 2], [3, 4]]), ("confusion", 5), ("seconds", "long"), ("test_images", 0)]
+)
+def test_a_damaged_result_is_one_line(root: Path, tmp_path: Path, field: str, value: Any) -> None:
+    folder = write_run(tmp_path / "r", root, "erm", 0.5)
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps(result | {field: value}))
+    with pytest.raises(FileError, match=f"result.json: {field} is damaged or was altered"):
+        read_runs([folder])

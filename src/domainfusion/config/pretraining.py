@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from domainfusion.config.kinds import STRICT, Count, Seed, Share, Weight
@@ -78,3 +78,10 @@ class PretrainConfig:
     """Steps from one line in metrics.jsonl to the next."""
     save_every: Count = 500
     """Steps from one saved state, validation and sample sheet to the next."""
+
+    @model_validator(mode="after")
+    def _levels_halve_the_size(self) -> PretrainConfig:
+        factor = 2 ** (len(self.vae_channels) - 1)
+        if not self.init and self.size % factor:
+            raise ValueError(f"size {self.size} is no multiple of {factor}, which {len(self.vae_channels)} levels need")
+        return self

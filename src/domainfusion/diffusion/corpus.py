@@ -91,11 +91,21 @@ def load_corpus(path: Path, size: int) -> Corpus:
         if "images" not in columns or "text" not in columns:
             raise DataError(f"{path} has no 'images' and 'text' arrays")
         images = columns["images"]
+        if images.dtype != np.uint8 or images.ndim not in (3, 4):
+            raise DataError(
+                f"{path}: images are {images.dtype} of the shape {images.shape}; give uint8, (N, S, S, 3) or (N, S, S)"
+            )
     elif (path / "metadata.csv").is_file():
         with open(path / "metadata.csv", newline="", encoding="utf-8") as handle:
             rows = list(csv.DictReader(handle))
         if not rows or "file_name" not in rows[0] or "text" not in rows[0]:
             raise DataError(f"{path / 'metadata.csv'} needs the columns file_name and text, and a row for each image")
+        for number, row in enumerate(rows, start=2):
+            if None in row:
+                raise DataError(
+                    f"{path / 'metadata.csv'}, line {number}: more values than the heading has columns; put a text "
+                    'with a comma in quotes: "a cat, sitting"'
+                )
         columns = {name: np.array([row[name] or "" for row in rows]) for name in rows[0]}
         images = np.stack([_read_image(path / row["file_name"], size) for row in rows])
     else:
@@ -103,6 +113,9 @@ def load_corpus(path: Path, size: int) -> Corpus:
     if images.shape[1:] != (size, size, 3):
         images = np.stack([np.asarray(Image.fromarray(image).convert("RGB").resize((size, size))) for image in images])
     count = len(images)
+    for name in ("text", "category", "style", "weight"):
+        if name in columns and len(columns[name]) != count:
+            raise DataError(f"{path}: {count} images and {len(columns[name])} of {name}; one for each is needed")
 
     def column(name: str) -> list[str]:
         return [str(value) for value in columns.get(name, np.full(count, ""))]

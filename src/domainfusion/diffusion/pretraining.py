@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import math
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -108,9 +109,16 @@ def refuse_other_options(corpus: Corpus, config: PretrainConfig, folder: Path) -
         raise UsageError(f"{folder} holds a training on another corpus; choose another --output")
     if (folder / "pretrain.toml").exists():
         kept = plain_values(build_config(PretrainConfig, load_toml(folder / "pretrain.toml"), "pretrain.toml"))
+        finished = (folder / "vae" / "config.json").exists()
+        may_change = set(MAY_CHANGE) - ({"vae_steps", "tune_vae_steps"} if finished else set())
         for name, value in plain_values(config).items():
-            if name not in MAY_CHANGE and kept.get(name) != value:
+            if name not in may_change and kept.get(name) != value:
                 held = kept.get(name)
+                if name in MAY_CHANGE:
+                    raise UsageError(
+                        f"{folder}: the autoencoder is finished, with {name} = {held!r}, not {value!r}; choose another "
+                        "--output, or give the former value to go on"
+                    )
                 raise UsageError(
                     f"{folder} holds a training with {name} = {held!r}, not {value!r}; choose another --output"
                 )
@@ -204,7 +212,8 @@ def load_or_fit_tokenizer(corpus: Corpus, config: PretrainConfig, folder: Path) 
 def sample_prompts(corpus: Corpus, count: int = 16) -> list[str]:
     """Prompts for the sample sheets: the most frequent categories, each in another style."""
     names = [name for name in corpus.category if name] or corpus.text
-    frequent = sorted(set(names), key=lambda name: (-names.count(name), name))[:count]
+    often = Counter(names)
+    frequent = sorted(often, key=lambda name: (-often[name], name))[:count]
     styles = corpus.styles or [""]
     return [", ".join(p for p in (name, styles[i % len(styles)]) if p) for i, name in enumerate(frequent)]
 

@@ -158,12 +158,35 @@ def _read_run(folder: Path) -> Run:
     path = folder / "config.toml"
     values = load_toml(path) if path.exists() else {}
     found = load_run(folder)
+    _check_result(folder / "result.json", found["result"], len(found["data"]["classes"]))
     return Run(
         folder=folder, result=found["result"], data=found["data"], environment=found["environment"],
         records=found["records"], text=found["config"],
         options=without_old_stages(flat_values(values), found["result"]["algorithm"], len(found["data"]["classes"])),
         search=_search_of(folder), choice=_choice_of(folder, found["result"]),
     )  # fmt: skip
+
+
+def _check_result(path: Path, result: dict[str, Any], classes: int) -> None:
+    """Raise `FileError` where a result holds what no run has written, naming the field."""
+    confusion = result.get("confusion", [[0] * classes] * classes)
+    fitting = (
+        isinstance(confusion, list)
+        and len(confusion) == classes
+        and all(
+            isinstance(row, list) and len(row) == classes and all(type(count) is int for count in row)
+            for row in confusion
+        )
+    )
+    wrong = {
+        "confusion": not fitting,
+        "seconds": not isinstance(result.get("seconds", 0), (int, float)),
+        "test_images": result.get("target") is not None and result.get("target_accuracy") is not None
+        and not (type(result.get("test_images")) is int and result["test_images"] > 0),
+    }  # fmt: skip
+    for name, is_wrong in wrong.items():
+        if is_wrong:
+            raise FileError(f"{path}: {name} is damaged or was altered; leave the run out, or train it again")
 
 
 def _search_of(folder: Path) -> str:
