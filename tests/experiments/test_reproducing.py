@@ -74,6 +74,15 @@ def test_runs_are_made_once_and_the_numbers_are_theirs(
     assert run_table(SMALL, str(images), OPTIONS, [0, 1], ["photo", "sketch"], tmp_path / "out", command="c") == made
 
 
+def test_a_target_that_the_second_data_set_lacks_is_refused_before_the_first_is_begun(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("domainfusion.experiments.reproducing.run_table", None)  # no run is made
+    with pytest.raises(UsageError, match="unknown domain 'sketch'"):
+        reproduce(["table3"], [str(images), "pictograms"], OPTIONS, 1, ["sketch"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_data_sets_of_equal_names_are_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("domainfusion.experiments.reproducing.load_dataset", None)
     with pytest.raises(UsageError, match="a/PACS and b/PACS have the same name, PACS"):
