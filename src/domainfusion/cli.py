@@ -138,9 +138,7 @@ def run(arguments: Sequence[str]) -> int:
             1,
             debug,
         )
-    except MemoryError as error:
-        return _fail(MemoryError(f"not enough memory ({error}): give smaller sizes, or a machine with more"), 1, debug)
-    except RuntimeError as error:  # an accelerator's
+    except (MemoryError, RuntimeError) as error:  # the latter is an accelerator's
         from domainfusion.memory import is_out_of_memory
 
         if not is_out_of_memory(error):

@@ -49,7 +49,11 @@ class Busy(FileError):
 
 
 class Interrupted(DomainFusionError):
-    """Asked to stop by a signal, `number`, and everything is saved; the command line exits with 128 + number."""
+    """Asked to stop by a signal, `number`; the command line exits with 128 + number.
+
+    Args:
+        then: what has become of the work: everything is saved, unless it says otherwise.
+    """
 
     def __init__(self, number: int, then: str = "everything is saved, the same command goes on from here") -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}; {then}")

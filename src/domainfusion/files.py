@@ -189,22 +189,9 @@ def read_json_object(path: Path, **fields: type | tuple[type, ...]) -> dict[str,
     return found
 
 
-BEGINS_ANEW = "what was under way is not kept, and the same command begins it anew"
-
-
 def open_to_all(folder: Path) -> None:
     """Give `folder`, made by `tempfile`, the permissions that other new folders have: a cache may be shared."""
     folder.chmod(0o777 & ~_UMASK)
-
-
-def remove_leftovers(folder: Path, prefix: str) -> None:
-    """Remove the folders in `folder` that begin with `prefix`: what killed processes left of making one.
-
-    To be called with the lock that whoever makes it holds.
-    """
-    for path in folder.iterdir():
-        if path.name.startswith(prefix) and path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def hash_of(value: Any) -> str:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from domainfusion.errors import Busy, FileError
-from domainfusion.files import make_folder, no_empty_folder
+from domainfusion.errors import Busy, FileError, Interrupted
+from domainfusion.files import make_folder, no_empty_folder, open_to_all
+from domainfusion.interruption import stoppable
 
 
 @contextlib.contextmanager
@@ -62,3 +65,33 @@ def exclusive(folder: Path) -> Iterator[None]:
                 if new and os.listdir(folder) == [path.name]:
                     path.unlink()
             raise
+
+
+def make_once(folder: Path, is_there: Callable[[], bool], make: Callable[[Path], None]) -> None:
+    """Have `make` fill `folder` where `is_there` says that it is not: whole or not at all, one process for all.
+
+    What a killed process left of it is removed. Others may read the folder, as those that a program makes itself.
+
+    Raises `Interrupted` where a signal comes (`make` may look for it by `interruption.check`): nothing of it is kept.
+    """
+    if is_there():
+        return
+    prefix = f".{folder.name}."
+    with locked(make_folder(folder.parent) / f"{prefix}lock"):
+        if is_there():
+            return
+        for path in folder.parent.iterdir():
+            if path.name.startswith(prefix) and path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+        work = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
+        try:
+            with stoppable():
+                make(work)
+            open_to_all(work)
+            shutil.rmtree(folder, ignore_errors=True)
+            work.rename(folder)
+        except Interrupted as error:
+            then = "what was under way is not kept, and the same command begins it anew"
+            raise Interrupted(error.number, then) from None
+        finally:
+            shutil.rmtree(work, ignore_errors=True)

@@ -21,6 +21,6 @@ def test_no_figure_looks_certain(percent: float, share: float) -> None:
 def test_a_difference_counts_from_two_standard_errors_on(difference: float, shown: bool) -> None:
     arms = [SimpleNamespace(title="DomainFusion"), SimpleNamespace(title="ERM")]
     figures = [Estimate(50 + difference, 3.0, 1), Estimate(50.0, 4.0, 1)]
-    said = " ".join(sure_of_one(list(zip(arms, figures, strict=True)), 200, ""))
+    said = " ".join(sure_of_one(list(zip(arms, figures, strict=True)), [200, 200], ""))
     assert f"The difference of {difference:+.1f} points has a standard error of about ± 5.0" in said
     assert ("hardly chance" in said, "does not show that one is better" in said) == (shown, not shown)

@@ -128,6 +128,7 @@ def test_figures_of_fewer_images_have_their_own_counts_and_errors(root: Path, tm
     assert rows["ERM"][2:4] == ["10.2", "12 of 24"]
     assert rows["Diffusion Classifier"][2:4] == ["21.7", "1 of 4"]
     assert "4 and 24 images" in answer.headline.striptags()
+    assert answer.sure[0].startswith("One image more or less is 25.0 or 4.2 points. With 4 and 24 images, the standard")
     parts = build_class_parts(study)
     assert parts is not None
     assert not parts["change"]  # of other images

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import errno
 import io
-import shutil
-import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from domainfusion.errors import FileError, Interrupted, show_note
-from domainfusion.files import BEGINS_ANEW, atomic_path, open_to_all, read_json, remove_leftovers
-from domainfusion.interruption import stoppable
-from domainfusion.locks import locked
+from domainfusion.errors import FileError, show_note
+from domainfusion.files import atomic_path, read_json
+from domainfusion.locks import locked, make_once
 
 CACHE_FORMAT = 1  # of decoded images; it is part of their addresses and of data sets' fingerprints
 Index = dict[str, Any]
@@ -116,28 +113,13 @@ def open_decoded(
 
     Raises `FileError` where the cache cannot be written or read.
     """
-    if not (folder / "index.json").exists():
-        with locked(folder.parent / f".{folder.name}.lock"):
-            if not (folder / "index.json").exists():
-                work = None
-                try:
-                    remove_leftovers(folder.parent, f".{folder.name}.")
-                    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-                    with stoppable():
-                        build(work)
-                    open_to_all(work)
-                    shutil.rmtree(folder, ignore_errors=True)
-                    work.rename(folder)
-                except Interrupted as error:
-                    raise Interrupted(error.number, BEGINS_ANEW) from None
-                except OSError as error:
-                    raise FileError(
-                        f"cannot write the decoded images to {folder.parent}: {error.strerror or error}; free some "
-                        "space, or put the cache elsewhere with $DOMAINFUSION_CACHE"
-                    ) from error
-                finally:
-                    if work is not None:
-                        shutil.rmtree(work, ignore_errors=True)
+    try:
+        make_once(folder, (folder / "index.json").exists, build)
+    except OSError as error:
+        raise FileError(
+            f"cannot write the decoded images to {folder.parent}: {error.strerror or error}; free some space, or put "
+            "the cache elsewhere with $DOMAINFUSION_CACHE"
+        ) from error
     try:
         index, plain = read_json(folder / "index.json"), np.load(folder / "images.npy", mmap_mode="r")
     except (ValueError, OSError) as error:

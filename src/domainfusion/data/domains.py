@@ -17,7 +17,7 @@ from domainfusion.config import DataConfig
 from domainfusion.data.benchmarks import BENCHMARKS, canonical_name
 from domainfusion.data.decoded import CACHE_FORMAT, Index, checksum, open_decoded
 from domainfusion.data.folders import UnreadableImage, decode_folder
-from domainfusion.data.imagefolder import HUB_PREFIX, materialise_hub
+from domainfusion.data.hub import HUB_PREFIX, materialise_hub
 from domainfusion.data.images import prepare_image
 from domainfusion.errors import DataError, UsageError, nearest, unknown_name
 from domainfusion.files import cache_folder, hash_of, write_json

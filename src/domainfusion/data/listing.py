@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from domainfusion.data.images import OTHER_PICTURES, SUFFIXES
+from domainfusion.data.layouts import SPLITS
 from domainfusion.errors import DataError
 
-SPLITS = ("full", "train", "test", "crossval", "val")
 NUMBERS = "the classes are numbers, which tell a latent diffusion model nothing: write names as labels"
 UNREADABLE = "give yourself the right to read it, or move it away"
 

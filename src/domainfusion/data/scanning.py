@@ -12,8 +12,8 @@ from domainfusion.data.benchmarks import recognise
 from domainfusion.data.findings import Finding, number, some
 from domainfusion.data.imagefolder import read_metadata, why_no_metadata
 from domainfusion.data.images import OTHER_PICTURES, SUFFIXES
+from domainfusion.data.layouts import SPLITS
 from domainfusion.data.listing import (
-    SPLITS,
     are_splits,
     dead_links,
     how_to_lay_out,

@@ -67,10 +67,8 @@ def _answer_of_one_test(study: Study) -> Answer:
     }
     right = {arm: f"{round(figure.mean * figure.count / 100)} of {figure.count}" for arm, figure in figures.items()}
     leading = study.leading
-    images = min(figures[arm].count for arm in leading or study.arms)
-    tail = f"{images} images"
-    if len({figures[arm].count for arm in leading}) > 1:  # of some of them alone, with --zero-shot.images
-        tail = " and ".join(f"{figures[arm].count}" for arm in leading) + " images"
+    images = [figures[arm].count for arm in leading or study.arms]  # fewer with --zero-shot.images
+    tail = f"{' and '.join(map(str, dict.fromkeys(images)))} images"
     if len(leading) > 1:
         tail = f"difference {figures[leading[0]].mean - figures[leading[1]].mean:+z.1f} points, {tail}"
     said = _said(study, figures, "of the images", tail, errors=False)

@@ -24,16 +24,21 @@ def binomial_error(percent: float, count: int) -> float:
 
 
 def sure_of_one(
-    leading: list[tuple[Arm, Estimate]], images: int, chance_said: str, every: Sequence[Estimate] = ()
+    leading: list[tuple[Arm, Estimate]], images: Sequence[int], chance_said: str, every: Sequence[Estimate] = ()
 ) -> list[str]:
-    """How far one test of one or two models can be trusted, in words; where none leads, of `every` model."""
+    """How far one test of one or two models can be trusted, in words; where none leads, of `every` model.
+
+    Args:
+        images: how many each was tested on.
+    """
+    counts = sorted(set(images))
     errors = " and ".join(f"{arm.title}'s figure is ± {figure.error:.1f}" for arm, figure in leading)
     if not leading:
         low, high = min(figure.error for figure in every), max(figure.error for figure in every)
         errors = f"a figure is ± {low:.1f} to {high:.1f}"
     sure = [
-        f"One image more or less is {100 / images:.1f} points. With {images} images, the standard error of {errors} "
-        f"points. {chance_said}"
+        f"One image more or less is {' or '.join(f'{100 / count:.1f}' for count in counts)} points. With "
+        f"{' and '.join(map(str, counts))} images, the standard error of {errors} points. {chance_said}"
     ]
     if len(leading) > 1:
         (_, first), (_, second) = leading

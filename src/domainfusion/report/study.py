@@ -47,7 +47,7 @@ class Study:
     arms: tuple[Arm, ...]
     targets: tuple[str, ...]
     units: tuple[Unit, ...]
-    by_trial: bool = False  # a unit is a trial, its seed that of the first arm's run: seeds differ from run to run
+    by_trial: bool = False  # a unit is a trial, whatever its runs' seeds (its own is -1)
 
     def unit_of(self, run: Run) -> Unit:
         """The unit that a run is one of."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from domainfusion.config.settings import without_effect
+from domainfusion.config_files import flat_values
 from domainfusion.results.model_selection import Record
 
 # What a run is (that is in its record), and where it computes.
@@ -64,21 +65,13 @@ def _options_of(folder: Path) -> dict[str, Any]:
     """A run's options by their dotted names, and its data and protocol; none where they are not beside its records."""
     try:
         text = (folder / "config.toml").read_text(encoding="utf-8")
-        options = dict(_flat(tomllib.loads(text)))
+        options = flat_values(tomllib.loads(text))
         idle = NO_SETTINGS | without_effect(options["algorithm"], options)
         options = {name: value for name, value in options.items() if name not in idle}
         data = json.loads((folder / "data.json").read_text(encoding="utf-8"))
         return options | {"data": data["data"], "data.protocol": data["protocol"]}
     except (OSError, ValueError, KeyError, TypeError):  # not ours, or damaged
         return {}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def _differing(options: list[dict[str, Any]]) -> set[str]:

@@ -130,10 +130,9 @@ class SWAD(Averaging):
         steps = options.steps
         count = len(evaluation_steps(steps, options.evaluations, options.evaluate_every))
         if count < self.config.optimum_patience:
-            instead = "give --evaluate-every 0 --evaluations 30" if options.evaluate_every else "raise --evaluations"
             raise UsageError(
                 f"--average.method swad finds its start in {self.config.optimum_patience} evaluations at least, and "
-                f"{count} are made; {instead} (30 or more)"
+                f"{count} are made; raise --evaluations (30 or more)"
             )
         self.last_step = steps
         self.start = 0  # the step of t_s, or of what may become it
