@@ -18,7 +18,7 @@ from domainfusion.algorithms.base import Algorithm
 from domainfusion.algorithms.classifier import build_classifier
 from domainfusion.algorithms.cpu_convolutions import is_slow
 from domainfusion.algorithms.domainfusion import DomainFusion
-from domainfusion.commands.parsing import base_options
+from domainfusion.commands.layers import base_options
 from domainfusion.config import DistillConfig, TrainConfig
 from domainfusion.distillation.curve_rounds import GRID
 from domainfusion.distillation.curves import Curves

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from domainfusion.commands.parsing import base_options, parse
+from domainfusion.commands.layers import base_options
+from domainfusion.commands.parsing import parse
 from domainfusion.config import PretrainConfig, TrainConfig
 from domainfusion.config_files import build_config, flat_values, plain_values
 from domainfusion.errors import UsageError

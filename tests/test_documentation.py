@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from domainfusion.cli import COMMANDS, PLACES
+from domainfusion.commands.layers import base_options
 from domainfusion.commands.ldm import PretrainCommand
-from domainfusion.commands.parsing import base_options, parse
+from domainfusion.commands.parsing import parse
 from domainfusion.commands.runs import BenchmarkCommand, TrainCommand
 from domainfusion.commands.words import command_class, subcommands_of
 from domainfusion.config import PretrainConfig, TrainConfig

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from domainfusion import cli
-from domainfusion.commands.parsing import base_options, drawn, given_options, merge, parse, search_table
+from domainfusion.commands.layers import base_options, drawn, given_options, merge, search_table
+from domainfusion.commands.parsing import parse
 from domainfusion.commands.runs import TrainCommand
 from domainfusion.config import TrainConfig
 from domainfusion.config_files import build_config, load_toml

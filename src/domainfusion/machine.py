@@ -19,8 +19,9 @@ from typing import Any
 import torch
 
 from domainfusion.devices import choose_device, choose_dtype
-from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
+from domainfusion.diffusion.ldm import LatentDiffusion
 from domainfusion.diffusion.ldm_folder import embedded_folder
+from domainfusion.diffusion.ldm_source import source_fingerprint
 from domainfusion.errors import DomainFusionError
 from domainfusion.experiments.descriptions import describe_environment
 

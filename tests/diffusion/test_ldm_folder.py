@@ -114,6 +114,7 @@ def test_weights_that_are_missing_are_not_made_up(tiny_pipeline: Path, tmp_path:
         ("unet", {"time_cond_proj_dim": 8}, "asks for more than a prompt (time_cond_proj_dim"),
         ("unet", {"out_channels": 8}, "gives 8 channels for 4"),
         ("unet", {"sample_size": None}, "does not say at which size it was trained"),
+        ("unet", {"cross_attention_dim": [48, 48]}, "and its text encoder gives 32"),
         ("unet", {"cross_attention_dim": 48}, "reads prompts of 48 numbers, and its text encoder gives 32"),
     ],
 )

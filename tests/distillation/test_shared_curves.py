@@ -17,7 +17,8 @@ import torch
 from children import start, wait_until
 from domainfusion import claims
 from domainfusion.data.domains import MultiDomainDataset
-from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
+from domainfusion.diffusion.ldm import LatentDiffusion
+from domainfusion.diffusion.ldm_source import source_fingerprint
 from domainfusion.distillation import curves as curves_module
 from domainfusion.distillation.curve_rounds import KNOTS, curves_of
 from domainfusion.distillation.curves import Curves, CurveStore

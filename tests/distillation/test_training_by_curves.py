@@ -16,7 +16,7 @@ from domainfusion.algorithms.domainfusion import DomainFusion
 from domainfusion.config import DistillConfig, TrainConfig
 from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.diffusion import ldm as ldm_module
-from domainfusion.diffusion.ldm import source_fingerprint
+from domainfusion.diffusion.ldm_source import source_fingerprint
 from domainfusion.distillation import curves as curves_module
 from domainfusion.distillation.curve_choice import reads_curves
 from domainfusion.distillation.curve_rounds import GRID, confidences

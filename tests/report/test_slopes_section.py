@@ -14,7 +14,8 @@ import torch
 from domainfusion.config import DataConfig, DistillConfig
 from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.data.splits import build_split
-from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
+from domainfusion.diffusion.ldm import LatentDiffusion
+from domainfusion.diffusion.ldm_source import source_fingerprint
 from domainfusion.distillation.curve_rounds import GRID
 from domainfusion.distillation.curves import Curves, CurveStore
 from domainfusion.distillation.shards import SHARD

@@ -28,7 +28,8 @@ from domainfusion.data.splits import Split, build_split
 from domainfusion.data.transforms import to_float
 from domainfusion.devices import choose_dtype
 from domainfusion.diffusion.finetuning import FineTuned, check_trainable, plan_source, train_source
-from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
+from domainfusion.diffusion.ldm import LatentDiffusion
+from domainfusion.diffusion.ldm_source import source_fingerprint
 from domainfusion.errors import DataError
 from domainfusion.files import read_json, write_json, write_text
 from domainfusion.fusion.inversion import Inverter

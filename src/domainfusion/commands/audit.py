@@ -8,7 +8,8 @@ from typing import Annotated
 
 import tyro
 
-from domainfusion.commands.parsing import Flat, base_options, parse, refuse_output_in_data, show
+from domainfusion.commands.layers import base_options
+from domainfusion.commands.parsing import Flat, parse, refuse_output_in_data, show
 from domainfusion.config import AuditConfig
 
 

@@ -10,7 +10,8 @@ from typing import Annotated, ClassVar
 import tyro
 
 from domainfusion.commands.fields import flags_without
-from domainfusion.commands.parsing import Flat, base_options, drawn, parse, show
+from domainfusion.commands.layers import base_options, drawn
+from domainfusion.commands.parsing import Flat, parse, show
 from domainfusion.config import DataConfig, GenerateConfig, PretrainConfig, TrainConfig
 
 # What of a run's options the two commands read that work ahead of runs. A draw of hyperparameters goes by the trial.

@@ -10,7 +10,8 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from domainfusion.commands.parsing import OTHER_METHODS, Flat, base_options, drawn, parse, show
+from domainfusion.commands.layers import base_options, drawn
+from domainfusion.commands.parsing import OTHER_METHODS, Flat, parse, show
 from domainfusion.config import GenerateConfig, TrainConfig
 from domainfusion.errors import UsageError
 from domainfusion.files import check_writable

@@ -10,18 +10,8 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from domainfusion.api import default_folder
-from domainfusion.commands.parsing import (
-    OTHER_METHODS,
-    Flat,
-    base_options,
-    drawn,
-    given_options,
-    parse,
-    refuse,
-    refuse_output_in_data,
-    search_table,
-    show,
-)
+from domainfusion.commands.layers import base_options, drawn, given_options, search_table
+from domainfusion.commands.parsing import OTHER_METHODS, Flat, parse, refuse, refuse_output_in_data, show
 from domainfusion.config import TrainConfig
 from domainfusion.errors import UsageError, show_note
 from domainfusion.registry import ALGORITHMS

@@ -11,16 +11,8 @@ from typing import Annotated, Any, ClassVar
 import tyro
 from pydantic.dataclasses import dataclass
 
-from domainfusion.commands.parsing import (
-    Flat,
-    base_options,
-    flag_value,
-    given_options,
-    parse,
-    refuse,
-    search_table,
-    show,
-)
+from domainfusion.commands.layers import base_options, flag_value, given_options, search_table
+from domainfusion.commands.parsing import Flat, parse, refuse, show
 from domainfusion.config import STRICT, TrainConfig
 from domainfusion.config_files import build_config, load_toml, plain_values
 from domainfusion.errors import UsageError

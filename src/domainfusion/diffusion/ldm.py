@@ -7,10 +7,9 @@ The same code path serves the embedded LDM and Stable Diffusion v1-4: what is re
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ import torch
 
 from domainfusion.config import Precision
 from domainfusion.devices import choose_dtype
-from domainfusion.diffusion.ldm_folder import PARTS, check_folder, embedded_folder, is_hub_id, read_styles
+from domainfusion.diffusion.ldm_folder import check_folder, embedded_folder, is_hub_id, read_styles
+from domainfusion.diffusion.ldm_parts import quiet_libraries, refuse_missing, refuse_other_kinds
 from domainfusion.errors import LDMError, NoLDM, show_note
-from domainfusion.files import hash_of_file
 
 # A GPU takes so many pixels at once: passes of less leave it idle between the starts of its kernels. A CPU is busy with
 # 64 small images, and its memory is slower than its caches.
@@ -31,14 +30,6 @@ LATENTS_AT_ONCE = 64
 PIXELS_AT_ONCE = 2**20
 
 LEAST_ALPHA = 2.0**-24  # of a noise schedule
-
-
-def _refuse_missing(part: str, info: Mapping[str, Any]) -> None:
-    """Raise `LDMError` where a library's account of what it loaded says that weights of a part are missing."""
-    lacking = [*info["missing_keys"], *(str(key[0]) for key in info["mismatched_keys"])]
-    if lacking:
-        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-        raise LDMError(f"{part} lacks the weights {sorted(map(str, lacking))[0]}{more}, or has them in another form")
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
@@ -63,6 +54,7 @@ class LatentDiffusion:
         self, vae: Any, unet: Any, text_encoder: Any, tokenizer: Any, scheduler: Any, *, name: str = "ldm",
         styles: tuple[str, ...] = (), device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
     ) -> None:  # fmt: skip
+        refuse_other_kinds(name, vae, unet, text_encoder)
         self.name, self.styles = name, styles
         self.device, self.dtype = torch.device(device), dtype
         layout = torch.channels_last
@@ -81,28 +73,6 @@ class LatentDiffusion:
         if self.prediction_type not in ("epsilon", "v_prediction", "sample"):
             raise LDMError(f"{name}: prediction_type {self.prediction_type!r} is not epsilon, v_prediction or sample")
         self.latent_factor = 2 ** (len(vae.config.block_out_channels) - 1)
-        if getattr(unet.config, "addition_embed_type", None):
-            raise LDMError(
-                f"{name}: its U-Net asks for more than a prompt ({unet.config.addition_embed_type}, as SDXL's)"
-            )
-        for option in ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "time_cond_proj_dim"):
-            if getattr(unet.config, option, None) is not None:
-                raise LDMError(f"{name}: its U-Net asks for more than a prompt ({option}, as unCLIP's or LCM's)")
-        if unet.config.out_channels != unet.config.in_channels:
-            raise LDMError(
-                f"{name}: its U-Net gives {unet.config.out_channels} channels for {unet.config.in_channels} (a learned "
-                "variance?)"
-            )
-        if unet.config.sample_size is None:
-            raise LDMError(f"{name}: unet/config.json does not say at which size it was trained (sample_size)")
-        read, given = unet.config.cross_attention_dim, text_encoder.config.hidden_size
-        if {read} != {given} and set(read if isinstance(read, (list, tuple)) else [read]) != {given}:
-            raise LDMError(f"{name}: its U-Net reads prompts of {read} numbers, and its text encoder gives {given}")
-        if unet.config.in_channels != vae.config.latent_channels:
-            raise LDMError(
-                f"{name}: its U-Net takes {unet.config.in_channels} channels and its latents have "
-                f"{vae.config.latent_channels} (an inpainting model?)"
-            )
         self._embeddings: dict[str, torch.Tensor] = {}
         self._cut = False  # whether it was said that a prompt is too long
         self._fingerprint: tuple[Any, str] | None = None  # state of the weights, and what `fingerprint` said of it
@@ -137,7 +107,7 @@ class LatentDiffusion:
                 where, subfolder="text_encoder", dtype=torch.float32, **kept
             )
             for part, info in (("vae", of_vae), ("unet", of_unet), ("text_encoder", of_text)):
-                _refuse_missing(part, info)  # the libraries make up what is not there, at random
+                refuse_missing(part, info)  # the libraries make up what is not there, at random
             tokenizer = CLIPTokenizer.from_pretrained(where, subfolder="tokenizer")
             scheduler = DDIMScheduler.from_pretrained(where, subfolder="scheduler")
         except Exception as error:  # whatever configs, weights and vocabularies that are none make the libraries raise
@@ -277,44 +247,3 @@ def single_precision(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.allow_tf32 = before
-
-
-def source_fingerprint(source: str) -> str:
-    """A hash of the LDM at `source`, in whatever precision it will run; a local one is not loaded for it.
-
-    It is computed once in a process, of a folder again where a file in it has changed.
-    """
-    folder = embedded_folder() if source == "embedded" else Path(source)
-    if not folder.is_dir():
-        return _fingerprint_on_the_hub(source)
-    check_folder(folder)
-    files = [
-        path
-        for part in PARTS
-        for path in sorted((folder / part).rglob("*"))
-        if path.suffix in (".safetensors", ".json", ".txt")
-    ]
-    return _fingerprint_of(folder, tuple((path, (known := path.stat()).st_size, known.st_mtime_ns) for path in files))
-
-
-@functools.lru_cache(maxsize=16)
-def _fingerprint_on_the_hub(source: str) -> str:
-    return LatentDiffusion.load(source, precision="float32").fingerprint()
-
-
-@functools.lru_cache(maxsize=16)
-def _fingerprint_of(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
-    digest = hashlib.sha256()
-    for path, _, _ in files:
-        digest.update(f"{path.relative_to(folder)} {hash_of_file(path)}\n".encode())
-    return digest.hexdigest()[:16]
-
-
-def quiet_libraries() -> None:
-    """Keep the libraries' loading bars and casting remarks off a user's screen; their errors still show."""
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    for library in (diffusers.utils.logging, transformers.utils.logging):
-        library.disable_progress_bar()
-        library.set_verbosity_error()

@@ -26,7 +26,8 @@ from domainfusion.config import DistillConfig, TrainConfig
 from domainfusion.config_files import plain_values
 from domainfusion.data.content import row_keys
 from domainfusion.data.domains import MultiDomainDataset
-from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
+from domainfusion.diffusion.ldm import LatentDiffusion
+from domainfusion.diffusion.ldm_source import source_fingerprint
 from domainfusion.distillation.curve_rounds import confidences, curves_of
 from domainfusion.distillation.shards import SHARD, ShardedTable
 from domainfusion.distillation.slopes import SlopeEstimator
@@ -81,7 +82,7 @@ class CurveStore:
 
     Args:
         dataset: images, and labels in words for the prompts.
-        ldm_fingerprint: which LDM (`domainfusion.diffusion.ldm.source_fingerprint`).
+        ldm_fingerprint: which LDM (`domainfusion.diffusion.ldm_source.source_fingerprint`).
         config: the distillation's options.
         template: prompt of a label, with {label}.
         image_size: pixels at the LDM (0: the size it was trained at).

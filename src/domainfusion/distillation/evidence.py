@@ -90,7 +90,7 @@ class EvidenceStore:
 
     Args:
         dataset: the images, and the classes in words for the prompts. Its labels decide at most which table it is.
-        ldm_fingerprint: which LDM (`domainfusion.diffusion.ldm.source_fingerprint`).
+        ldm_fingerprint: which LDM (`domainfusion.diffusion.ldm_source.source_fingerprint`).
     """
 
     def __init__(self, dataset: MultiDomainDataset, ldm_fingerprint: str, config: AuditConfig) -> None:

@@ -18,7 +18,8 @@ import numpy as np
 from domainfusion.config import AuditConfig
 from domainfusion.data.domains import MultiDomainDataset, load_dataset
 from domainfusion.devices import choose_device
-from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
+from domainfusion.diffusion.ldm import LatentDiffusion
+from domainfusion.diffusion.ldm_source import source_fingerprint
 from domainfusion.distillation.evidence import Evidence, EvidenceStore
 from domainfusion.errors import UsageError, show_note
 from domainfusion.experiments.label_losses import LabelLosses, find_runs, losses_by_trials, losses_of_runs

@@ -30,7 +30,8 @@ from domainfusion.data.content import row_keys
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.data.transforms import from_uint8
 from domainfusion.devices import choose_dtype
-from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
+from domainfusion.diffusion.ldm import LatentDiffusion
+from domainfusion.diffusion.ldm_source import source_fingerprint
 from domainfusion.errors import show_note
 from domainfusion.files import cache_folder, hash_of, make_folder
 from domainfusion.json_lines import append_json_line, append_whole_lines

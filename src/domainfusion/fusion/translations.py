@@ -26,7 +26,8 @@ from domainfusion.config import CDGAConfig, GenerateConfig, TrainConfig
 from domainfusion.config_files import plain_values
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.data.transforms import from_uint8, to_uint8
-from domainfusion.diffusion.ldm import LatentDiffusion, source_fingerprint
+from domainfusion.diffusion.ldm import LatentDiffusion
+from domainfusion.diffusion.ldm_source import source_fingerprint
 from domainfusion.errors import UsageError
 from domainfusion.files import atomic_path, cache_folder, hash_of, make_folder, write_json
 from domainfusion.fusion.candidates import Recipe, make_candidates

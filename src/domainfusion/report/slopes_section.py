@@ -18,7 +18,7 @@ from domainfusion.config import TrainConfig
 from domainfusion.config_files import build_config, load_toml
 from domainfusion.data.domains import MultiDomainDataset
 from domainfusion.data.splits import build_split
-from domainfusion.diffusion.ldm import source_fingerprint
+from domainfusion.diffusion.ldm_source import source_fingerprint
 from domainfusion.distillation.curve_choice import reads_curves
 from domainfusion.distillation.curves import Curves, CurveStore
 from domainfusion.errors import DomainFusionError, show_note
